@@ -1,0 +1,165 @@
+//! Portolan's agent: serves one mail node's part of the virtual tree over gRPC.
+//!
+//! The way of the content, from the network to the disk:
+//!
+//! ```text
+//! front end ── gRPC, mTLS ──> service/ (check, grant) ──> store/ (tree) ──> store/disk/ (openat2, commit)
+//! ```
+//!
+//! Who calls it: `main.rs`, and `portolan demo`, which runs several in one process.
+//! What it calls: `service`, `holdings`, `store`; tonic for the server.
+//! What it never does: know of FTP, admins' passwords or other nodes.
+
+pub mod holdings;
+pub mod process;
+pub mod service;
+pub mod store;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portolan_config::checked::agent::{Agent as Config, Security, Store as StoreConfig};
+use portolan_proto::v1::agent_server::AgentServer;
+use portolan_proto::{
+    HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use holdings::HoldingsWatch;
+use service::AgentService;
+use store::Store;
+use store::tree::TreeStore;
+
+/// A TLS handshake that takes longer is dropped.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// A connection whose peer does not answer a ping is closed after interval + timeout.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that one front end may have open at once on one connection.
+const HTTP2_STREAMS_MAX: u32 = 2_048;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot open the store at {path}")]
+    Store { path: String, source: std::io::Error },
+    #[error("another process serves the store at {path}")]
+    StoreTaken { path: String },
+    #[error("cannot read what the store holds")]
+    Scan(#[source] store::Error),
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot serve gRPC")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// An agent that is bound and has read its holdings, ready to run.
+pub struct Agent {
+    config: Config,
+    listener: TcpListener,
+    address: SocketAddr,
+    store: Arc<dyn Store>,
+    holdings: Arc<HoldingsWatch>,
+}
+
+impl Agent {
+    /// Opens the store, sweeps its staging folder and binds the port.
+    pub async fn bind(config: Config) -> Result<Self, Error> {
+        let StoreConfig::Tree { root, rescan_interval } = &config.store;
+        let store = TreeStore::open(root, *rescan_interval).map_err(|source| {
+            let path = root.display().to_string();
+            if source.kind() == std::io::ErrorKind::WouldBlock {
+                Error::StoreTaken { path }
+            } else {
+                Error::Store { path, source }
+            }
+        })?;
+        Self::bind_store(config, Arc::new(store)).await
+    }
+
+    /// As [`Agent::bind`], over a store that is open already.
+    pub async fn bind_store(config: Config, store: Arc<dyn Store>) -> Result<Self, Error> {
+        let holdings = HoldingsWatch::start(&store).await.map_err(Error::Scan)?;
+        let listen = |source| Error::Listen { address: config.address, source };
+        let listener = TcpListener::bind(config.address).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        Ok(Self { config, listener, address, store, holdings: Arc::new(holdings) })
+    }
+
+    /// The address that is bound, with the port the system chose for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then lets calls in flight finish for the configured drain timeout. What is
+    /// not finished then is cut and commits nothing.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let tasks = TaskTracker::new();
+        let service = AgentService::new(
+            self.config.node.clone(),
+            Arc::clone(&self.store),
+            Arc::clone(&self.holdings),
+            tasks.clone(),
+            shutdown.clone(),
+        );
+        let service = AgentServer::new(service)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<AgentServer<AgentService>>().await;
+        let mut server = Server::builder()
+            .max_frame_size(HTTP2_FRAME_BYTES_MAX)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+            .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+        if let Some(tls) = tls(&self.config.security) {
+            server = server.tls_config(tls).map_err(Error::Serve)?;
+        }
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let holdings = Arc::clone(&self.holdings);
+        tasks.spawn({
+            let (store, stop) = (self.store, shutdown.clone());
+            async move { holdings.run(store, stop).await }
+        });
+        tracing::info!(node = %self.config.node, address = %self.address, "agent serves");
+        let stopping = shutdown.clone();
+        let serve = server
+            .add_service(health_service)
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, async move { stopping.cancelled().await });
+        let deadline = async {
+            shutdown.cancelled().await;
+            tracing::info!("agent drains");
+            health.set_not_serving::<AgentServer<AgentService>>().await;
+            tokio::time::sleep(self.config.drain_timeout).await;
+        };
+        let served = tokio::select! {
+            served = serve => served.map_err(Error::Serve),
+            () = deadline => {
+                tracing::warn!("calls still in flight at the end of the drain are cut; they commit nothing");
+                Ok(())
+            }
+        };
+        tasks.close();
+        tracing::info!("agent stopped");
+        served
+    }
+}
+
+fn tls(security: &Security) -> Option<ServerTlsConfig> {
+    match security {
+        Security::Plain => None,
+        Security::Mutual { identity, client_ca } => Some(
+            ServerTlsConfig::new()
+                .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.expose()))
+                .client_ca_root(Certificate::from_pem(&client_ca.pem))
+                .timeout(HANDSHAKE_MAX),
+        ),
+    }
+}

@@ -1,0 +1,114 @@
+//! For whom a call is made, and whether that person may.
+//!
+//! The front end has checked already; this is the second lock. A front end that was taken over still cannot
+//! name a path outside the tree, nor go past the grant it states for the audit.
+
+use portolan_proto::failure::status;
+use portolan_proto::path::{DOMAINS, domain_of};
+use portolan_proto::v1::{Caller, Reason};
+use tonic::Status;
+
+use super::status;
+use crate::store::{Error, StorePath};
+
+/// What a call wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// See names, sizes and times: either right will do.
+    Look,
+    /// See content.
+    Read,
+    /// Write, rename, remove.
+    Change,
+}
+
+/// Bytes of an admin's name at most.
+const ADMIN_BYTES_MAX: usize = 256;
+/// Characters of a session's id at most.
+const SESSION_CHARACTERS_MAX: usize = 64;
+
+/// The path of a call, after its caller and grant were checked. Its failure is logged as it may be an attack.
+pub(super) fn authorize(caller: Option<&Caller>, path: &[u8], need: Need) -> Result<StorePath, Status> {
+    let bad = |what: &str| Err(status(Reason::BadRequest, what));
+    let Some(caller) = caller else { return bad("the call names no caller") };
+    if caller.admin.is_empty() || caller.admin.len() > ADMIN_BYTES_MAX {
+        return bad("the call names no admin, or one of more than 256 bytes");
+    }
+    let session = &caller.session_id;
+    if session.is_empty() || session.len() > SESSION_CHARACTERS_MAX || !session.is_ascii() {
+        return bad("the call names no session, or one of more than 64 characters");
+    }
+    let store_path = StorePath::new(path).map_err(|fault| status::of(&Error::BadName(fault)))?;
+    // Only what lies below `domains` is content; the root also holds the agent's own folder.
+    if store_path.components().next() != Some(DOMAINS) {
+        return Err(status(Reason::NotFound, format!("{store_path} does not exist")));
+    }
+    let grant = caller.grant.clone().unwrap_or_default();
+    let right = match need {
+        Need::Look => grant.backup || grant.restore,
+        Need::Read => grant.backup,
+        Need::Change => grant.restore,
+    };
+    let in_domain = grant.domain.as_deref().is_none_or(|domain| domain_of(path) == Some(domain));
+    // The levels above a domain's content are made and removed with it, never written into.
+    let fixed = need == Need::Change && domain_of(path).is_none();
+    if !right || !in_domain || fixed {
+        tracing::warn!(
+            admin = caller.admin,
+            session = caller.session_id,
+            path = %store_path,
+            ?need,
+            "call refused: the grant does not cover it"
+        );
+        return Err(status(Reason::NotGranted, format!("no right to do this at {store_path}")));
+    }
+    Ok(store_path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portolan_proto::failure::reason_of;
+    use portolan_proto::v1::Grant;
+
+    fn caller(backup: bool, restore: bool, domain: Option<&str>) -> Caller {
+        let domain = domain.map(|name| name.as_bytes().to_vec().into());
+        Caller {
+            admin: "anna".into(),
+            session_id: "s1".into(),
+            grant: Some(Grant { backup, restore, domain }),
+        }
+    }
+
+    fn refusal(caller: Option<&Caller>, path: &str, need: Need) -> Option<Reason> {
+        authorize(caller, path.as_bytes(), need).err().map(|status| reason_of(&status).unwrap())
+    }
+
+    #[test]
+    fn a_call_past_its_grant_is_refused() {
+        let own = "domains/a/users";
+        let table = [
+            (caller(false, false, None), own, Need::Look, Some(Reason::NotGranted)),
+            (caller(true, false, None), own, Need::Read, None),
+            (caller(true, false, None), own, Need::Change, Some(Reason::NotGranted)),
+            (caller(false, true, None), own, Need::Read, Some(Reason::NotGranted)),
+            (caller(false, true, None), own, Need::Look, None),
+            (caller(false, true, None), own, Need::Change, None),
+            (caller(false, true, None), "domains", Need::Change, Some(Reason::NotGranted)),
+            (caller(true, true, Some("a")), own, Need::Change, None),
+            (caller(true, true, Some("a")), "domains/ab", Need::Look, Some(Reason::NotGranted)),
+            (caller(true, true, Some("a")), "domains", Need::Look, Some(Reason::NotGranted)),
+            (caller(true, true, None), "domains/../x", Need::Look, Some(Reason::BadName)),
+            (caller(true, true, None), ".portolan/staging", Need::Look, Some(Reason::NotFound)),
+            (caller(true, true, None), "", Need::Look, Some(Reason::NotFound)),
+        ];
+        for (caller, path, need, expected) in table {
+            assert_eq!(refusal(Some(&caller), path, need), expected, "{path} {need:?} {caller:?}");
+        }
+        assert_eq!(refusal(None, own, Need::Look), Some(Reason::BadRequest));
+        let nameless = Caller { admin: String::new(), ..caller(true, true, None) };
+        assert_eq!(refusal(Some(&nameless), own, Need::Look), Some(Reason::BadRequest));
+        let without_grant = Caller { grant: None, ..caller(true, true, None) };
+        assert_eq!(refusal(Some(&without_grant), own, Need::Look), Some(Reason::NotGranted));
+    }
+}

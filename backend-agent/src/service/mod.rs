@@ -1,0 +1,300 @@
+//! The tonic service: checks each request and its grant, runs the store in blocking tasks, tells failures.
+//!
+//! Who calls it: the gRPC server in `lib.rs`, for front ends.
+//! What it calls: `store`, `holdings`.
+//! What it never does: open a file itself, or block a worker thread.
+
+mod caller;
+mod content;
+pub mod status;
+mod upload;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use portolan_proto::id::NodeId;
+use portolan_proto::v1::agent_server::Agent;
+use portolan_proto::v1::{self, Reason};
+use portolan_proto::{HOLDINGS_BATCH_CHANGES_MAX, LIST_BATCH_ENTRIES_MAX};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::holdings::HoldingsWatch;
+use crate::store::{self, Entry, Holdings, Kind, Store, StorePath};
+use caller::{Need, authorize};
+
+/// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
+pub const STREAMS_MAX: usize = 1_024;
+
+/// Messages of a response stream that may wait for the network.
+const RESPONSES_QUEUED_MAX: usize = 4;
+
+/// The service of one agent. Cheap to clone.
+#[derive(Clone)]
+pub struct AgentService {
+    node: NodeId,
+    store: Arc<dyn Store>,
+    holdings: Arc<HoldingsWatch>,
+    streams: Arc<Semaphore>,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+}
+
+type ResponseStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+impl AgentService {
+    pub fn new(
+        node: NodeId,
+        store: Arc<dyn Store>,
+        holdings: Arc<HoldingsWatch>,
+        tasks: TaskTracker,
+        draining: CancellationToken,
+    ) -> Self {
+        Self { node, store, holdings, streams: Arc::new(Semaphore::new(STREAMS_MAX)), tasks, draining }
+    }
+
+    /// Leave to begin a stream.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        if self.draining.is_cancelled() {
+            return Err(portolan_proto::failure::status(Reason::Draining, "the agent is stopping"));
+        }
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            portolan_proto::failure::status(Reason::Busy, format!("{STREAMS_MAX} transfers are under way"))
+        })
+    }
+
+    /// Runs a piece of work on the store where it may block.
+    async fn on_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Store) -> store::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let store = Arc::clone(&self.store);
+        blocking(move || work(&*store)).await
+    }
+
+    /// A change of a name: done on the store, then told to the holdings.
+    async fn change(
+        &self,
+        path: StorePath,
+        work: impl FnOnce(&dyn Store, &StorePath) -> store::Result<()> + Send + 'static,
+    ) -> Result<(), Status> {
+        let touched = path.clone();
+        self.on_store(move |store| work(store, &path)).await?;
+        self.holdings.touched(&touched);
+        Ok(())
+    }
+}
+
+/// Runs `work` on a thread that may block and turns its failure into a status.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> store::Result<T> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| status::of(&error)),
+        Err(stopped) => {
+            tracing::error!(error = %stopped, "a store task did not end in order");
+            Err(portolan_proto::failure::status(Reason::DiskFault, "the agent failed inside"))
+        }
+    }
+}
+
+fn wire_entry(entry: Entry) -> v1::Entry {
+    let kind = match entry.kind {
+        Kind::File => v1::EntryKind::File,
+        Kind::Directory => v1::EntryKind::Directory,
+        Kind::Other => v1::EntryKind::Other,
+    };
+    v1::Entry {
+        name: entry.name.into(),
+        kind: kind.into(),
+        size: entry.size,
+        modified_ns: entry.modified_ns,
+        unix_mode: entry.unix_mode,
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn describe(
+        &self,
+        _request: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        let usage = self.on_store(|store| store.usage()).await?;
+        Ok(Response::new(v1::DescribeResponse {
+            node: self.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store: self.store.kind().to_owned(),
+            bytes_total: usage.bytes_total,
+            bytes_free: usage.bytes_free,
+        }))
+    }
+
+    type WatchHoldingsStream = ResponseStream<v1::WatchHoldingsResponse>;
+
+    async fn watch_holdings(
+        &self,
+        _request: Request<v1::WatchHoldingsRequest>,
+    ) -> Result<Response<Self::WatchHoldingsStream>, Status> {
+        let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        let mut current = self.holdings.subscribe();
+        let draining = self.draining.clone();
+        self.tasks.spawn(async move {
+            let mut sent = Holdings::default();
+            loop {
+                let next = current.borrow_and_update().clone();
+                let changes = next.changes_since(&sent);
+                sent = Holdings::clone(&next);
+                let mut batches = changes.chunks(HOLDINGS_BATCH_CHANGES_MAX).peekable();
+                loop {
+                    let batch = batches.next().unwrap_or_default();
+                    let complete = batches.peek().is_none();
+                    let changes = batch.iter().map(wire_change).collect();
+                    let message = v1::WatchHoldingsResponse { changes, complete };
+                    if sender.send(Ok(message)).await.is_err() {
+                        return;
+                    }
+                    if complete {
+                        break;
+                    }
+                }
+                tokio::select! {
+                    changed = current.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                    () = draining.cancelled() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::StatResponse>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Look)?;
+        let entry = self.on_store(move |store| store.stat(&path)).await?;
+        Ok(Response::new(v1::StatResponse { entry: Some(wire_entry(entry)) }))
+    }
+
+    type ListStream = ResponseStream<v1::ListResponse>;
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Look)?;
+        let permit = self.admit()?;
+        let sorted = request.sorted;
+        let mut listing = self.on_store(move |store| store.list(&path, sorted)).await?;
+        let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            loop {
+                let step = blocking(move || {
+                    let batch = listing.next_batch(LIST_BATCH_ENTRIES_MAX)?;
+                    Ok((listing, batch))
+                });
+                let batch = match step.await {
+                    Ok((rest, batch)) => {
+                        listing = rest;
+                        batch
+                    }
+                    Err(status) => {
+                        // The receiver may be gone, and then nobody waits for the error.
+                        sender.send(Err(status)).await.ok();
+                        return;
+                    }
+                };
+                if batch.is_empty() {
+                    return;
+                }
+                let entries = batch.into_iter().map(wire_entry).collect();
+                if sender.send(Ok(v1::ListResponse { entries })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type ReadStream = ResponseStream<v1::ReadResponse>;
+
+    async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        content::read(self, request.into_inner()).await
+    }
+
+    async fn write(
+        &self,
+        request: Request<Streaming<v1::WriteRequest>>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        upload::write(self, request.into_inner()).await
+    }
+
+    async fn make_directory(
+        &self,
+        request: Request<v1::MakeDirectoryRequest>,
+    ) -> Result<Response<v1::MakeDirectoryResponse>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        self.change(path, |store, path| store.make_directory(path)).await?;
+        Ok(Response::new(v1::MakeDirectoryResponse {}))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveRequest>,
+    ) -> Result<Response<v1::RemoveResponse>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        self.change(path, |store, path| store.remove(path)).await?;
+        Ok(Response::new(v1::RemoveResponse {}))
+    }
+
+    async fn remove_directory(
+        &self,
+        request: Request<v1::RemoveDirectoryRequest>,
+    ) -> Result<Response<v1::RemoveDirectoryResponse>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        self.change(path, |store, path| store.remove_directory(path)).await?;
+        Ok(Response::new(v1::RemoveDirectoryResponse {}))
+    }
+
+    async fn rename(
+        &self,
+        request: Request<v1::RenameRequest>,
+    ) -> Result<Response<v1::RenameResponse>, Status> {
+        let request = request.into_inner();
+        let from = authorize(request.caller.as_ref(), &request.from, Need::Change)?;
+        let to = authorize(request.caller.as_ref(), &request.to, Need::Change)?;
+        let touched = to.clone();
+        self.change(from, move |store, from| store.rename(from, &to)).await?;
+        self.holdings.touched(&touched);
+        Ok(Response::new(v1::RenameResponse {}))
+    }
+
+    async fn set_times(
+        &self,
+        request: Request<v1::SetTimesRequest>,
+    ) -> Result<Response<v1::SetTimesResponse>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let modified_ns = request.modified_ns;
+        self.on_store(move |store| store.set_times(&path, modified_ns)).await?;
+        Ok(Response::new(v1::SetTimesResponse {}))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<v1::DigestRequest>,
+    ) -> Result<Response<v1::DigestResponse>, Status> {
+        content::digest(self, request.into_inner()).await
+    }
+}
+
+fn wire_change(change: &store::holdings::Change) -> v1::HoldingChange {
+    v1::HoldingChange {
+        domain: change.domain.clone().into(),
+        object: change.object.clone().map(Into::into),
+        removed: change.removed,
+    }
+}

@@ -1,0 +1,102 @@
+//! Write: content on its way in. Committed on Finish, and on nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use portolan_proto::failure::status;
+use portolan_proto::v1::{self, Reason, WriteBegin, write_request::Part};
+use portolan_proto::CHUNK_BYTES_MAX;
+use tonic::{Response, Status, Streaming};
+
+use super::caller::{Need, authorize};
+use super::{AgentService, blocking};
+use crate::store::{self, Committed, Finish, Store, StorePath, Upload};
+
+/// Content gathered before it goes to the disk: a small mail is begun, written and committed in one visit to
+/// a blocking thread.
+const GATHERED_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a front end may send nothing before its upload is given up. Longer than the front end's own
+/// limit for its client, so that this one only catches a front end that is lost.
+const STALL_MAX: Duration = Duration::from_secs(660);
+
+/// An upload between two visits to the disk.
+struct Incoming {
+    path: StorePath,
+    offset: u64,
+    modified_ns: Option<i64>,
+    upload: Option<Box<dyn Upload>>,
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
+}
+
+impl Incoming {
+    /// Writes what was gathered, beginning the upload if that has not been done.
+    fn flush(&mut self, store: &dyn Store) -> store::Result<&mut Box<dyn Upload>> {
+        let upload = match self.upload.take() {
+            Some(upload) => upload,
+            None => store.write(&self.path, self.offset, self.modified_ns)?,
+        };
+        let upload = self.upload.insert(upload);
+        for chunk in self.gathered.drain(..) {
+            upload.write(&chunk)?;
+        }
+        self.gathered_bytes = 0;
+        Ok(upload)
+    }
+
+    fn commit(mut self, store: &dyn Store, finish: Finish) -> store::Result<Committed> {
+        self.flush(store)?;
+        self.upload.expect("flush begins the upload").commit(finish)
+    }
+}
+
+pub(super) async fn write(
+    service: &AgentService,
+    mut messages: Streaming<v1::WriteRequest>,
+) -> Result<Response<v1::WriteResponse>, Status> {
+    let _permit = service.admit()?;
+    let bad = |what: &str| Err(status(Reason::BadRequest, what));
+    let Part::Begin(begin) = next(&mut messages).await? else {
+        return bad("an upload begins with Begin");
+    };
+    let WriteBegin { caller, path, offset, modified_ns } = begin;
+    let path = authorize(caller.as_ref(), &path, Need::Change)?;
+    let touched = path.clone();
+    let mut incoming =
+        Incoming { path, offset, modified_ns, upload: None, gathered: Vec::new(), gathered_bytes: 0 };
+    let finish = loop {
+        match next(&mut messages).await? {
+            Part::Begin(_) => return bad("an upload has one Begin"),
+            Part::Chunk(chunk) if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX => {
+                return bad("a chunk has 1 to 262144 bytes");
+            }
+            Part::Chunk(chunk) => {
+                incoming.gathered_bytes += chunk.len();
+                incoming.gathered.push(chunk);
+                if incoming.gathered_bytes >= GATHERED_BYTES_MAX {
+                    let store = Arc::clone(&service.store);
+                    incoming = blocking(move || {
+                        incoming.flush(&*store)?;
+                        Ok(incoming)
+                    })
+                    .await?;
+                }
+            }
+            Part::Finish(finish) => break Finish { length: finish.length, crc32c: finish.crc32c },
+        }
+    };
+    let committed = service.on_store(move |store| incoming.commit(store, finish)).await?;
+    service.holdings.touched(&touched);
+    Ok(Response::new(v1::WriteResponse { size: committed.size, modified_ns: committed.modified_ns }))
+}
+
+/// The next part. The end of the stream before Finish is an abort, like its failure.
+async fn next(messages: &mut Streaming<v1::WriteRequest>) -> Result<Part, Status> {
+    let message = tokio::time::timeout(STALL_MAX, messages.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the upload stalled; nothing was changed"))??;
+    let message = message.ok_or_else(|| Status::cancelled("the upload ended before it was finished; nothing was changed"))?;
+    message.part.ok_or_else(|| status(Reason::BadRequest, "a message of an upload is empty"))
+}

@@ -1,0 +1,236 @@
+//! The only writer: staging file, check, fsync, rename, fsync of the directory.
+//!
+//! Until the rename the previous file is what everybody sees; after the second fsync the new one survives a
+//! power cut. A [`Staged`] that is dropped removes its staging file.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+
+use super::path::{Owner, Root, modified_ns};
+use super::{cache, recover};
+use crate::store::error::Damage;
+use crate::store::{Committed, Error, Finish, Result, StorePath, Upload};
+
+/// Permission bits of a file that did not exist before.
+const FILE_MODE: Mode = Mode::from_raw_mode(0o660);
+
+/// A file being written in the staging folder.
+#[derive(Debug)]
+pub struct Staged {
+    target: StorePath,
+    directory: OwnedFd,
+    staging: OwnedFd,
+    name: String,
+    file: File,
+    received: u64,
+    crc32c: u32,
+    modified_ns: Option<i64>,
+    renamed: bool,
+}
+
+impl Staged {
+    /// Begins a new content of `target`: its first `offset` bytes are copied from the present file.
+    pub fn begin(root: &Root, target: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let at = |errno| Error::from_errno(target, errno);
+        let (directory, last) = root.open_parent_for_create(target)?;
+        let present = match rustix::fs::statat(&directory, last, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Some(stat),
+            Err(rustix::io::Errno::NOENT) => None,
+            Err(errno) => return Err(at(errno)),
+        };
+        if let Some(stat) = &present {
+            refuse_special(target, stat)?;
+        }
+        let staging = recover::staging(root).map_err(at)?;
+        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::openat(&staging, &name, flags, Mode::from_raw_mode(0o600)).map_err(at)?;
+        let mut staged = Self {
+            target: target.clone(),
+            directory,
+            staging,
+            name,
+            file: File::from(fd),
+            received: 0,
+            crc32c: 0,
+            modified_ns,
+            renamed: false,
+        };
+        staged.take_over(present.as_ref())?;
+        if offset > 0 {
+            staged.copy_prefix(root, offset)?;
+        }
+        Ok(staged)
+    }
+
+    /// Gives the new file the mode and owner of the present one, or those usual in its directory.
+    fn take_over(&mut self, present: Option<&Stat>) -> Result<()> {
+        let at = |errno| Error::from_errno(&self.target, errno);
+        let mode = match present {
+            Some(stat) => Mode::from_raw_mode(stat.st_mode & 0o7777),
+            None => FILE_MODE,
+        };
+        let owner = match present {
+            Some(stat) => Owner::from(stat),
+            None => Owner::of(&self.directory).map_err(at)?,
+        };
+        if owner.must_be_given() {
+            let (user, group) = owner.ids();
+            rustix::fs::fchown(&self.file, user, group).map_err(at)?;
+        }
+        rustix::fs::fchmod(&self.file, mode).map_err(at)
+    }
+
+    fn copy_prefix(&mut self, root: &Root, offset: u64) -> Result<()> {
+        let (present, stat) = root.open_file(&self.target)?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let short = |size| Error::OffsetBeyondEnd { path: self.target.to_string(), size, offset };
+        if offset > size {
+            return Err(short(size));
+        }
+        // std::io::copy uses copy_file_range here: shared extents where the file system can.
+        let copied = std::io::copy(&mut std::io::Read::take(&present, offset), &mut self.file)
+            .map_err(|error| Error::from_io(&self.target, error))?;
+        if copied < offset { Err(short(copied)) } else { Ok(()) }
+    }
+}
+
+impl Upload for Staged {
+    fn write(&mut self, chunk: &[u8]) -> Result<()> {
+        self.file.write_all(chunk).map_err(|error| Error::from_io(&self.target, error))?;
+        self.received += chunk.len() as u64;
+        self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>, finish: Finish) -> Result<Committed> {
+        let damaged = |what| Err(Error::Damaged { path: self.target.to_string(), what });
+        if finish.length != self.received {
+            return damaged(Damage::Length { announced: finish.length, received: self.received });
+        }
+        if finish.crc32c != self.crc32c {
+            return damaged(Damage::Checksum);
+        }
+        let at = |errno| Error::from_errno(&self.target, errno);
+        if let Some(modified_ns) = self.modified_ns {
+            set_modified(&self.file, modified_ns).map_err(at)?;
+        }
+        rustix::fs::fsync(&self.file).map_err(at)?;
+        let stat = rustix::fs::fstat(&self.file).map_err(at)?;
+        let (_, last) = self.target.split_last().expect("the root is refused by open_parent");
+        rustix::fs::renameat(&self.staging, &self.name, &self.directory, last).map_err(at)?;
+        self.renamed = true;
+        rustix::fs::fsync(&self.directory).map_err(at)?;
+        cache::drop_pages(&self.file);
+        Ok(Committed {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified_ns: modified_ns(&stat),
+        })
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.renamed
+            && let Err(errno) = rustix::fs::unlinkat(&self.staging, &self.name, AtFlags::empty())
+        {
+            tracing::warn!(file = self.name, %errno, "a staging file stays behind until the next start");
+        }
+    }
+}
+
+/// Only a file, or nothing, can be replaced by a file.
+fn refuse_special(target: &StorePath, stat: &Stat) -> Result<()> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(Error::IsADirectory { path: target.to_string() }),
+        _ => Err(Error::NotAFile { path: target.to_string() }),
+    }
+}
+
+/// Sets the modification time and leaves the time of access.
+pub fn set_modified(fd: impl std::os::fd::AsFd, modified_ns: i64) -> rustix::io::Result<()> {
+    let modified = Timespec {
+        tv_sec: modified_ns.div_euclid(1_000_000_000),
+        tv_nsec: modified_ns.rem_euclid(1_000_000_000),
+    };
+    let untouched = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    rustix::fs::futimens(fd, &Timestamps { last_access: untouched, last_modification: modified })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crc(content: &[u8]) -> Finish {
+        Finish { length: content.len() as u64, crc32c: crc32c::crc32c(content) }
+    }
+
+    fn upload(root: &Root, target: &str, offset: u64, content: &[u8], finish: Finish) -> Result<Committed> {
+        let target = StorePath::new(target.as_bytes()).unwrap();
+        let mut staged = Box::new(Staged::begin(root, &target, offset, Some(1_500_000_000))?);
+        staged.write(content)?;
+        staged.commit(finish)
+    }
+
+    fn staging_is_empty(folder: &std::path::Path) -> bool {
+        std::fs::read_dir(folder.join(".portolan/staging")).unwrap().next().is_none()
+    }
+
+    #[test]
+    fn the_old_file_survives_every_refused_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        upload(&root, "domains/a/f", 0, b"old", crc(b"old")).unwrap();
+        let file = folder.path().join("domains/a/f");
+        let wrong_length = Finish { length: 4, ..crc(b"new") };
+        let wrong_checksum = Finish { crc32c: 1, ..crc(b"new") };
+        for finish in [wrong_length, wrong_checksum] {
+            assert!(matches!(
+                upload(&root, "domains/a/f", 0, b"new", finish),
+                Err(Error::Damaged { .. })
+            ));
+        }
+        let dropped = Staged::begin(&root, &StorePath::new(b"domains/a/f").unwrap(), 0, None).unwrap();
+        drop(dropped);
+        assert!(matches!(
+            upload(&root, "domains/a/f", 4, b"new", crc(b"new")),
+            Err(Error::OffsetBeyondEnd { size: 3, .. })
+        ));
+        assert_eq!(std::fs::read(&file).unwrap(), b"old");
+        assert!(staging_is_empty(folder.path()));
+    }
+
+    #[test]
+    fn a_commit_replaces_the_content_and_keeps_the_mode() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        upload(&root, "domains/a/f", 0, b"old", crc(b"old")).unwrap();
+        let file = folder.path().join("domains/a/f");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o604)).unwrap();
+        let committed = upload(&root, "domains/a/f", 3, b"+new", crc(b"+new")).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"old+new");
+        assert_eq!(committed.size, 7);
+        let metadata = std::fs::metadata(&file).unwrap();
+        assert_eq!(metadata.mode() & 0o7777, 0o604);
+        assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (1, 500_000_000));
+        assert!(staging_is_empty(folder.path()));
+    }
+
+    #[test]
+    fn a_directory_is_not_replaced_by_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        std::fs::create_dir_all(folder.path().join("domains/a/d")).unwrap();
+        assert!(matches!(
+            upload(&root, "domains/a/d", 0, b"x", crc(b"x")),
+            Err(Error::IsADirectory { .. })
+        ));
+    }
+}

@@ -1,0 +1,10 @@
+//! What every store kind on a disk shares: paths that cannot leave the root, and durable commits.
+//!
+//! Who calls it: the store kinds.
+//! What it calls: rustix, std::fs.
+//! What it never does: follow a symbolic link below the root, or write to a file that is visible.
+
+pub mod cache;
+pub mod commit;
+pub mod path;
+pub mod recover;

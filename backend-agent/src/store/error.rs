@@ -1,0 +1,80 @@
+//! What can go wrong in a store, in the store's own words.
+
+use std::io;
+
+use portolan_proto::path::PathFault;
+use rustix::io::Errno;
+
+use super::StorePath;
+
+/// Every failure of a store. `path` is for people, relative to the root of the virtual tree.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path} does not exist")]
+    NotFound { path: String },
+    #[error("{path} exists already")]
+    AlreadyExists { path: String },
+    #[error("{path} is not a directory")]
+    NotADirectory { path: String },
+    #[error("{path} is a directory")]
+    IsADirectory { path: String },
+    #[error("{path} is not empty")]
+    NotEmpty { path: String },
+    #[error("{path} is, or lies behind, a symbolic link or special file, which is never followed")]
+    NotAFile { path: String },
+    #[error("{path} ends at byte {size}, before the offset {offset}")]
+    OffsetBeyondEnd { path: String, size: u64, offset: u64 },
+    #[error("{path} lies on another file system than the store's root")]
+    CrossesFileSystems { path: String },
+    #[error("the node's system refuses access to {path}")]
+    PermissionDenied { path: String, source: io::Error },
+    #[error("the name is not allowed: {0}")]
+    BadName(#[from] PathFault),
+    #[error("the disk is full")]
+    NoSpace { path: String, source: io::Error },
+    #[error("a quota of the node is used up")]
+    QuotaExceeded { path: String, source: io::Error },
+    #[error("the disk of the node failed at {path}")]
+    DiskFault { path: String, source: io::Error },
+    #[error("{path} was not stored whole: {what}")]
+    Damaged { path: String, what: Damage },
+    #[error("{path} became shorter while it was read")]
+    Shrunk { path: String },
+}
+
+/// How content differs from what its sender announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    #[error("{announced} bytes were announced, {received} arrived")]
+    Length { announced: u64, received: u64 },
+    #[error("the checksum differs")]
+    Checksum,
+}
+
+impl Error {
+    /// An error of a system call on `path`.
+    pub fn from_io(path: &StorePath, source: io::Error) -> Self {
+        let path = path.to_string();
+        let Some(errno) = source.raw_os_error().map(Errno::from_raw_os_error) else {
+            return Error::DiskFault { path, source };
+        };
+        match errno {
+            Errno::NOENT => Error::NotFound { path },
+            Errno::EXIST => Error::AlreadyExists { path },
+            Errno::NOTDIR => Error::NotADirectory { path },
+            Errno::ISDIR => Error::IsADirectory { path },
+            Errno::NOTEMPTY => Error::NotEmpty { path },
+            Errno::LOOP | Errno::NXIO => Error::NotAFile { path },
+            Errno::XDEV => Error::CrossesFileSystems { path },
+            Errno::ACCESS | Errno::PERM | Errno::ROFS => Error::PermissionDenied { path, source },
+            Errno::NAMETOOLONG => Error::BadName(PathFault::ComponentTooLong),
+            Errno::NOSPC => Error::NoSpace { path, source },
+            Errno::DQUOT | Errno::FBIG => Error::QuotaExceeded { path, source },
+            _ => Error::DiskFault { path, source },
+        }
+    }
+
+    pub fn from_errno(path: &StorePath, errno: Errno) -> Self {
+        Self::from_io(path, errno.into())
+    }
+}

@@ -1,0 +1,111 @@
+//! The stores: what a node's part of the virtual tree is kept in.
+//!
+//! Who calls it: `service`, always from a blocking task.
+//! What it calls: the file system; this folder is the only place that touches it.
+//! What it never does: know of gRPC, of sessions or of grants.
+
+pub mod disk;
+pub mod error;
+pub mod holdings;
+pub mod tree;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+pub use disk::path::StorePath;
+pub use error::Error;
+pub use holdings::Holdings;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Directory,
+    /// Symbolic link, socket, pipe or device: listed, so that nothing is skipped silently; never opened.
+    Other,
+}
+
+/// What a listing or a stat says of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Last component, as bytes.
+    pub name: Vec<u8>,
+    pub kind: Kind,
+    /// Bytes of content; 0 for what is not a file.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Permission bits, 07777.
+    pub unix_mode: u32,
+}
+
+/// Room on the store's file system, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub bytes_total: u64,
+    pub bytes_free: u64,
+}
+
+/// What the sender says it sent, checked before a commit.
+#[derive(Debug, Clone, Copy)]
+pub struct Finish {
+    /// Bytes in all chunks.
+    pub length: u64,
+    /// CRC-32C of all chunks.
+    pub crc32c: u32,
+}
+
+/// A file as committed.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed {
+    pub size: u64,
+    pub modified_ns: i64,
+}
+
+/// A directory being listed. Each call does a bounded piece of work.
+pub trait Listing: Send {
+    /// The next entries, `entries_max` of them at most; empty at the end. An error means that the listing is
+    /// not whole.
+    fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>>;
+}
+
+/// A file opened for reading.
+pub trait Content: Send {
+    /// Size when it was opened.
+    fn size(&self) -> u64;
+    /// Nanoseconds since 1970, when it was opened.
+    fn modified_ns(&self) -> i64;
+    /// Fills `buffer` from `offset` on, as far as the file reaches; 0 at its end.
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize>;
+}
+
+/// A file being written, not yet visible. Dropping it leaves no trace.
+pub trait Upload: Send {
+    fn write(&mut self, chunk: &[u8]) -> Result<()>;
+    /// Checks, syncs and renames into place. The previous file stays until the rename, and for ever when this
+    /// fails before it.
+    fn commit(self: Box<Self>, finish: Finish) -> Result<Committed>;
+}
+
+/// A kind of store. All calls block.
+pub trait Store: Send + Sync + 'static {
+    /// Name of the kind, for `Describe`.
+    fn kind(&self) -> &'static str;
+    fn usage(&self) -> Result<Usage>;
+    /// Domains and objects on this node; `previous` saves work where nothing changed. With `only`, the domains
+    /// it names are looked at and the others are taken from `previous`.
+    fn holdings(&self, previous: &Holdings, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings>;
+    /// How often changes made by others than this agent are looked for.
+    fn rescan_interval(&self) -> Duration;
+    fn stat(&self, path: &StorePath) -> Result<Entry>;
+    fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>>;
+    fn read(&self, path: &StorePath) -> Result<Box<dyn Content>>;
+    /// Begins a file whose first `offset` bytes are those of the present one.
+    fn write(&self, path: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Box<dyn Upload>>;
+    fn make_directory(&self, path: &StorePath) -> Result<()>;
+    fn remove(&self, path: &StorePath) -> Result<()>;
+    fn remove_directory(&self, path: &StorePath) -> Result<()>;
+    fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()>;
+    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()>;
+}

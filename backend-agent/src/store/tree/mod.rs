@@ -1,0 +1,228 @@
+//! The `tree` store: the virtual tree 1:1 in a folder of the node, `<root>/domains/<domain>/...`.
+//!
+//! Who calls it: `service`, through the trait.
+//! What it calls: `store::disk`.
+//! What it never does: interpret what a file holds.
+
+mod scan;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Dir, OFlags, RenameFlags};
+
+use super::disk::cache::{self, Found};
+use super::disk::commit::{Staged, set_modified};
+use super::disk::path::{Root, entry, modified_ns, root_is_fixed};
+use super::disk::recover;
+use super::{Content, Entry, Error, Holdings, Listing, Result, Store, StorePath, Upload, Usage};
+
+#[derive(Debug)]
+pub struct TreeStore {
+    root: Root,
+    rescan_interval: Duration,
+    /// Held as long as the store lives: one agent per root.
+    _lock: File,
+}
+
+impl TreeStore {
+    /// Opens the store at `root`, sweeping what a crash left in its staging folder.
+    pub fn open(root: &Path, rescan_interval: Duration) -> std::io::Result<Self> {
+        let root = Root::open(root)?;
+        let (lock, swept) = recover::recover(&root)?;
+        if swept > 0 {
+            tracing::warn!(files = swept, "uploads that a crash cut off were swept; the files they meant are untouched");
+        }
+        Ok(Self { root, rescan_interval, _lock: lock })
+    }
+
+    fn unlink(&self, path: &StorePath, flags: AtFlags) -> Result<()> {
+        let at = |errno| Error::from_errno(path, errno);
+        let (parent, name) = self.root.open_parent(path)?;
+        rustix::fs::unlinkat(&parent, name, flags).map_err(at)?;
+        rustix::fs::fsync(&parent).map_err(at)
+    }
+}
+
+impl Store for TreeStore {
+    fn kind(&self) -> &'static str {
+        "tree"
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        let root = StorePath::new(b"").expect("the root is a path");
+        let stat = rustix::fs::fstatvfs(self.root.as_fd()).map_err(|errno| Error::from_errno(&root, errno))?;
+        Ok(Usage {
+            bytes_total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            bytes_free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
+    }
+
+    fn holdings(&self, previous: &Holdings, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
+        scan::scan(&self.root, previous, only)
+    }
+
+    fn rescan_interval(&self) -> Duration {
+        self.rescan_interval
+    }
+
+    fn stat(&self, path: &StorePath) -> Result<Entry> {
+        self.root.stat(path)
+    }
+
+    fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>> {
+        let fd = self.root.open_directory(path)?;
+        let dir = Dir::read_from(&fd).map_err(|errno| Error::from_errno(path, errno))?;
+        let mut listing = TreeListing { path: path.clone(), dir, sorted: None };
+        if sorted {
+            let mut names = Vec::new();
+            while let Some(name) = listing.next_name()? {
+                names.push(name);
+            }
+            names.sort_unstable();
+            listing.sorted = Some(names.into());
+        }
+        Ok(Box::new(listing))
+    }
+
+    fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
+        let (file, stat) = self.root.open_file(path)?;
+        Ok(Box::new(TreeContent {
+            path: path.clone(),
+            file,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified_ns: modified_ns(&stat),
+            found: None,
+        }))
+    }
+
+    fn write(&self, path: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(Staged::begin(&self.root, path, offset, modified_ns)?))
+    }
+
+    fn make_directory(&self, path: &StorePath) -> Result<()> {
+        self.root.open_parent_for_create(path)?;
+        self.root.make_directory(path)
+    }
+
+    fn remove(&self, path: &StorePath) -> Result<()> {
+        // unlink(2) on a directory is EISDIR on Linux and EPERM by POSIX.
+        self.unlink(path, AtFlags::empty())
+    }
+
+    fn remove_directory(&self, path: &StorePath) -> Result<()> {
+        self.unlink(path, AtFlags::REMOVEDIR)
+    }
+
+    fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()> {
+        let at_from = |errno| Error::from_errno(from, errno);
+        let at_to = |errno| Error::from_errno(to, errno);
+        let (from_parent, from_name) = self.root.open_parent(from)?;
+        let (to_parent, to_name) = self.root.open_parent_for_create(to)?;
+        // A directory replaces nothing, not even an empty one; NOREPLACE makes that one step.
+        let directory = self.root.stat(from)?.kind == super::Kind::Directory;
+        let flags = if directory { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        rustix::fs::renameat_with(&from_parent, from_name, &to_parent, to_name, flags).map_err(at_to)?;
+        rustix::fs::fsync(&to_parent).map_err(at_to)?;
+        rustix::fs::fsync(&from_parent).map_err(at_from)
+    }
+
+    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()> {
+        if path.split_last().is_none() {
+            return Err(root_is_fixed(path));
+        }
+        let at = |errno| Error::from_errno(path, errno);
+        let fd = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        set_modified(&fd, modified_ns).map_err(at)?;
+        rustix::fs::fsync(&fd).map_err(at)
+    }
+}
+
+struct TreeListing {
+    path: StorePath,
+    dir: Dir,
+    /// All names in byte order, where that was asked for.
+    sorted: Option<VecDeque<Vec<u8>>>,
+}
+
+impl TreeListing {
+    fn next_name(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            let Some(entry) = self.dir.next() else { return Ok(None) };
+            let entry = entry.map_err(|errno| Error::from_errno(&self.path, errno))?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                return Ok(Some(name.to_vec()));
+            }
+        }
+    }
+}
+
+impl Listing for TreeListing {
+    fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut name_bytes = 0;
+        while entries.len() < entries_max && name_bytes < portolan_proto::LIST_BATCH_NAME_BYTES_MAX {
+            let name = match &mut self.sorted {
+                Some(names) => names.pop_front(),
+                None => self.next_name()?,
+            };
+            let Some(name) = name else { break };
+            let fd = self.dir.fd().map_err(|errno| Error::from_errno(&self.path, errno))?;
+            match rustix::fs::statat(fd, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => {
+                    name_bytes += name.len();
+                    entries.push(entry(name, &stat));
+                }
+                // Removed since the directory was read: it is truly no longer there.
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(errno) => return Err(Error::from_errno(&self.path, errno)),
+            }
+        }
+        Ok(entries)
+    }
+}
+
+struct TreeContent {
+    path: StorePath,
+    file: File,
+    size: u64,
+    modified_ns: i64,
+    /// How the first read found the cache.
+    found: Option<Found>,
+}
+
+impl Content for TreeContent {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn modified_ns(&self) -> i64 {
+        self.modified_ns
+    }
+
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let at = |error| Error::from_io(&self.path, error);
+        if self.found.is_some() {
+            return cache::read(&self.file, buffer, offset).map_err(at);
+        }
+        let (count, found) = cache::read_first(&self.file, buffer, offset).map_err(at)?;
+        self.found = Some(found);
+        if count == buffer.len() {
+            return Ok(count);
+        }
+        // Only a part was in the cache; the rest is read in the ordinary way.
+        let rest = cache::read(&self.file, &mut buffer[count..], offset + count as u64).map_err(at)?;
+        Ok(count + rest)
+    }
+}
+
+impl Drop for TreeContent {
+    fn drop(&mut self) {
+        if self.found == Some(Found::Cold) {
+            cache::drop_pages(&self.file);
+        }
+    }
+}

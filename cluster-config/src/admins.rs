@@ -1,0 +1,151 @@
+//! The admins file: one line an admin, `NAME:HASH:RIGHTS:DOMAINS`, made by `portolan passwd`.
+//!
+//! `HASH` is a PHC string of argon2id, `RIGHTS` is `backup`, `restore` or `backup,restore`, `DOMAINS` is `*`
+//! or domain names with commas between. Blank lines and lines that begin with `#` are skipped.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::error::{Fault, Faults};
+use crate::secret::{Secret, read_secret_file};
+
+/// The admins of a file; names are distinct.
+#[derive(Debug, Clone)]
+pub struct AdminsFile {
+    pub admins: Vec<Admin>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub name: String,
+    /// PHC string, `$argon2id$v=19$m=...$salt$hash`.
+    pub hash: Secret<String>,
+    pub backup: bool,
+    pub restore: bool,
+    pub domains: Domains,
+}
+
+/// The domains a grant covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Domains {
+    All,
+    Named(BTreeSet<Vec<u8>>),
+}
+
+/// Characters of an admin's name at most.
+pub const NAME_BYTES_MAX: usize = 256;
+
+impl AdminsFile {
+    pub fn read(path: &Path) -> Result<Self, Faults> {
+        let fault =
+            |line, message| Fault { file: path.to_owned(), line, key: String::new(), message };
+        let bytes = read_secret_file(path).map_err(|message| fault(0, message))?;
+        let text = String::from_utf8(bytes).map_err(|_| fault(0, "it is not UTF-8 text".to_owned()))?;
+        let mut faults = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut admins = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            if line.trim().is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match parse(line) {
+                Ok(admin) if !seen.insert(admin.name.clone()) => {
+                    faults.push(fault(index + 1, format!("{:?} stands in the file twice", admin.name)));
+                }
+                Ok(admin) => admins.push(admin),
+                Err(message) => faults.push(fault(index + 1, message)),
+            }
+        }
+        Faults::none_or(faults)?;
+        Ok(Self { admins })
+    }
+}
+
+/// Checks a name: no colon, no control character, 1 to 256 bytes.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(|c| c == ':' || c.is_control()) {
+        return Err("not an admin's name; allowed: 1 to 256 bytes without ':' and control characters".to_owned());
+    }
+    Ok(())
+}
+
+/// `(backup, restore)` of a list of rights.
+pub fn parse_rights(text: &str) -> Result<(bool, bool), String> {
+    let (mut backup, mut restore) = (false, false);
+    for right in text.split(',').map(str::trim) {
+        match right {
+            "backup" => backup = true,
+            "restore" => restore = true,
+            _ => return Err(format!("{right:?} is not a right; allowed: backup, restore")),
+        }
+    }
+    Ok((backup, restore))
+}
+
+/// `*`, or names with commas between.
+pub fn parse_domains(text: &str) -> Result<Domains, String> {
+    if text.trim() == "*" {
+        return Ok(Domains::All);
+    }
+    let mut names = BTreeSet::new();
+    for name in text.split(',').map(str::trim) {
+        portolan_proto::path::check_component(name.as_bytes())
+            .map_err(|fault| format!("{name:?} is not a domain's name: {fault}; allowed: * or names"))?;
+        names.insert(name.as_bytes().to_vec());
+    }
+    Ok(Domains::Named(names))
+}
+
+// The messages never repeat the line: it holds a hash.
+fn parse(line: &str) -> Result<Admin, String> {
+    let parts: Vec<&str> = line.split(':').collect();
+    let [name, hash, rights, domains] = parts[..] else {
+        return Err(format!("{} parts; allowed: NAME:HASH:RIGHTS:DOMAINS", parts.len()));
+    };
+    check_name(name)?;
+    if !hash.starts_with("$argon2id$") || hash.split('$').count() != 6 {
+        return Err(format!("the hash of {name:?} is not argon2id; `portolan passwd` makes a line"));
+    }
+    let (backup, restore) = parse_rights(rights)?;
+    Ok(Admin {
+        name: name.to_owned(),
+        hash: Secret::new(hash.to_owned()),
+        backup,
+        restore,
+        domains: parse_domains(domains)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g";
+
+    #[test]
+    fn wrong_lines_are_refused_without_repeating_the_hash() {
+        for bad in [
+            "a".to_owned(),
+            format!("a:{HASH}"),
+            format!(":{HASH}:backup:*"),
+            format!("a:{HASH}:read:*"),
+            format!("a:{HASH}::*"),
+            format!("a:{HASH}:backup:"),
+            format!("a:{HASH}:backup:a/b"),
+            "a:$2b$12$secretsecret:backup:*".to_owned(),
+            format!("a:{HASH}:backup:*:more"),
+        ] {
+            let message = parse(&bad).unwrap_err();
+            assert!(!message.contains("secret") && !message.contains("c2FsdH"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_line_gives_rights_and_domains() {
+        let admin = parse(&format!("anna:{HASH}:backup,restore:example.org, example.net")).unwrap();
+        assert!(admin.backup && admin.restore);
+        let Domains::Named(names) = admin.domains else { panic!("named") };
+        assert_eq!(names.len(), 2);
+        assert_eq!(format!("{:?}", admin.hash), "***");
+    }
+}

@@ -1,0 +1,114 @@
+//! An agent's configuration.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use portolan_proto::id::NodeId;
+
+use super::tls::{Anchors, Identity};
+use super::{Checker, Log, span};
+use crate::error::Faults;
+use crate::raw::{self, Document};
+
+/// What an agent needs to run. Keys and defaults: docs/configuration.md.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    pub node: NodeId,
+    pub address: SocketAddr,
+    pub security: Security,
+    pub store: Store,
+    pub drain_timeout: Duration,
+    pub log: Log,
+}
+
+/// How an agent's port is protected.
+#[derive(Debug, Clone)]
+pub enum Security {
+    /// Front ends show a certificate of this authority, the agent shows its own.
+    Mutual { identity: Identity, client_ca: Anchors },
+    /// Plaintext: on loopback, or because the configuration says `insecure = true`.
+    Plain,
+}
+
+#[derive(Debug, Clone)]
+pub enum Store {
+    Tree { root: PathBuf, rescan_interval: Duration },
+}
+
+impl Agent {
+    pub fn load(path: &Path) -> Result<Self, Faults> {
+        check(Document::read(path)?)
+    }
+}
+
+pub(crate) fn check(document: Document) -> Result<Agent, Faults> {
+    let (raw, faults) = document.deserialize::<raw::Agent>()?;
+    let mut checker = Checker::new(document, faults);
+    let agent = build(&raw, &mut checker);
+    checker.finish()?;
+    Ok(agent.expect("no fault, so every part is there"))
+}
+
+fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
+    checker.version(&raw.version);
+    checker.required(&raw.node, "node");
+    let node = checker.parse::<NodeId>(&raw.node, "node");
+    checker.required(&raw.listen.address, "listen.address");
+    let address = socket_address(checker, &raw.listen.address, "listen.address");
+    let security = security(raw, checker, address);
+    let store = store(raw, checker);
+    let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
+    let log = checker.log(&raw.log);
+    Some(Agent { node: node?, address: address?, security: security?, store: store?, drain_timeout, log })
+}
+
+/// `IP:PORT`; port 0 lets the system choose.
+pub(crate) fn socket_address(checker: &mut Checker, field: &raw::Text, key: &str) -> Option<SocketAddr> {
+    let text = checker.optional(field, key)?;
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            let message = format!("{text:?} is not an address; allowed: IP:PORT, such as 127.0.0.1:7171");
+            checker.fault(span(field), key, message);
+            None
+        }
+    }
+}
+
+fn security(raw: &raw::Agent, checker: &mut Checker, address: Option<SocketAddr>) -> Option<Security> {
+    let listen = &raw.listen;
+    let identity = checker.identity(&listen.certificate, &listen.key, "listen.");
+    let client_ca = checker.anchors(&listen.client_ca, "listen.client_ca");
+    let insecure = checker.optional(&listen.insecure, "listen.insecure").copied().unwrap_or(false);
+    if listen.certificate.is_none() && listen.key.is_none() && listen.client_ca.is_none() {
+        if !insecure && address.is_some_and(|address| !address.ip().is_loopback()) {
+            let message = "not a loopback address, so certificate, key and client_ca are required \
+                           (or insecure = true, which lets anybody who reaches the port read all mail)";
+            checker.fault(span(&listen.address), "listen.address", message);
+        }
+        return Some(Security::Plain);
+    }
+    if listen.client_ca.is_none() {
+        checker.fault(span(&listen.certificate), "listen.client_ca", "required with a certificate");
+    }
+    if listen.certificate.is_none() && listen.key.is_none() {
+        checker.fault(span(&listen.client_ca), "listen.certificate", "required with client_ca");
+    }
+    Some(Security::Mutual { identity: identity?, client_ca: client_ca? })
+}
+
+fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
+    checker.choice(&raw.store.kind, "store.kind", &[("tree", ())], ());
+    checker.required(&raw.store.root, "store.root");
+    let root = checker.path(&raw.store.root, "store.root");
+    if let Some(root) = &root
+        && !root.is_dir()
+    {
+        let message = format!("{} is not a folder", root.display());
+        checker.fault(span(&raw.store.root), "store.root", message);
+    }
+    let rescan_interval =
+        checker.duration(&raw.store.rescan_interval, "store.rescan_interval", 1, 86_400, 10);
+    Some(Store::Tree { root: root?, rescan_interval })
+}

@@ -1,0 +1,167 @@
+//! The checked form: structs that cannot be wrong, made from the raw form with all faults collected.
+//!
+//! Who calls it: `Config::load`, `Agent::load`, `Frontend::load`.
+//! What it calls: `raw`, `units`, `secret`; the file system for the certificates and lists that are named.
+//! What it never does: open a socket, look up a name, or give up at the first fault.
+
+pub mod agent;
+pub mod frontend;
+pub mod tls;
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::{Fault, Faults};
+use crate::raw::{self, Document, Field, Text};
+use crate::units::Span;
+
+/// The version of the configuration's format that this program reads.
+pub const VERSION: u64 = 1;
+
+/// How a program logs.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Least severe level written: `error`, `warn`, `info` (default), `debug` or `trace`.
+    pub level: &'static str,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    Text,
+    Json,
+}
+
+/// Collects faults while values are taken out of a raw form.
+pub(crate) struct Checker {
+    document: Document,
+    faults: Vec<Fault>,
+}
+
+impl Checker {
+    pub(crate) fn new(document: Document, faults: Vec<Fault>) -> Self {
+        Self { document, faults }
+    }
+
+    pub(crate) fn finish(self) -> Result<(), Faults> {
+        Faults::none_or(self.faults)
+    }
+
+    /// Records a fault of `key`, at the field's line when it has one.
+    pub(crate) fn fault(&mut self, span: Option<&std::ops::Range<usize>>, key: &str, message: impl Display) {
+        self.faults.push(Fault {
+            file: self.document.path().to_owned(),
+            line: span.map_or(0, |span| self.document.line(span.start)),
+            key: key.to_owned(),
+            message: message.to_string(),
+        });
+    }
+
+    pub(crate) fn foreign(&mut self, faults: Faults) {
+        self.faults.extend(faults.iter().cloned());
+    }
+
+    /// The value of a key that may be absent.
+    pub(crate) fn optional<'a, T>(&mut self, field: &'a Option<Field<T>>, key: &str) -> Option<&'a T> {
+        let field = field.as_ref()?;
+        match &field.value {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.fault(Some(&field.span), key, message);
+                None
+            }
+        }
+    }
+
+    /// The value of a key that must be there.
+    pub(crate) fn required<'a, T>(&mut self, field: &'a Option<Field<T>>, key: &str) -> Option<&'a T> {
+        if field.is_none() {
+            self.fault(None, key, "this key is required");
+        }
+        self.optional(field, key)
+    }
+
+    /// Parses a text; a text that does not parse is a fault with what is allowed.
+    pub(crate) fn parse<T: FromStr<Err: Display>>(&mut self, field: &Text, key: &str) -> Option<T> {
+        let text = self.optional(field, key)?;
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fault(span(field), key, format!("{text:?} is not valid; {error}"));
+                None
+            }
+        }
+    }
+
+    /// One of a closed set of words.
+    pub(crate) fn choice<T: Copy>(
+        &mut self,
+        field: &Text,
+        key: &str,
+        choices: &[(&'static str, T)],
+        default: T,
+    ) -> T {
+        let Some(text) = self.optional(field, key) else { return default };
+        if let Some((_, value)) = choices.iter().find(|(word, _)| word == text) {
+            return *value;
+        }
+        let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
+        self.fault(span(field), key, format!("{text:?} is not valid; allowed: {}", words.join(", ")));
+        default
+    }
+
+    /// A duration from `least` to `most`.
+    pub(crate) fn duration(
+        &mut self,
+        field: &Text,
+        key: &str,
+        least: u64,
+        most: u64,
+        default: u64,
+    ) -> Duration {
+        let default = Duration::from_secs(default);
+        let Some(Span(value)) = self.parse::<Span>(field, key) else { return default };
+        if value < Duration::from_secs(least) || value > Duration::from_secs(most) {
+            let shown = humantime::format_duration(value);
+            self.fault(span(field), key, format!("{shown} is out of range; allowed: {least}s to {most}s"));
+            return default;
+        }
+        value
+    }
+
+    /// A file or folder named by a key, relative to the folder of the configuration file.
+    pub(crate) fn path(&mut self, field: &Text, key: &str) -> Option<PathBuf> {
+        let written = self.optional(field, key)?;
+        if written.is_empty() {
+            self.fault(span(field), key, "an empty path");
+            return None;
+        }
+        let folder = self.document.path().parent().unwrap_or(std::path::Path::new("."));
+        Some(folder.join(written))
+    }
+
+    pub(crate) fn version(&mut self, field: &Option<Field<u64>>) {
+        if let Some(version) = self.required(field, "version").filter(|version| **version != VERSION) {
+            let message = format!("{version} is not a version this program reads; allowed: {VERSION}");
+            self.fault(field.as_ref().map(|field| &field.span), "version", message);
+        }
+    }
+
+    pub(crate) fn log(&mut self, raw: &raw::Log) -> Log {
+        let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
+        let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        Log {
+            level: self.choice(&raw.level, "log.level", &levels, "info"),
+            format: self.choice(&raw.format, "log.format", &formats, LogFormat::Auto),
+        }
+    }
+}
+
+/// Where a field stands.
+pub(crate) fn span<T>(field: &Option<Field<T>>) -> Option<&std::ops::Range<usize>> {
+    field.as_ref().map(|field| &field.span)
+}

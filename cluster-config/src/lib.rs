@@ -1,0 +1,37 @@
+//! Configuration of front ends and agents: TOML files in, checked structs out, or every fault at once.
+//!
+//! Who calls it: the programs' `main.rs` and `portolan check`.
+//! What it calls: the file system, to read the files that a configuration names.
+//! What it never does: any other I/O, stop at the first fault, or print a secret.
+//!
+//! A file is read in two steps: [`raw`] has the shape of the file and tolerates everything but broken TOML;
+//! [`checked`] turns it into structs that cannot be wrong and collects the faults on the way.
+
+pub mod admins;
+pub mod checked;
+pub mod error;
+mod raw;
+pub mod secret;
+pub mod units;
+
+pub use checked::{agent::Agent, frontend::Frontend};
+pub use error::{Fault, Faults};
+
+/// Which program a file configures. A file with a key `node` or a table `store` is an agent's.
+#[derive(Debug)]
+pub enum Config {
+    Agent(Box<Agent>),
+    Frontend(Box<Frontend>),
+}
+
+impl Config {
+    /// Loads `path` as what it looks like.
+    pub fn load(path: &std::path::Path) -> Result<Self, Faults> {
+        let document = raw::Document::read(path)?;
+        if document.has_key("node") || document.has_key("store") {
+            checked::agent::check(document).map(|agent| Config::Agent(Box::new(agent)))
+        } else {
+            checked::frontend::check(document).map(|frontend| Config::Frontend(Box::new(frontend)))
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The raw form: the shape of the files, every key optional, every value with its place.
+//!
+//! A value of the wrong type is kept as a fault of its own, unknown keys are collected, so that one run
+//! reports all of them.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+
+use crate::error::{Fault, Faults};
+
+/// A value as written, or what is wrong with its type.
+#[derive(Debug)]
+pub(crate) struct Field<T> {
+    pub(crate) span: Range<usize>,
+    pub(crate) value: Result<T, String>,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<toml::Value>::deserialize(deserializer)?;
+        let span = spanned.span();
+        let written = spanned.into_inner();
+        let kind = written.type_str();
+        let value = T::deserialize(written).map_err(|error| {
+            let message = error.to_string();
+            let message = message.lines().next().unwrap_or_default().to_owned();
+            if message.is_empty() { format!("wrong type: {kind}") } else { message }
+        });
+        Ok(Self { span, value })
+    }
+}
+
+pub(crate) type Text = Option<Field<String>>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Frontend {
+    pub(crate) version: Option<Field<u64>>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) admins: Admins,
+    pub(crate) cluster: Cluster,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) map: Map,
+    pub(crate) drain_timeout: Text,
+    pub(crate) log: Log,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Listener {
+    pub(crate) address: Text,
+    pub(crate) engine: Text,
+    pub(crate) tls: Text,
+    pub(crate) tls_required: Option<Field<bool>>,
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+    pub(crate) insecure: Option<Field<bool>>,
+    pub(crate) passive_ports: Text,
+    pub(crate) passive_address: Text,
+    pub(crate) idle_timeout: Text,
+    pub(crate) sessions_max: Option<Field<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Admins {
+    pub(crate) file: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Cluster {
+    pub(crate) ca: Text,
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+    pub(crate) insecure: Option<Field<bool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Node {
+    pub(crate) name: Text,
+    pub(crate) address: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Map {
+    pub(crate) sources: Option<Field<Vec<String>>>,
+    pub(crate) placement: Text,
+    pub(crate) domains: Vec<MapDomain>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MapDomain {
+    pub(crate) name: Text,
+    pub(crate) nodes: Option<Field<Vec<String>>>,
+    pub(crate) objects: Option<Field<std::collections::BTreeMap<String, String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Log {
+    pub(crate) level: Text,
+    pub(crate) format: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Agent {
+    pub(crate) version: Option<Field<u64>>,
+    pub(crate) node: Text,
+    pub(crate) listen: Listen,
+    pub(crate) store: Store,
+    pub(crate) drain_timeout: Text,
+    pub(crate) log: Log,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Listen {
+    pub(crate) address: Text,
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+    pub(crate) client_ca: Text,
+    pub(crate) insecure: Option<Field<bool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Store {
+    pub(crate) kind: Text,
+    pub(crate) root: Text,
+    pub(crate) rescan_interval: Text,
+}
+
+/// A file that was read and is TOML.
+pub(crate) struct Document {
+    path: PathBuf,
+    text: String,
+}
+
+impl Document {
+    pub(crate) fn read(path: &Path) -> Result<Self, Faults> {
+        let fault = |line, message| Fault { file: path.to_owned(), line, key: String::new(), message };
+        let bytes = std::fs::read(path).map_err(|error| fault(0, format!("cannot read it: {error}")))?;
+        let text = String::from_utf8(bytes).map_err(|_| fault(0, "it is not UTF-8 text".to_owned()))?;
+        let document = Self { path: path.to_owned(), text };
+        if let Err(error) = toml::de::DeTable::parse(&document.text) {
+            let line = error.span().map_or(0, |span| document.line(span.start));
+            return Err(fault(line, format!("not TOML: {}", error.message())).into());
+        }
+        Ok(document)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn has_key(&self, key: &str) -> bool {
+        toml::de::DeTable::parse(&self.text).is_ok_and(|table| table.get_ref().contains_key(key))
+    }
+
+    /// The line, from 1, of a byte offset.
+    pub(crate) fn line(&self, offset: usize) -> usize {
+        let before = self.text.as_bytes().get(..offset).unwrap_or(self.text.as_bytes());
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    /// The raw form, and a fault for each key that it does not know.
+    pub(crate) fn deserialize<T: DeserializeOwned>(&self) -> Result<(T, Vec<Fault>), Faults> {
+        let mut unknown = Vec::new();
+        let parsed = toml::de::Deserializer::parse(&self.text)
+            .and_then(|deserializer| serde_ignored::deserialize(deserializer, |path| unknown.push(keys(&path))));
+        let raw = parsed.map_err(|error| {
+            // A table where a value should be, or the other way round: the shape itself is wrong.
+            let line = error.span().map_or(0, |span| self.line(span.start));
+            let message = error.message().to_owned();
+            Faults::from(Fault { file: self.path.clone(), line, key: String::new(), message })
+        })?;
+        let faults = unknown
+            .into_iter()
+            .map(|keys| Fault {
+                file: self.path.clone(),
+                line: self.offset_of(&keys).map_or(0, |offset| self.line(offset)),
+                key: render(&keys),
+                message: "unknown key; docs/configuration.md lists the keys".to_owned(),
+            })
+            .collect();
+        Ok((raw, faults))
+    }
+
+    /// Where a key stands in the text.
+    fn offset_of(&self, keys: &[Key]) -> Option<usize> {
+        use toml::de::DeValue;
+        let table = toml::de::DeTable::parse(&self.text).ok()?;
+        let root = DeValue::Table(table.into_inner());
+        let mut value = &root;
+        let mut offset = None;
+        for key in keys {
+            match (key, value) {
+                (Key::Name(name), DeValue::Table(table)) => {
+                    let (found, next) = table.get_key_value(name.as_str())?;
+                    offset = Some(found.span().start);
+                    value = next.get_ref();
+                }
+                (Key::Index(index), DeValue::Array(array)) => {
+                    let next = array.get(*index)?;
+                    offset = Some(next.span().start);
+                    value = next.get_ref();
+                }
+                _ => return offset,
+            }
+        }
+        offset
+    }
+}
+
+enum Key {
+    Name(String),
+    Index(usize),
+}
+
+fn keys(path: &serde_ignored::Path<'_>) -> Vec<Key> {
+    use serde_ignored::Path as P;
+    match path {
+        P::Root => Vec::new(),
+        P::Seq { parent, index } => {
+            let mut keys = keys(parent);
+            keys.push(Key::Index(*index));
+            keys
+        }
+        P::Map { parent, key } => {
+            let mut keys = keys(parent);
+            keys.push(Key::Name(key.clone()));
+            keys
+        }
+        P::Some { parent } | P::NewtypeStruct { parent } | P::NewtypeVariant { parent } => keys(parent),
+    }
+}
+
+fn render(keys: &[Key]) -> String {
+    let mut text = String::new();
+    for key in keys {
+        match key {
+            Key::Index(index) => text.push_str(&format!("[{index}]")),
+            Key::Name(name) if text.is_empty() => text.push_str(name),
+            Key::Name(name) => text.push_str(&format!(".{name}")),
+        }
+    }
+    text
+}

@@ -1,0 +1,105 @@
+//! `portolan passwd NAME`: a line for the admins file.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser;
+use portolan_agent::process::EXIT_USAGE;
+use portolan_config::admins;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
+use crate::auth::local::hash_password;
+
+/// Make a line for the admins file.
+///
+/// Asks for the password on a terminal, twice and without showing it; otherwise reads it from the first line
+/// of standard input. Prints NAME:HASH:RIGHTS:DOMAINS.
+#[derive(Parser)]
+pub(super) struct Arguments {
+    /// The admin's name: 1 to 256 bytes, without ':'.
+    #[arg(value_parser = name)]
+    name: String,
+    /// What the admin may do: backup, restore or backup,restore.
+    #[arg(long, default_value = "backup", value_parser = rights)]
+    rights: String,
+    /// Domains the rights hold for, with commas between, or * for all.
+    #[arg(long, default_value = "*", value_parser = domains)]
+    domains: String,
+}
+
+/// Characters of a password at least.
+const PASSWORD_CHARACTERS_MIN: usize = 8;
+/// Bytes of a password at most.
+const PASSWORD_BYTES_MAX: usize = 1_024;
+
+fn name(text: &str) -> Result<String, String> {
+    admins::check_name(text).map(|()| text.to_owned())
+}
+
+fn rights(text: &str) -> Result<String, String> {
+    admins::parse_rights(text).map(|_| text.to_owned())
+}
+
+fn domains(text: &str) -> Result<String, String> {
+    admins::parse_domains(text).map(|_| text.to_owned())
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let password = match read_password() {
+        Ok(password) => password,
+        Err(message) => {
+            eprintln!("portolan passwd: {message}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match hash_password(&password) {
+        Ok(hash) => {
+            let Arguments { name, rights, domains } = arguments;
+            println!("{name}:{hash}:{rights}:{domains}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("portolan passwd: the password cannot be hashed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read_password() -> Result<String, String> {
+    let password = if std::io::stdin().is_terminal() {
+        let first = ask("Password: ")?;
+        if ask("Again: ")? != first {
+            return Err("the two passwords differ".to_owned());
+        }
+        first
+    } else {
+        read_line()?
+    };
+    if password.chars().count() < PASSWORD_CHARACTERS_MIN || password.len() > PASSWORD_BYTES_MAX {
+        let allowed = format!("{PASSWORD_CHARACTERS_MIN} characters to {PASSWORD_BYTES_MAX} bytes");
+        return Err(format!("the password is too short or too long; allowed: {allowed}"));
+    }
+    Ok(password)
+}
+
+/// Asks on the terminal with echo switched off.
+fn ask(prompt: &str) -> Result<String, String> {
+    let terminal = std::io::stdin();
+    let failed = |errno: rustix::io::Errno| format!("cannot switch off the terminal's echo: {errno}");
+    let shown = tcgetattr(&terminal).map_err(failed)?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    eprint!("{prompt}");
+    std::io::stderr().flush().map_err(|error| error.to_string())?;
+    tcsetattr(&terminal, OptionalActions::Now, &hidden).map_err(failed)?;
+    let line = read_line();
+    tcsetattr(&terminal, OptionalActions::Now, &shown).map_err(failed)?;
+    eprintln!();
+    line
+}
+
+fn read_line() -> Result<String, String> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).map_err(|error| format!("cannot read the password: {error}"))?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}

@@ -1,0 +1,203 @@
+//! `portolan pki init DIR`: an authority and certificates for a cluster's front ends and nodes.
+
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::{Parser, Subcommand};
+use portolan_agent::process::{EXIT_USAGE, chain};
+use portolan_proto::id::NodeId;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+/// Make certificates for the connections between front ends and agents.
+#[derive(Parser)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(Init),
+}
+
+/// Make an authority and certificates for front ends and nodes.
+///
+/// Writes ca.pem, ca-key.pem and, for each name, NAME.pem and NAME-key.pem. A node's certificate serves only,
+/// a front end's calls nodes and also serves FTPS clients. Existing files are never overwritten. An authority
+/// that is there already signs the new certificates, so a node can be added later.
+#[derive(Parser)]
+pub(super) struct Init {
+    /// Folder for the files; made if missing.
+    #[arg(value_name = "DIR")]
+    pub(super) folder: PathBuf,
+    /// A node's name; may be given more than once.
+    #[arg(long = "node", value_name = "NAME")]
+    pub(super) nodes: Vec<NodeId>,
+    /// A front end's name; may be given more than once.
+    #[arg(long = "frontend", value_name = "NAME")]
+    pub(super) frontends: Vec<NodeId>,
+    /// Another DNS name or IP address that clients reach the front ends by; may be given more than once.
+    #[arg(long = "alias", value_name = "NAME")]
+    pub(super) aliases: Vec<String>,
+    /// Days that certificates of nodes and front ends are valid.
+    #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    pub(super) days: u64,
+}
+
+/// Days that the authority is valid.
+const CA_DAYS: u64 = 3_650;
+/// Certificates begin this much in the past, for clocks that are slow.
+const CLOCK_SLACK: Duration = Duration::from_secs(3_600);
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{path} is there already and is not overwritten")]
+    Taken { path: PathBuf },
+    #[error("cannot write {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot make the certificate of {name}")]
+    Certificate { name: String, source: rcgen::Error },
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let Command::Init(arguments) = &arguments.command;
+    if arguments.nodes.is_empty() && arguments.frontends.is_empty() {
+        eprintln!("portolan pki init: name at least one --node or --frontend");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    match init(arguments) {
+        Ok(written) => {
+            for path in written {
+                println!("{}", path.display());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("portolan pki init: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Makes the files; returns the paths written.
+pub(super) fn init(arguments: &Init) -> Result<Vec<PathBuf>, Error> {
+    let folder = &arguments.folder;
+    std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+    let names = arguments.nodes.iter().chain(&arguments.frontends);
+    let targets = names.flat_map(|name| [certificate_path(folder, name.as_str()), key_path(folder, name.as_str())]);
+    // Nothing is written when anything would be overwritten.
+    for path in targets {
+        let taken = path.try_exists().map_err(|source| Error::Read { path: path.clone(), source })?;
+        if taken {
+            return Err(Error::Taken { path });
+        }
+    }
+    let mut written = Vec::new();
+    let authority = authority(folder, &mut written)?;
+    let mut sign = |name: &str, usages: &[ExtendedKeyUsagePurpose], aliases: &[String]| {
+        let failed = |source| Error::Certificate { name: name.to_owned(), source };
+        let params = params(name, usages, aliases, arguments.days).map_err(failed)?;
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate = params.signed_by(&key, &authority).map_err(failed)?;
+        write(&certificate_path(folder, name), &certificate.pem(), 0o644, &mut written)?;
+        write(&key_path(folder, name), &key.serialize_pem(), 0o600, &mut written)
+    };
+    for node in &arguments.nodes {
+        sign(node.as_str(), &[ExtendedKeyUsagePurpose::ServerAuth], &[])?;
+    }
+    for frontend in &arguments.frontends {
+        let usages = [ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        sign(frontend.as_str(), &usages, &arguments.aliases)?;
+    }
+    Ok(written)
+}
+
+pub(super) fn certificate_path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.pem"))
+}
+
+pub(super) fn key_path(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}-key.pem"))
+}
+
+fn params(
+    name: &str,
+    usages: &[ExtendedKeyUsagePurpose],
+    aliases: &[String],
+    days: u64,
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    for alias in std::iter::once(name).chain(aliases.iter().map(String::as_str)) {
+        params.subject_alt_names.push(match alias.parse::<IpAddr>() {
+            Ok(ip) => SanType::IpAddress(ip),
+            Err(_) => SanType::DnsName(alias.try_into()?),
+        });
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = usages.to_vec();
+    params.use_authority_key_identifier_extension = true;
+    valid_for(&mut params, days);
+    Ok(params)
+}
+
+fn valid_for(params: &mut CertificateParams, days: u64) {
+    let now = SystemTime::now();
+    params.not_before = (now - CLOCK_SLACK).into();
+    params.not_after = (now + Duration::from_secs(days * 86_400)).into();
+}
+
+/// The authority of the folder, made when it is not there.
+fn authority(folder: &Path, written: &mut Vec<PathBuf>) -> Result<CertifiedIssuer<'static, KeyPair>, Error> {
+    let failed = |source| Error::Certificate { name: "the authority".to_owned(), source };
+    let (certificate, key) = (folder.join("ca.pem"), folder.join("ca-key.pem"));
+    let read = |path: &Path| match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+    };
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Portolan cluster authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    valid_for(&mut params, CA_DAYS);
+    match (read(&certificate)?, read(&key)?) {
+        // The name and the key are what a signature needs; the certificate in the folder stays as it is.
+        (Some(_), Some(key)) => {
+            let key = KeyPair::from_pem(&key).map_err(failed)?;
+            CertifiedIssuer::self_signed(params, key).map_err(failed)
+        }
+        (None, None) => {
+            let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(failed)?)
+                .map_err(failed)?;
+            write(&certificate, &issuer.pem(), 0o644, written)?;
+            write(&key, &issuer.key().serialize_pem(), 0o600, written)?;
+            Ok(issuer)
+        }
+        (Some(_), None) => Err(Error::Taken { path: certificate }),
+        (None, Some(_)) => Err(Error::Taken { path: key }),
+    }
+}
+
+fn write(path: &Path, text: &str, mode: u32, written: &mut Vec<PathBuf>) -> Result<(), Error> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    file.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    })
+    .map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::Taken { path: path.to_owned() },
+        _ => Error::Write { path: path.to_owned(), source },
+    })?;
+    written.push(path.to_owned());
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! The `libunftp` engine: the library's FTP, over our tree and admins.
+//!
+//! Who calls it: `ftp::Service::serve`.
+//! What it calls: libunftp, with the adapters of this folder.
+//! What it never does: more than adapt. The limits of the library are stated by `tests/tests/libunftp_limits.rs`.
+
+mod accounts;
+mod storage;
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use libunftp::ServerBuilder;
+use libunftp::options::{Binder, FtpsRequired, PassiveHost};
+use portolan_config::checked::frontend::Tls;
+use portolan_proto::id::SessionId;
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::passive::PassivePorts;
+use super::{ControlConnection, Service};
+use accounts::{FtpUsers, PasswordCheck};
+use storage::TreeStorage;
+
+/// The service's greeting (RFC 959 section 5.4, 220).
+const GREETING: &str = "Portolan ready.";
+
+pub(super) async fn serve(
+    service: &Service,
+    stream: TcpStream,
+    session: SessionId,
+    control: Arc<ControlConnection>,
+) {
+    let storage = TreeStorage::new(Arc::clone(&service.tree), Arc::clone(&control));
+    let check = Arc::new(PasswordCheck::new(Arc::clone(&service.auth), session));
+    let users = Arc::new(FtpUsers::new(Arc::clone(&service.auth), session));
+    let ports = service.listener.passive_ports;
+    let mut builder = ServerBuilder::with_user_detail_provider(Box::new(move || storage.clone()), users)
+        .authenticator(check)
+        .greeting(GREETING)
+        .idle_session_timeout(service.listener.idle_timeout.as_secs())
+        .passive_ports(ports.first..=ports.last)
+        .binder(PassiveBinder { ports: Arc::clone(&service.passive) });
+    if let Some(address) = service.listener.passive_address {
+        builder = builder.passive_host(PassiveHost::Ip(address));
+    }
+    if let Some(tls) = &service.tls {
+        builder = builder.ftps_manual::<PathBuf>(Arc::clone(tls));
+        if let Tls::Explicit { required: true, .. } = service.listener.tls {
+            builder = builder.ftps_required(FtpsRequired::All, FtpsRequired::All);
+        }
+    }
+    let served = match builder.build() {
+        Ok(server) => server.service(stream).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = served {
+        tracing::warn!(%session, error, "session ended by a failure of the engine");
+    }
+    // Our second handle keeps the socket open; the client must see that the session is over.
+    control.close();
+}
+
+/// Our ports for the library's passive connections.
+#[derive(Debug)]
+struct PassiveBinder {
+    ports: Arc<PassivePorts>,
+}
+
+#[async_trait::async_trait]
+impl Binder for PassiveBinder {
+    async fn bind(&mut self, address: IpAddr, _range: RangeInclusive<u16>) -> std::io::Result<TcpSocket> {
+        self.ports.bind(address)
+    }
+}

@@ -1,0 +1,325 @@
+//! Our tree, in the library's words.
+//!
+//! The library hands over paths as text, so names that are not UTF-8 cannot be asked for; it takes a listing
+//! as a whole; it tells an error by its kind alone, so its fixed texts replace our sentences.
+
+use std::fmt::Debug;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use portolan_proto::CHUNK_BYTES_MAX;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use unftp_core::storage::{
+    self, ErrorKind, FEATURE_RESTART, Fileinfo, Metadata, Permissions, StorageBackend,
+};
+
+use super::accounts::FtpUser;
+use crate::ftp::transfer::{Transfer, command_failed};
+use crate::ftp::{ControlConnection, reply};
+use crate::tree::{self, Entry, Kind, Tree, VirtualPath};
+
+/// The tree as one session's storage.
+#[derive(Debug, Clone)]
+pub(super) struct TreeStorage {
+    tree: Arc<Tree>,
+    control: Arc<ControlConnection>,
+}
+
+impl TreeStorage {
+    pub(super) fn new(tree: Arc<Tree>, control: Arc<ControlConnection>) -> Self {
+        Self { tree, control }
+    }
+}
+
+impl Metadata for Entry {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn is_dir(&self) -> bool {
+        self.kind == Kind::Directory
+    }
+
+    fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
+    // A special file is shown as a file whose download fails, not as a link that a client would re-create.
+    fn is_symlink(&self) -> bool {
+        false
+    }
+
+    fn modified(&self) -> storage::Result<SystemTime> {
+        Ok(self.modified)
+    }
+
+    fn gid(&self) -> u32 {
+        0
+    }
+
+    fn uid(&self) -> u32 {
+        0
+    }
+
+    fn permissions(&self) -> Permissions {
+        Permissions(self.unix_mode)
+    }
+}
+
+fn resolve(path: &Path) -> Result<VirtualPath, tree::Error> {
+    Ok(VirtualPath::resolve(&VirtualPath::default(), path.as_os_str().as_bytes())?)
+}
+
+/// The library's kind that leads to the same reply code.
+fn kind(error: &tree::Error) -> ErrorKind {
+    match reply::code(error) {
+        450 => ErrorKind::TransientFileNotAvailable,
+        452 => ErrorKind::InsufficientStorageSpaceError,
+        550 if matches!(error, tree::Error::NotGranted { .. } | tree::Error::Fixed { .. }) => {
+            ErrorKind::PermissionDenied
+        }
+        550 => ErrorKind::PermanentFileNotAvailable,
+        552 => ErrorKind::ExceededStorageAllocationError,
+        553 => ErrorKind::FileNameNotAllowedError,
+        _ => ErrorKind::LocalError,
+    }
+}
+
+fn refused(user: &FtpUser, verb: &'static str, path: &Path, error: tree::Error) -> storage::Error {
+    let shown = resolve(path).unwrap_or_default();
+    command_failed(&user.0, verb, &shown, &error);
+    storage::Error::new(kind(&error), error)
+}
+
+fn broken_off(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> storage::Error {
+    storage::Error::new(ErrorKind::ConnectionClosed, what)
+}
+
+/// A name as it can stand in a line of a listing: line breaks become '?' (the entry is seen, and its download
+/// fails aloud).
+fn in_one_line(name: Vec<u8>) -> PathBuf {
+    let name: Vec<u8> = name.into_iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b'?' } else { byte }).collect();
+    PathBuf::from(std::ffi::OsString::from_vec(name))
+}
+
+impl TreeStorage {
+    async fn entries(&self, user: &FtpUser, path: &VirtualPath) -> tree::Result<Vec<Entry>> {
+        let mut listing = match self.tree.list(&user.0, path).await {
+            Ok(listing) => listing,
+            // LIST of a file shows the file (RFC 959 section 4.1.3).
+            Err(error) if is_not_a_directory(&error) => return Ok(vec![self.tree.stat(&user.0, path).await?]),
+            Err(error) => return Err(error),
+        };
+        let mut entries = Vec::new();
+        while let Some(batch) = listing.next_batch().await? {
+            entries.extend(batch);
+        }
+        Ok(entries)
+    }
+
+    async fn send<W>(
+        &self,
+        user: &FtpUser,
+        path: &VirtualPath,
+        offset: u64,
+        output: &mut W,
+    ) -> storage::Result<u64>
+    where
+        W: AsyncWrite + Unpin + Sync + Send + ?Sized,
+    {
+        let transfer = Transfer::begin(&user.0, "RETR", path);
+        let failed = |sent, error: tree::Error| {
+            transfer.failed(sent, &error);
+            storage::Error::new(kind(&error), error)
+        };
+        let content = self.tree.read(&user.0, path, offset, transfer.id).await;
+        let mut content = content.map_err(|error| failed(0, error))?;
+        let mut sent = 0;
+        loop {
+            let chunk = match content.next().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => return Err(failed(sent, error.into())),
+            };
+            if let Err(error) = output.write_all(&chunk).await {
+                transfer.broken_off(sent, &error);
+                return Err(error.into());
+            }
+            sent += chunk.len() as u64;
+        }
+        transfer.complete(sent);
+        Ok(sent)
+    }
+
+    async fn receive<R>(
+        &self,
+        user: &FtpUser,
+        path: &VirtualPath,
+        offset: u64,
+        mut input: R,
+    ) -> storage::Result<u64>
+    where
+        R: AsyncRead + Send + Sync + Unpin,
+    {
+        let transfer = Transfer::begin(&user.0, "STOR", path);
+        let failed = |received, error: tree::Error| {
+            transfer.failed(received, &error);
+            storage::Error::new(kind(&error), error)
+        };
+        let upload = self.tree.write(&user.0, path, offset, transfer.id).await;
+        let mut upload = upload.map_err(|error| failed(0, error))?;
+        let mut received = 0;
+        loop {
+            let chunk = match next_chunk(&mut input).await {
+                Ok(chunk) if chunk.is_empty() => break,
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    transfer.broken_off(received, &error);
+                    return Err(broken_off(error));
+                }
+            };
+            received += chunk.len() as u64;
+            upload.send(chunk).await.map_err(|error| failed(received, error.into()))?;
+        }
+        // The library takes any end of the data connection for a complete file. A client that died has lost
+        // its control connection too, and that is an abort.
+        if self.control.is_closed_by_client() {
+            let why = "the control connection is closed, so the upload counts as aborted";
+            transfer.broken_off(received, &why);
+            return Err(broken_off(why));
+        }
+        upload.finish().await.map_err(|error| failed(received, error.into()))?;
+        transfer.complete(received);
+        Ok(received)
+    }
+}
+
+fn is_not_a_directory(error: &tree::Error) -> bool {
+    let reason = match error {
+        tree::Error::Node(error) => error.reason(),
+        _ => None,
+    };
+    reason == Some(portolan_proto::v1::Reason::NotADirectory)
+}
+
+/// A chunk that is full, or the last one; empty at the end.
+async fn next_chunk(input: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Bytes> {
+    let mut chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
+    while chunk.len() < CHUNK_BYTES_MAX {
+        let room = CHUNK_BYTES_MAX - chunk.len();
+        if input.read_buf(&mut bytes::BufMut::limit(&mut chunk, room)).await? == 0 {
+            break;
+        }
+    }
+    Ok(chunk.freeze())
+}
+
+#[async_trait]
+impl StorageBackend<FtpUser> for TreeStorage {
+    type Metadata = Entry;
+
+    fn supported_features(&self) -> u32 {
+        FEATURE_RESTART
+    }
+
+    async fn metadata<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<Entry> {
+        let path = path.as_ref();
+        let stat = async { self.tree.stat(&user.0, &resolve(path)?).await };
+        stat.await.map_err(|error| refused(user, "STAT", path, error))
+    }
+
+    async fn list<P: AsRef<Path> + Send + Debug>(
+        &self,
+        user: &FtpUser,
+        path: P,
+    ) -> storage::Result<Vec<Fileinfo<PathBuf, Entry>>> {
+        let path = path.as_ref();
+        let entries = async { self.entries(user, &resolve(path)?).await };
+        let entries = entries.await.map_err(|error| refused(user, "LIST", path, error))?;
+        Ok(entries
+            .into_iter()
+            .map(|mut entry| Fileinfo { path: in_one_line(std::mem::take(&mut entry.name)), metadata: entry })
+            .collect())
+    }
+
+    async fn get_into<'a, P, W: ?Sized>(
+        &self,
+        user: &FtpUser,
+        path: P,
+        start_pos: u64,
+        output: &'a mut W,
+    ) -> storage::Result<u64>
+    where
+        W: AsyncWrite + Unpin + Sync + Send,
+        P: AsRef<Path> + Send + Debug,
+    {
+        let _under_way = self.control.begin_transfer();
+        let path = resolve(path.as_ref()).map_err(|error| refused(user, "RETR", path.as_ref(), error))?;
+        self.send(user, &path, start_pos, output).await
+    }
+
+    /// Only SITE MD5 would come here, which needs a feature that is not announced; RETR uses `get_into`.
+    async fn get<P: AsRef<Path> + Send + Debug>(
+        &self,
+        _user: &FtpUser,
+        _path: P,
+        _start_pos: u64,
+    ) -> storage::Result<Box<dyn AsyncRead + Send + Sync + Unpin>> {
+        Err(storage::Error::from(ErrorKind::CommandNotImplemented))
+    }
+
+    async fn put<P: AsRef<Path> + Send + Debug, R: AsyncRead + Send + Sync + Unpin + 'static>(
+        &self,
+        user: &FtpUser,
+        input: R,
+        path: P,
+        start_pos: u64,
+    ) -> storage::Result<u64> {
+        let _under_way = self.control.begin_transfer();
+        let path = resolve(path.as_ref()).map_err(|error| refused(user, "STOR", path.as_ref(), error))?;
+        self.receive(user, &path, start_pos, input).await
+    }
+
+    async fn del<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
+        let path = path.as_ref();
+        let remove = async { self.tree.remove(&user.0, &resolve(path)?).await };
+        remove.await.map_err(|error| refused(user, "DELE", path, error))
+    }
+
+    async fn mkd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
+        let path = path.as_ref();
+        let make = async { self.tree.make_directory(&user.0, &resolve(path)?).await };
+        make.await.map_err(|error| refused(user, "MKD", path, error))
+    }
+
+    async fn rename<P: AsRef<Path> + Send + Debug>(
+        &self,
+        user: &FtpUser,
+        from: P,
+        to: P,
+    ) -> storage::Result<()> {
+        let (path, to) = (from.as_ref(), to.as_ref());
+        let rename = async { self.tree.rename(&user.0, &resolve(path)?, &resolve(to)?).await };
+        rename.await.map_err(|error| refused(user, "RNTO", path, error))
+    }
+
+    async fn rmd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
+        let path = path.as_ref();
+        let remove = async { self.tree.remove_directory(&user.0, &resolve(path)?).await };
+        remove.await.map_err(|error| refused(user, "RMD", path, error))
+    }
+
+    async fn cwd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
+        let path = path.as_ref();
+        let stat = async { self.tree.stat(&user.0, &resolve(path)?).await };
+        let entry = stat.await.map_err(|error| refused(user, "CWD", path, error))?;
+        if entry.kind == Kind::Directory {
+            return Ok(());
+        }
+        Err(storage::Error::from(ErrorKind::PermanentDirectoryNotAvailable))
+    }
+}

@@ -1,0 +1,62 @@
+//! A file on its way from a node.
+
+use bytes::Bytes;
+use portolan_proto::id::NodeId;
+use portolan_proto::v1::ReadResponse;
+use portolan_proto::v1::read_response::Part;
+use tonic::Streaming;
+
+use super::{Error, Result, next_message};
+
+/// The content of a file. Its end is only told when every byte that the header promised has come.
+#[derive(Debug)]
+pub struct Content {
+    node: NodeId,
+    stream: Streaming<ReadResponse>,
+    size: u64,
+    modified_ns: i64,
+    /// Bytes still to come.
+    missing: u64,
+}
+
+impl Content {
+    pub(super) async fn begin(
+        node: NodeId,
+        mut stream: Streaming<ReadResponse>,
+        offset: u64,
+    ) -> Result<Self> {
+        let first = next_message(&node, &mut stream).await?.and_then(|message| message.part);
+        let Some(Part::Header(header)) = first else {
+            return Err(Error::Nonsense { node, what: "a file without a header" });
+        };
+        let missing = header.size.saturating_sub(offset);
+        Ok(Self { node, stream, size: header.size, modified_ns: header.modified_ns, missing })
+    }
+
+    /// Size of the whole file when the node opened it.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Nanoseconds since 1970, when the node opened it.
+    pub fn modified_ns(&self) -> i64 {
+        self.modified_ns
+    }
+
+    /// The next bytes; `None` when all have come. A view of the receive buffer, not a copy.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        let message = next_message(&self.node, &mut self.stream).await?;
+        let nonsense = |what| Err(Error::Nonsense { node: self.node.clone(), what });
+        let chunk = match message.map(|message| message.part) {
+            None if self.missing == 0 => return Ok(None),
+            None => return nonsense("a file shorter than its header says"),
+            Some(Some(Part::Chunk(chunk))) => chunk,
+            Some(_) => return nonsense("a second header"),
+        };
+        match self.missing.checked_sub(chunk.len() as u64) {
+            Some(missing) => self.missing = missing,
+            None => return nonsense("a file longer than its header says"),
+        }
+        Ok(Some(chunk))
+    }
+}

@@ -1,0 +1,242 @@
+//! The channel to each node: calls with deadlines, content streams, health.
+//!
+//! Who calls it: `tree`. `Frontend` runs the watch of each node.
+//! What it calls: tonic; `router`, to report what a node announces.
+//! What it never does: decide which node to ask. It is the only place that dials one.
+
+mod content;
+pub mod error;
+mod upload;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portolan_config::checked::frontend::{Frontend as Config, Node, Security};
+use portolan_proto::id::{NodeId, TransferId};
+use portolan_proto::v1::agent_client::AgentClient;
+use portolan_proto::v1;
+use portolan_proto::{
+    HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
+    TRANSFER_ID_KEY,
+};
+use tokio::sync::watch as state_channel;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Response, Status, Streaming};
+
+pub use content::Content;
+pub use error::Error;
+pub use upload::{Committed, Upload};
+
+use crate::router::NodeIndex;
+
+/// A connection that is not made by then fails.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// A call with one answer fails after this long.
+const CALL_MAX: Duration = Duration::from_secs(20);
+/// A stream that brings nothing, or takes nothing, for this long fails.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// A commit waits for the disk's fsync, which may take long on a busy one.
+const COMMIT_MAX: Duration = Duration::from_secs(300);
+/// A connection on which pings are not answered is given up after interval + timeout.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What is known of a node's health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Not heard since the start.
+    Unheard,
+    Up,
+    /// Away, and why.
+    Away(String),
+}
+
+/// One node: its name, its channel and its health.
+#[derive(Debug)]
+pub struct NodeClient {
+    name: NodeId,
+    index: NodeIndex,
+    client: AgentClient<Channel>,
+    health: state_channel::Sender<Health>,
+}
+
+/// The channel could not be set up: the certificates do not fit TLS.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection to node {node} cannot be set up")]
+pub struct SetupError {
+    node: NodeId,
+    source: tonic::transport::Error,
+}
+
+/// The clients of all nodes of a configuration, in its order. Connects when first used.
+pub fn clients(config: &Config) -> std::result::Result<Vec<Arc<NodeClient>>, SetupError> {
+    let nodes = config.nodes.iter().enumerate();
+    nodes.map(|(index, node)| NodeClient::new(NodeIndex(index), node, &config.cluster).map(Arc::new)).collect()
+}
+
+impl NodeClient {
+    fn new(index: NodeIndex, node: &Node, security: &Security) -> std::result::Result<Self, SetupError> {
+        let setup = |source| SetupError { node: node.name.clone(), source };
+        let scheme = match security {
+            Security::Mutual { .. } => "https",
+            Security::Plain => "http",
+        };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", node.address))
+            .map_err(setup)?
+            .connect_timeout(CONNECT_MAX)
+            .tcp_nodelay(true)
+            .max_frame_size(HTTP2_FRAME_BYTES_MAX)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        if let Security::Mutual { identity, ca } = security {
+            // The certificate must carry the node's name, whatever address it is reached at.
+            let tls = ClientTlsConfig::new()
+                .domain_name(node.name.as_str())
+                .ca_certificate(Certificate::from_pem(&ca.pem))
+                .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.expose()));
+            endpoint = endpoint.tls_config(tls).map_err(setup)?;
+        }
+        let client = AgentClient::new(endpoint.connect_lazy())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self { name: node.name.clone(), index, client, health: state_channel::Sender::new(Health::Unheard) })
+    }
+
+    pub fn name(&self) -> &NodeId {
+        &self.name
+    }
+
+    /// The node's health, and its changes.
+    pub fn health(&self) -> state_channel::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Fails at once while the node is known to be away, so that nobody waits for a connection that the
+    /// watch is trying to make anyway.
+    fn ready(&self) -> Result<AgentClient<Channel>> {
+        match &*self.health.borrow() {
+            Health::Unheard | Health::Up => Ok(self.client.clone()),
+            Health::Away(_) => Err(Error::Away { node: self.name.clone(), source: None }),
+        }
+    }
+
+    /// One call with one answer.
+    async fn call<T>(&self, call: impl Future<Output = std::result::Result<Response<T>, Status>>) -> Result<T> {
+        match tokio::time::timeout(CALL_MAX, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
+            Err(_) => Err(Error::Slow { node: self.name.clone() }),
+        }
+    }
+
+    pub async fn stat(&self, caller: v1::Caller, path: &[u8]) -> Result<v1::Entry> {
+        let mut client = self.ready()?;
+        let request = v1::StatRequest { caller: Some(caller), path: path.to_vec().into() };
+        let response = self.call(client.stat(request)).await?;
+        response.entry.ok_or_else(|| self.nonsense("a stat without an entry"))
+    }
+
+    /// The batches of a directory.
+    pub async fn list(&self, caller: v1::Caller, path: &[u8], sorted: bool) -> Result<Batches> {
+        let mut client = self.ready()?;
+        let request = v1::ListRequest { caller: Some(caller), path: path.to_vec().into(), sorted };
+        let stream = self.call(client.list(request)).await?;
+        Ok(Batches { node: self.name.clone(), stream })
+    }
+
+    /// The content of a file from `offset` to its end.
+    pub async fn read(
+        &self,
+        caller: v1::Caller,
+        path: &[u8],
+        offset: u64,
+        transfer: TransferId,
+    ) -> Result<Content> {
+        let mut client = self.ready()?;
+        let request = v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length: None };
+        let stream = self.call(client.read(with_transfer(request, transfer))).await?;
+        Content::begin(self.name.clone(), stream, offset).await
+    }
+
+    /// Begins an upload. Nothing is sent before its first chunk or its finish.
+    pub fn write(
+        &self,
+        caller: v1::Caller,
+        path: &[u8],
+        offset: u64,
+        modified_ns: Option<i64>,
+        transfer: TransferId,
+    ) -> Result<Upload> {
+        let client = self.ready()?;
+        let begin = v1::WriteBegin { caller: Some(caller), path: path.to_vec().into(), offset, modified_ns };
+        Ok(Upload::begin(self.name.clone(), client, begin, transfer))
+    }
+
+    pub async fn make_directory(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
+        let mut client = self.ready()?;
+        let request = v1::MakeDirectoryRequest { caller: Some(caller), path: path.to_vec().into() };
+        self.call(client.make_directory(request)).await.map(drop)
+    }
+
+    pub async fn remove(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
+        let mut client = self.ready()?;
+        let request = v1::RemoveRequest { caller: Some(caller), path: path.to_vec().into() };
+        self.call(client.remove(request)).await.map(drop)
+    }
+
+    pub async fn remove_directory(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
+        let mut client = self.ready()?;
+        let request = v1::RemoveDirectoryRequest { caller: Some(caller), path: path.to_vec().into() };
+        self.call(client.remove_directory(request)).await.map(drop)
+    }
+
+    pub async fn rename(&self, caller: v1::Caller, from: &[u8], to: &[u8]) -> Result<()> {
+        let mut client = self.ready()?;
+        let request = v1::RenameRequest {
+            caller: Some(caller),
+            from: from.to_vec().into(),
+            to: to.to_vec().into(),
+        };
+        self.call(client.rename(request)).await.map(drop)
+    }
+
+    fn nonsense(&self, what: &'static str) -> Error {
+        Error::Nonsense { node: self.name.clone(), what }
+    }
+}
+
+fn with_transfer<T>(message: T, transfer: TransferId) -> Request<T> {
+    let mut request = Request::new(message);
+    let id = transfer.to_string().parse().expect("an id is ASCII");
+    request.metadata_mut().insert(TRANSFER_ID_KEY, id);
+    request
+}
+
+/// The batches of a listing.
+#[derive(Debug)]
+pub struct Batches {
+    node: NodeId,
+    stream: Streaming<v1::ListResponse>,
+}
+
+impl Batches {
+    /// The next entries; `None` when the listing is whole.
+    pub async fn next(&mut self) -> Result<Option<Vec<v1::Entry>>> {
+        Ok(next_message(&self.node, &mut self.stream).await?.map(|batch| batch.entries))
+    }
+}
+
+/// The next message of a stream, within the stall limit.
+async fn next_message<T>(node: &NodeId, stream: &mut Streaming<T>) -> Result<Option<T>> {
+    match tokio::time::timeout(STALL_MAX, stream.message()).await {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(status)) => Err(Error::from_status(node, status)),
+        Err(_) => Err(Error::Slow { node: node.clone() }),
+    }
+}

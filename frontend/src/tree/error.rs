@@ -1,0 +1,47 @@
+//! Why the tree could not do what it was asked.
+
+use portolan_proto::id::NodeId;
+use portolan_proto::path::PathFault;
+
+use super::VirtualPath;
+use crate::{node_client, router};
+
+/// Paths are for people. The sentences go to the client: one, plain, without a full stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is none, or this admin may not know of it.
+    #[error("{path} does not exist")]
+    NotFound { path: String },
+    #[error("{path} exists already")]
+    AlreadyExists { path: String },
+    #[error("{path} is a directory")]
+    IsADirectory { path: String },
+    #[error("{path} is not empty")]
+    NotEmpty { path: String },
+    #[error("you lack the right to {right} at {path}")]
+    NotGranted { path: String, right: &'static str },
+    #[error("{path} is a fixed level of the tree")]
+    Fixed { path: String },
+    #[error("the name is not allowed: {0}")]
+    BadName(#[from] PathFault),
+    #[error("{from} cannot be renamed to {to}: a rename stays within one domain")]
+    CrossesDomains { from: String, to: String },
+    #[error("a rename cannot move data from node {from} to node {to}")]
+    CrossesNodes { from: NodeId, to: NodeId },
+    #[error("{path} has no place: the domain map does not say on which node it belongs")]
+    Unplaced { path: String },
+    #[error("node {node} has not been heard yet, so it is not known what it holds")]
+    Unheard { node: NodeId },
+    #[error(transparent)]
+    Node(node_client::Error),
+}
+
+impl Error {
+    pub(super) fn from_route(path: &VirtualPath, error: router::Error) -> Self {
+        match error {
+            router::Error::UnknownDomain => Error::NotFound { path: path.to_string() },
+            router::Error::Unheard { node } => Error::Unheard { node },
+            router::Error::Unplaced => Error::Unplaced { path: path.to_string() },
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A directory being listed: whole, from one node, or merged from several.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use portolan_proto::LIST_BATCH_ENTRIES_MAX;
+use portolan_proto::v1;
+
+use super::{Entry, Kind, Result};
+use crate::node_client::Batches;
+
+/// The entries of a directory, batch by batch: memory does not grow with their number.
+#[derive(Debug)]
+pub struct Listing {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Whole(Option<Vec<Entry>>),
+    One(Box<Batches>),
+    Merged(Vec<Part>),
+}
+
+/// The rest of one node's part, in byte order of the names.
+#[derive(Debug)]
+struct Part {
+    batches: Batches,
+    ready: VecDeque<v1::Entry>,
+}
+
+impl Listing {
+    pub(super) fn whole(entries: Vec<Entry>) -> Self {
+        Self { source: Source::Whole(Some(entries)) }
+    }
+
+    pub(super) fn one(batches: Batches) -> Self {
+        Self { source: Source::One(Box::new(batches)) }
+    }
+
+    /// The union of sorted parts. A name that several parts have is told once, from the earliest part.
+    pub(super) fn merged(parts: Vec<Batches>) -> Self {
+        let parts = parts.into_iter().map(|batches| Part { batches, ready: VecDeque::new() });
+        Self { source: Source::Merged(parts.collect()) }
+    }
+
+    /// The next entries; `None` once the listing is complete. After an error it is not.
+    pub async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
+        match &mut self.source {
+            Source::Whole(entries) => Ok(entries.take().filter(|entries| !entries.is_empty())),
+            Source::One(batches) => {
+                Ok(batches.next().await?.map(|batch| batch.into_iter().map(entry).collect()))
+            }
+            Source::Merged(parts) => {
+                let mut merged = Vec::new();
+                while merged.len() < LIST_BATCH_ENTRIES_MAX {
+                    match next_merged(parts).await? {
+                        Some(next) => merged.push(entry(next)),
+                        None => break,
+                    }
+                }
+                Ok(Some(merged).filter(|merged| !merged.is_empty()))
+            }
+        }
+    }
+}
+
+async fn next_merged(parts: &mut Vec<Part>) -> Result<Option<v1::Entry>> {
+    let mut index = 0;
+    while index < parts.len() {
+        let part = &mut parts[index];
+        if part.ready.is_empty() {
+            match part.batches.next().await? {
+                Some(batch) => part.ready = batch.into(),
+                None => {
+                    parts.remove(index);
+                    continue;
+                }
+            }
+        }
+        // A batch may be empty; then this part is asked again.
+        if !part.ready.is_empty() {
+            index += 1;
+        }
+    }
+    let heads = parts.iter().enumerate().filter_map(|(index, part)| Some((&part.ready.front()?.name, index)));
+    let Some((name, first)) = heads.min() else { return Ok(None) };
+    let name = name.clone();
+    let next = parts[first].ready.pop_front();
+    for part in &mut parts[first..] {
+        if part.ready.front().is_some_and(|head| head.name == name) {
+            part.ready.pop_front();
+        }
+    }
+    Ok(next)
+}
+
+/// An entry of the wire.
+pub(super) fn entry(entry: v1::Entry) -> Entry {
+    let kind = match entry.kind() {
+        v1::EntryKind::File => Kind::File,
+        v1::EntryKind::Directory => Kind::Directory,
+        v1::EntryKind::Other | v1::EntryKind::Unspecified => Kind::Other,
+    };
+    Entry {
+        kind,
+        size: entry.size,
+        modified: time(entry.modified_ns),
+        unix_mode: entry.unix_mode,
+        name: entry.name.into(),
+    }
+}
+
+fn time(nanoseconds: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanoseconds.unsigned_abs());
+    let time = if nanoseconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}

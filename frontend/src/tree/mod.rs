@@ -1,0 +1,351 @@
+//! The virtual tree: what an admin sees and does, whichever nodes it lies on.
+//!
+//! Who calls it: the FTP engines.
+//! What it calls: `router` for the way, `node_client` for the calls, `auth::grants` for what may be seen.
+//! What it never does: touch a file system, speak FTP, or answer with less than there is.
+
+pub mod error;
+mod listing;
+pub mod path;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::future::join_all;
+use portolan_proto::id::TransferId;
+use portolan_proto::path::{DOMAINS, domain_of};
+use portolan_proto::v1::{self, Reason};
+
+use crate::auth::Login;
+use crate::node_client::{self, Content, NodeClient, Upload};
+use crate::router::{self, NodeIndex, Route, Router};
+
+pub use error::Error;
+pub use listing::Listing;
+pub use path::{Place, VirtualPath};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Directory,
+    /// A symbolic link or special file of a node: seen, never opened.
+    Other,
+}
+
+/// One name of the tree.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Last component, as bytes; empty for the root.
+    pub name: Vec<u8>,
+    pub kind: Kind,
+    pub size: u64,
+    pub modified: SystemTime,
+    /// Permission bits, 07777.
+    pub unix_mode: u32,
+}
+
+/// The tree over a set of nodes. Cheap to share.
+#[derive(Debug)]
+pub struct Tree {
+    router: Arc<Router>,
+    nodes: Vec<Arc<NodeClient>>,
+    /// Time shown for the levels that exist on no disk.
+    started: SystemTime,
+}
+
+/// What a call wants to do; decides which right it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Look,
+    Read,
+    Change,
+}
+
+impl Tree {
+    pub fn new(router: Arc<Router>, nodes: Vec<Arc<NodeClient>>) -> Self {
+        Self { router, nodes, started: SystemTime::now() }
+    }
+
+    fn node(&self, index: NodeIndex) -> &NodeClient {
+        &self.nodes[index.0]
+    }
+
+    /// What may not be seen does not exist; what may be seen but not done is refused.
+    fn authorize(login: &Login, path: &VirtualPath, need: Need) -> Result<()> {
+        let Some(domain) = domain_of(path.as_wire()) else {
+            return match need {
+                Need::Look | Need::Read => Ok(()),
+                Need::Change => Err(Error::Fixed { path: path.to_string() }),
+            };
+        };
+        let grants = &login.admin.grants;
+        if !grants.may_see(domain) {
+            return Err(Error::NotFound { path: path.to_string() });
+        }
+        let allowed = match need {
+            Need::Look => true,
+            Need::Read => grants.backup.covers(domain),
+            Need::Change => grants.restore.covers(domain),
+        };
+        let right = if need == Need::Read { "backup" } else { "restore" };
+        if allowed { Ok(()) } else { Err(Error::NotGranted { path: path.to_string(), right }) }
+    }
+
+    fn route(&self, path: &VirtualPath) -> Result<Route> {
+        self.router.snapshot().route(path).map_err(|error| Error::from_route(path, error))
+    }
+
+    /// The node of a path that exists, asking the nodes where no source knows it.
+    async fn find(&self, login: &Login, path: &VirtualPath) -> Result<Route> {
+        match self.route(path)? {
+            Route::Search(nodes) => match self.search(login, path, &nodes).await? {
+                Some(node) => Ok(Route::Node(node)),
+                None => Err(Error::NotFound { path: path.to_string() }),
+            },
+            known => Ok(known),
+        }
+    }
+
+    /// As [`Tree::find`], placing what does not exist yet.
+    async fn find_or_place(&self, login: &Login, path: &VirtualPath) -> Result<Route> {
+        let snapshot = self.router.snapshot();
+        let nodes = match snapshot.route(path) {
+            Ok(Route::Search(nodes)) => nodes,
+            Ok(known) => return Ok(known),
+            Err(router::Error::UnknownDomain) => Vec::new(),
+            Err(error) => return Err(Error::from_route(path, error)),
+        };
+        if let Some(node) = self.search(login, path, &nodes).await? {
+            return Ok(Route::Node(node));
+        }
+        snapshot.place(path).map(Route::Node).map_err(|error| Error::from_route(path, error))
+    }
+
+    /// Asks nodes which of them has the object that `path` lies in. Any node that does not answer makes the
+    /// whole answer unknown.
+    async fn search(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        nodes: &[NodeIndex],
+    ) -> Result<Option<NodeIndex>> {
+        let Place::Object { domain, object } = path.place() else { return Ok(None) };
+        let whole = [DOMAINS, domain, object].join(&b'/');
+        let found = self.stat_all(login, &whole, nodes).await?;
+        if let [(first, _), (second, _), ..] = &found[..] {
+            tracing::warn!(
+                path = portolan_proto::path::display(&whole),
+                decided = %self.node(*first).name(),
+                also = %self.node(*second).name(),
+                "an object lies on two nodes; the order of the domain's nodes decides"
+            );
+        }
+        Ok(found.into_iter().next().map(|(node, _)| node))
+    }
+
+    /// The entry on each of `nodes` that has it, in their order.
+    async fn stat_all(
+        &self,
+        login: &Login,
+        path: &[u8],
+        nodes: &[NodeIndex],
+    ) -> Result<Vec<(NodeIndex, v1::Entry)>> {
+        let stats = nodes.iter().map(|node| self.node(*node).stat(login.caller(path), path));
+        let mut found = Vec::new();
+        for (node, stat) in nodes.iter().zip(join_all(stats).await) {
+            match stat {
+                Ok(entry) => found.push((*node, entry)),
+                Err(error) if error.reason() == Some(Reason::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
+    }
+
+    fn virtual_directory(&self, name: &[u8]) -> Entry {
+        Entry { name: name.to_vec(), kind: Kind::Directory, size: 0, modified: self.started, unix_mode: 0o555 }
+    }
+
+    /// What stands at `path`.
+    pub async fn stat(&self, login: &Login, path: &VirtualPath) -> Result<Entry> {
+        Self::authorize(login, path, Need::Look)?;
+        let wire = path.as_wire();
+        match self.find(login, path).await? {
+            Route::Virtual => Ok(self.virtual_directory(path.components().last().unwrap_or_default())),
+            Route::Node(node) => Ok(listing::entry(self.node(node).stat(login.caller(wire), wire).await?)),
+            Route::Union(nodes) | Route::Search(nodes) => {
+                let found = self.stat_all(login, wire, &nodes).await?;
+                let first = found.into_iter().next();
+                first
+                    .map(|(_, entry)| listing::entry(entry))
+                    .ok_or_else(|| Error::NotFound { path: path.to_string() })
+            }
+        }
+    }
+
+    /// The entries of a directory. It is known to be complete only when [`Listing::next_batch`] has said so.
+    pub async fn list(&self, login: &Login, path: &VirtualPath) -> Result<Listing> {
+        Self::authorize(login, path, Need::Look)?;
+        let wire = path.as_wire();
+        match self.find(login, path).await? {
+            Route::Virtual if path.place() == Place::Root => {
+                Ok(Listing::whole(vec![self.virtual_directory(DOMAINS)]))
+            }
+            Route::Virtual => {
+                let domains = self.router.snapshot().domains();
+                let domains = domains.map_err(|error| Error::from_route(path, error))?;
+                let seen = domains.iter().filter(|domain| login.admin.grants.may_see(domain));
+                Ok(Listing::whole(seen.map(|domain| self.virtual_directory(domain)).collect()))
+            }
+            Route::Node(node) => {
+                Ok(Listing::one(self.node(node).list(login.caller(wire), wire, false).await?))
+            }
+            Route::Union(nodes) | Route::Search(nodes) => self.list_union(login, path, &nodes).await,
+        }
+    }
+
+    async fn list_union(&self, login: &Login, path: &VirtualPath, nodes: &[NodeIndex]) -> Result<Listing> {
+        let wire = path.as_wire();
+        let parts = nodes.iter().map(|node| self.node(*node).list(login.caller(wire), wire, true));
+        let mut present = Vec::new();
+        for part in join_all(parts).await {
+            match part {
+                Ok(batches) => present.push(batches),
+                // A node that answers and has no such directory has no part of it.
+                Err(error) if error.reason() == Some(Reason::NotFound) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if present.is_empty() {
+            return Err(Error::NotFound { path: path.to_string() });
+        }
+        Ok(Listing::merged(present))
+    }
+
+    /// The node that alone holds `path`; a level that several hold, or none, is a directory and no file.
+    fn single(route: Route, path: &VirtualPath) -> Result<NodeIndex> {
+        match route {
+            Route::Node(node) => Ok(node),
+            Route::Virtual | Route::Union(_) | Route::Search(_) => {
+                Err(Error::IsADirectory { path: path.to_string() })
+            }
+        }
+    }
+
+    /// The content of a file from `offset` on.
+    pub async fn read(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        offset: u64,
+        transfer: TransferId,
+    ) -> Result<Content> {
+        Self::authorize(login, path, Need::Read)?;
+        let node = Self::single(self.find(login, path).await?, path)?;
+        let wire = path.as_wire();
+        Ok(self.node(node).read(login.caller(wire), wire, offset, transfer).await?)
+    }
+
+    /// Begins an upload whose first `offset` bytes are those of the present file.
+    pub async fn write(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        offset: u64,
+        transfer: TransferId,
+    ) -> Result<Upload> {
+        Self::authorize(login, path, Need::Change)?;
+        if let Place::Domain { .. } | Place::Container { .. } = path.place() {
+            return Err(Error::IsADirectory { path: path.to_string() });
+        }
+        let node = Self::single(self.find_or_place(login, path).await?, path)?;
+        let wire = path.as_wire();
+        Ok(self.node(node).write(login.caller(wire), wire, offset, None, transfer)?)
+    }
+
+    pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
+        Self::authorize(login, path, Need::Change)?;
+        let wire = path.as_wire();
+        let node = match self.find_or_place(login, path).await? {
+            Route::Node(node) => node,
+            Route::Union(nodes) => {
+                if !self.stat_all(login, wire, &nodes).await?.is_empty() {
+                    return Err(Error::AlreadyExists { path: path.to_string() });
+                }
+                // The other nodes make the level when the first object is put there.
+                nodes[0]
+            }
+            Route::Virtual | Route::Search(_) => return Err(Error::AlreadyExists { path: path.to_string() }),
+        };
+        Ok(self.node(node).make_directory(login.caller(wire), wire).await?)
+    }
+
+    pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<()> {
+        Self::authorize(login, path, Need::Change)?;
+        let node = Self::single(self.find(login, path).await?, path)?;
+        let wire = path.as_wire();
+        Ok(self.node(node).remove(login.caller(wire), wire).await?)
+    }
+
+    /// Removes an empty directory, on every node that has a part of it.
+    pub async fn remove_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
+        Self::authorize(login, path, Need::Change)?;
+        let wire = path.as_wire();
+        let nodes = match self.find(login, path).await? {
+            Route::Node(node) => vec![node],
+            Route::Union(nodes) | Route::Search(nodes) => {
+                let found = self.stat_all(login, wire, &nodes).await?;
+                if found.is_empty() {
+                    return Err(Error::NotFound { path: path.to_string() });
+                }
+                // Nothing is removed anywhere while there is an entry anywhere.
+                let mut entries = self.list_union(login, path, &nodes).await?;
+                if entries.next_batch().await?.is_some() {
+                    return Err(Error::NotEmpty { path: path.to_string() });
+                }
+                found.into_iter().map(|(node, _)| node).collect()
+            }
+            Route::Virtual => return Err(Error::Fixed { path: path.to_string() }),
+        };
+        for node in nodes {
+            self.node(node).remove_directory(login.caller(wire), wire).await?;
+        }
+        Ok(())
+    }
+
+    /// Renames within one node. What would move between nodes is refused.
+    pub async fn rename(&self, login: &Login, from: &VirtualPath, to: &VirtualPath) -> Result<()> {
+        Self::authorize(login, from, Need::Change)?;
+        Self::authorize(login, to, Need::Change)?;
+        for path in [from, to] {
+            if let Place::Domain { .. } | Place::Container { .. } = path.place() {
+                return Err(Error::Fixed { path: path.to_string() });
+            }
+        }
+        if domain_of(from.as_wire()) != domain_of(to.as_wire()) {
+            return Err(Error::CrossesDomains { from: from.to_string(), to: to.to_string() });
+        }
+        let source = Self::single(self.find(login, from).await?, from)?;
+        let target = match self.route(to)? {
+            // A name that no node has yet stays where the old one is.
+            Route::Search(nodes) => self.search(login, to, &nodes).await?.unwrap_or(source),
+            route => Self::single(route, to)?,
+        };
+        if source != target {
+            return Err(Error::CrossesNodes {
+                from: self.node(source).name().clone(),
+                to: self.node(target).name().clone(),
+            });
+        }
+        let wire = from.as_wire();
+        Ok(self.node(source).rename(login.caller(wire), wire, to.as_wire()).await?)
+    }
+}
+
+impl From<node_client::Error> for Error {
+    fn from(error: node_client::Error) -> Self {
+        Error::Node(error)
+    }
+}

@@ -1,0 +1,137 @@
+//! The rules for paths on the wire, checked by both sides, and the names of the levels of the tree.
+//!
+//! Who calls it: `tree::VirtualPath` on the front end, `store::disk::StorePath` on the agent.
+//! What it calls: nothing.
+//! What it never does: touch a file system, or assume that a name is UTF-8.
+
+/// Bytes of a whole path at most.
+pub const PATH_BYTES_MAX: usize = 4_096;
+/// Bytes of one component at most (NAME_MAX of the usual file systems).
+pub const COMPONENT_BYTES_MAX: usize = 255;
+/// Components of a path at most.
+pub const DEPTH_MAX: usize = 64;
+
+/// The directory in the root below which all domains lie.
+pub const DOMAINS: &[u8] = b"domains";
+
+/// The directories of a domain that hold objects which may lie on different nodes.
+pub const CONTAINERS: [&[u8]; 6] =
+    [b"users", b"maillists", b"groups", b"forwarders", b"folderRecipients", b"publicFolder"];
+
+/// True for a name of [`CONTAINERS`].
+pub fn is_container(name: &[u8]) -> bool {
+    CONTAINERS.contains(&name)
+}
+
+/// What is wrong with a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathFault {
+    #[error("the path is longer than 4096 bytes")]
+    TooLong,
+    #[error("a name in the path is longer than 255 bytes")]
+    ComponentTooLong,
+    #[error("the path has more than 64 levels")]
+    TooDeep,
+    #[error("the path has an empty, \".\" or \"..\" component")]
+    NotPlain,
+    #[error("a name holds a NUL byte or a slash")]
+    ForbiddenByte,
+}
+
+/// Checks one name.
+///
+/// Only NUL and '/' cannot be in a name of a POSIX file system. Line breaks can, though no FTP client can ask
+/// for such a name: listings show them as '?', so that the entry is seen and its download fails aloud.
+pub fn check_component(name: &[u8]) -> Result<(), PathFault> {
+    if name.is_empty() || name == b"." || name == b".." {
+        return Err(PathFault::NotPlain);
+    }
+    if name.len() > COMPONENT_BYTES_MAX {
+        return Err(PathFault::ComponentTooLong);
+    }
+    if name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+        return Err(PathFault::ForbiddenByte);
+    }
+    Ok(())
+}
+
+/// Checks a path of the wire: relative, components joined by '/', empty for the root.
+pub fn check(path: &[u8]) -> Result<(), PathFault> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    if path.len() > PATH_BYTES_MAX {
+        return Err(PathFault::TooLong);
+    }
+    let mut depth = 0;
+    for component in path.split(|byte| *byte == b'/') {
+        check_component(component)?;
+        depth += 1;
+    }
+    if depth > DEPTH_MAX { Err(PathFault::TooDeep) } else { Ok(()) }
+}
+
+/// The domain that a path of the wire lies in, `None` for the levels above.
+pub fn domain_of(path: &[u8]) -> Option<&[u8]> {
+    let mut components = path.split(|byte| *byte == b'/');
+    if components.next() != Some(DOMAINS) {
+        return None;
+    }
+    components.next()
+}
+
+/// A path or name for people: as it is where it is printable UTF-8, escaped where it is not.
+pub fn display(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    for chunk in path.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                text.extend(c.escape_default());
+            } else {
+                text.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_could_leave_the_tree_are_refused() {
+        for bad in [
+            &b"/domains"[..], b"domains/", b"..", b"domains/../etc", b"domains/./x", b"domains//x", b".", b"a/..",
+        ] {
+            assert_eq!(check(bad), Err(PathFault::NotPlain), "{}", display(bad));
+        }
+        for bad in [&b"a\0b"[..], b"a/b\0"] {
+            assert_eq!(check(bad), Err(PathFault::ForbiddenByte), "{}", display(bad));
+        }
+    }
+
+    #[test]
+    fn limits_hold_at_their_edges() {
+        let name = vec![b'n'; COMPONENT_BYTES_MAX];
+        assert_eq!(check(&name), Ok(()));
+        assert_eq!(check(&[&name[..], b"n"].concat()), Err(PathFault::ComponentTooLong));
+        let deep = vec![&b"d"[..]; DEPTH_MAX].join(&b'/');
+        assert_eq!(check(&deep), Ok(()));
+        assert_eq!(check(&[&deep[..], b"/d"].concat()), Err(PathFault::TooDeep));
+        let long = vec![&name[..]; 17].join(&b'/');
+        assert_eq!(check(&long), Err(PathFault::TooLong));
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        assert_eq!(check(b"domains/example.org/users/\xff\xfe"), Ok(()));
+        assert_eq!(display(b"a\xffb\x01"), "a\\xffb\\u{1}");
+        assert_eq!(domain_of(b"domains/example.org/users"), Some(&b"example.org"[..]));
+        assert_eq!(domain_of(b"domains"), None);
+        assert_eq!(domain_of(b"cluster/nodes.cfg"), None);
+    }
+}
