@@ -35,8 +35,9 @@ pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
 
 /// Starts logging to stderr. `PORTOLAN_LOG` overrides the level, in the syntax of tracing's EnvFilter.
 pub fn start_log(log: &Log) {
-    // libunftp logs each refused command as its own warning; the front end logs the cause once.
-    let default = format!("{},libunftp=error,h2=warn,hyper=warn", log.level);
+    // libunftp logs each refused command as its own warning, but the front end logs the cause once; rustls
+    // warns of every client that connects to an IP address.
+    let default = format!("{},libunftp=error,rustls=error,h2=warn,hyper=warn", log.level);
     let filter = EnvFilter::try_from_env("PORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let text = match log.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

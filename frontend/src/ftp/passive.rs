@@ -35,6 +35,8 @@ impl PassivePorts {
                 IpAddr::V6(_) => TcpSocket::new_v6()?,
             };
             socket.set_reuseaddr(true)?;
+            // Accepted sockets inherit it: the last records of TLS must not wait for an acknowledgement.
+            socket.set_nodelay(true)?;
             match socket.bind(SocketAddr::new(address, port)) {
                 Ok(()) => return Ok(socket),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}

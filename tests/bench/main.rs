@@ -1,0 +1,3 @@
+//! Measures Portolan beside its peers. Being written.
+
+fn main() {}
