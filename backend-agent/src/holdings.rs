@@ -32,7 +32,11 @@ impl HoldingsWatch {
     /// Reads the store for the first time.
     pub async fn start(store: &Arc<dyn Store>) -> Result<Self, Error> {
         let first = read(store, Arc::default(), None).await?;
-        Ok(Self { current: watch::Sender::new(Arc::new(first)), touched: Mutex::default(), wake: Notify::new() })
+        Ok(Self {
+            current: watch::Sender::new(Arc::new(first)),
+            touched: Mutex::default(),
+            wake: Notify::new(),
+        })
     }
 
     /// The current set, and each that follows.

@@ -37,8 +37,7 @@ pub const NAME_BYTES_MAX: usize = 256;
 
 impl AdminsFile {
     pub fn read(path: &Path) -> Result<Self, Faults> {
-        let fault =
-            |line, message| Fault { file: path.to_owned(), line, key: String::new(), message };
+        let fault = |line, message| Fault { file: path.to_owned(), line, key: String::new(), message };
         let bytes = read_secret_file(path).map_err(|message| fault(0, message))?;
         let text = String::from_utf8(bytes).map_err(|_| fault(0, "it is not UTF-8 text".to_owned()))?;
         let mut faults = Vec::new();
@@ -64,7 +63,9 @@ impl AdminsFile {
 /// Checks a name: no colon, no control character, 1 to 256 bytes.
 pub fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(|c| c == ':' || c.is_control()) {
-        return Err("not an admin's name; allowed: 1 to 256 bytes without ':' and control characters".to_owned());
+        return Err(
+            "not an admin's name; allowed: 1 to 256 bytes without ':' and control characters".to_owned()
+        );
     }
     Ok(())
 }

@@ -175,8 +175,9 @@ impl Document {
     /// The raw form, and a fault for each key that it does not know.
     pub(crate) fn deserialize<T: DeserializeOwned>(&self) -> Result<(T, Vec<Fault>), Faults> {
         let mut unknown = Vec::new();
-        let parsed = toml::de::Deserializer::parse(&self.text)
-            .and_then(|deserializer| serde_ignored::deserialize(deserializer, |path| unknown.push(keys(&path))));
+        let parsed = toml::de::Deserializer::parse(&self.text).and_then(|deserializer| {
+            serde_ignored::deserialize(deserializer, |path| unknown.push(keys(&path)))
+        });
         let raw = parsed.map_err(|error| {
             // A table where a value should be, or the other way round: the shape itself is wrong.
             let line = error.span().map_or(0, |span| self.line(span.start));

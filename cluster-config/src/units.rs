@@ -17,7 +17,9 @@ impl FromStr for Span {
     type Err = Allowed;
 
     fn from_str(text: &str) -> Result<Self, Allowed> {
-        humantime::parse_duration(text).map(Self).map_err(|_| Allowed("a duration such as \"300s\" or \"5m\""))
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|_| Allowed("a duration such as \"300s\" or \"5m\""))
     }
 }
 

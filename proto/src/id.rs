@@ -32,12 +32,10 @@ impl std::str::FromStr for NodeId {
     type Err = BadNodeId;
 
     fn from_str(name: &str) -> Result<Self, BadNodeId> {
-        let edge = |byte: Option<&u8>| {
-            byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-        };
-        let inner = |byte: &u8| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'.' || *byte == b'-'
-        };
+        let edge =
+            |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let inner =
+            |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'.' || *byte == b'-';
         let bytes = name.as_bytes();
         let plain = bytes.len() <= Self::CHARACTERS_MAX
             && edge(bytes.first())

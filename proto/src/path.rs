@@ -105,7 +105,14 @@ mod tests {
     #[test]
     fn paths_that_could_leave_the_tree_are_refused() {
         for bad in [
-            &b"/domains"[..], b"domains/", b"..", b"domains/../etc", b"domains/./x", b"domains//x", b".", b"a/..",
+            &b"/domains"[..],
+            b"domains/",
+            b"..",
+            b"domains/../etc",
+            b"domains/./x",
+            b"domains//x",
+            b".",
+            b"a/..",
         ] {
             assert_eq!(check(bad), Err(PathFault::NotPlain), "{}", display(bad));
         }

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::failure::status;
 use portolan_proto::v1::{self, DigestAlgorithm, Reason, read_response::Part};
-use portolan_proto::CHUNK_BYTES_MAX;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
@@ -78,8 +78,7 @@ pub(super) async fn read(
             Ok((range, first))
         })
         .await?;
-    let header =
-        v1::ReadHeader { size: range.content.size(), modified_ns: range.content.modified_ns() };
+    let header = v1::ReadHeader { size: range.content.size(), modified_ns: range.content.modified_ns() };
     let message = |part| Ok(v1::ReadResponse { part: Some(part) });
     if range.is_done() {
         let parts = [Some(Part::Header(header)), chunk.map(Part::Chunk)];

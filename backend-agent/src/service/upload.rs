@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::failure::status;
 use portolan_proto::v1::{self, Reason, WriteBegin, write_request::Part};
-use portolan_proto::CHUNK_BYTES_MAX;
 use tonic::{Response, Status, Streaming};
 
 use super::caller::{Need, authorize};
@@ -97,6 +97,7 @@ async fn next(messages: &mut Streaming<v1::WriteRequest>) -> Result<Part, Status
     let message = tokio::time::timeout(STALL_MAX, messages.message())
         .await
         .map_err(|_| Status::deadline_exceeded("the upload stalled; nothing was changed"))??;
-    let message = message.ok_or_else(|| Status::cancelled("the upload ended before it was finished; nothing was changed"))?;
+    let message = message
+        .ok_or_else(|| Status::cancelled("the upload ended before it was finished; nothing was changed"))?;
     message.part.ok_or_else(|| status(Reason::BadRequest, "a message of an upload is empty"))
 }

@@ -184,12 +184,7 @@ fn listener(raw: &raw::Listener, index: usize, checker: &mut Checker) -> Option<
     })
 }
 
-fn tls(
-    raw: &raw::Listener,
-    index: usize,
-    checker: &mut Checker,
-    address: Option<SocketAddr>,
-) -> Option<Tls> {
+fn tls(raw: &raw::Listener, index: usize, checker: &mut Checker, address: Option<SocketAddr>) -> Option<Tls> {
     let key = |name: &str| format!("listeners[{index}].{name}");
     let loopback = address.is_none_or(|address| address.ip().is_loopback());
     let explicit = checker.choice(&raw.tls, &key("tls"), &[("off", false), ("explicit", true)], true);
@@ -330,7 +325,11 @@ fn map_domain(
     }
     let written = checker.required(&raw.nodes, &key("nodes")).cloned().unwrap_or_default();
     if raw.nodes.is_some() && written.is_empty() {
-        checker.fault(span(&raw.nodes), &key("nodes"), "at least one node is required; the first is the home node");
+        checker.fault(
+            span(&raw.nodes),
+            &key("nodes"),
+            "at least one node is required; the first is the home node",
+        );
     }
     let mut held_by: Vec<NodeId> = Vec::new();
     for word in &written {
@@ -340,7 +339,11 @@ fn map_domain(
             }
             Some(node) => held_by.push(node.name.clone()),
             None => {
-                checker.fault(span(&raw.nodes), &key("nodes"), format!("there is no node {word:?} in [[nodes]]"));
+                checker.fault(
+                    span(&raw.nodes),
+                    &key("nodes"),
+                    format!("there is no node {word:?} in [[nodes]]"),
+                );
             }
         }
     }

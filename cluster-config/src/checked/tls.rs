@@ -20,7 +20,8 @@ pub struct Identity {
 impl Identity {
     /// The key, parsed again: rustls takes it by value.
     pub fn key(&self) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::from_pem_slice(self.key_pem.expose()).expect("parsed when the configuration was checked")
+        PrivateKeyDer::from_pem_slice(self.key_pem.expose())
+            .expect("parsed when the configuration was checked")
     }
 }
 
@@ -88,7 +89,8 @@ fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Vec<u8>), St
 
 fn read_key(path: &Path) -> Result<Vec<u8>, String> {
     let pem = read_secret_file(path)?;
-    PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| format!("{} holds no private key; allowed: PEM, PKCS#8, PKCS#1 or SEC1", path.display()))?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        format!("{} holds no private key; allowed: PEM, PKCS#8, PKCS#1 or SEC1", path.display())
+    })?;
     Ok(pem)
 }

@@ -26,7 +26,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             }
             Ok(Config::Frontend(frontend)) => {
                 let (listeners, nodes) = (frontend.listeners.len(), frontend.nodes.len());
-                println!("{}: front end with {listeners} listeners and {nodes} nodes, no faults", file.display());
+                println!(
+                    "{}: front end with {listeners} listeners and {nodes} nodes, no faults",
+                    file.display()
+                );
             }
             Err(faults) => {
                 eprintln!("{faults}");

@@ -100,6 +100,9 @@ fn ask(prompt: &str) -> Result<String, String> {
 
 fn read_line() -> Result<String, String> {
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(|error| format!("cannot read the password: {error}"))?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|error| format!("cannot read the password: {error}"))?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

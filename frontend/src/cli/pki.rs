@@ -92,7 +92,8 @@ pub(super) fn init(arguments: &Init) -> Result<Vec<PathBuf>, Error> {
     let folder = &arguments.folder;
     std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
     let names = arguments.nodes.iter().chain(&arguments.frontends);
-    let targets = names.flat_map(|name| [certificate_path(folder, name.as_str()), key_path(folder, name.as_str())]);
+    let targets =
+        names.flat_map(|name| [certificate_path(folder, name.as_str()), key_path(folder, name.as_str())]);
     // Nothing is written when anything would be overwritten.
     for path in targets {
         let taken = path.try_exists().map_err(|source| Error::Read { path: path.clone(), source })?;
@@ -176,8 +177,8 @@ fn authority(folder: &Path, written: &mut Vec<PathBuf>) -> Result<CertifiedIssue
             CertifiedIssuer::self_signed(params, key).map_err(failed)
         }
         (None, None) => {
-            let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(failed)?)
-                .map_err(failed)?;
+            let issuer =
+                CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(failed)?).map_err(failed)?;
             write(&certificate, &issuer.pem(), 0o644, written)?;
             write(&key, &issuer.key().serialize_pem(), 0o600, written)?;
             Ok(issuer)

@@ -34,11 +34,7 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn new(
-        listener: Listener,
-        tree: Arc<Tree>,
-        auth: Arc<Authenticator>,
-    ) -> Result<Self, rustls::Error> {
+    pub fn new(listener: Listener, tree: Arc<Tree>, auth: Arc<Authenticator>) -> Result<Self, rustls::Error> {
         let tls = match &listener.tls {
             Tls::Off => None,
             Tls::Explicit { identity, .. } => {
@@ -57,7 +53,12 @@ impl Service {
     }
 
     /// Serves one control connection until it ends.
-    pub async fn serve(self: Arc<Self>, stream: TcpStream, session: SessionId, control: Arc<ControlConnection>) {
+    pub async fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        session: SessionId,
+        control: Arc<ControlConnection>,
+    ) {
         match self.listener.engine {
             Engine::Libunftp => libunftp::serve(&self, stream, session, control).await,
         }

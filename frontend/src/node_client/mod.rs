@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use portolan_config::checked::frontend::{Frontend as Config, Node, Security};
 use portolan_proto::id::{NodeId, TransferId};
-use portolan_proto::v1::agent_client::AgentClient;
 use portolan_proto::v1;
+use portolan_proto::v1::agent_client::AgentClient;
 use portolan_proto::{
     HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
     TRANSFER_ID_KEY,
@@ -74,7 +74,9 @@ pub struct SetupError {
 /// The clients of all nodes of a configuration, in its order. Connects when first used.
 pub fn clients(config: &Config) -> std::result::Result<Vec<Arc<NodeClient>>, SetupError> {
     let nodes = config.nodes.iter().enumerate();
-    nodes.map(|(index, node)| NodeClient::new(NodeIndex(index), node, &config.cluster).map(Arc::new)).collect()
+    nodes
+        .map(|(index, node)| NodeClient::new(NodeIndex(index), node, &config.cluster).map(Arc::new))
+        .collect()
 }
 
 impl NodeClient {
@@ -105,7 +107,12 @@ impl NodeClient {
         let client = AgentClient::new(endpoint.connect_lazy())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { name: node.name.clone(), index, client, health: state_channel::Sender::new(Health::Unheard) })
+        Ok(Self {
+            name: node.name.clone(),
+            index,
+            client,
+            health: state_channel::Sender::new(Health::Unheard),
+        })
     }
 
     pub fn name(&self) -> &NodeId {
@@ -127,7 +134,10 @@ impl NodeClient {
     }
 
     /// One call with one answer.
-    async fn call<T>(&self, call: impl Future<Output = std::result::Result<Response<T>, Status>>) -> Result<T> {
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = std::result::Result<Response<T>, Status>>,
+    ) -> Result<T> {
         match tokio::time::timeout(CALL_MAX, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
@@ -159,7 +169,8 @@ impl NodeClient {
         transfer: TransferId,
     ) -> Result<Content> {
         let mut client = self.ready()?;
-        let request = v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length: None };
+        let request =
+            v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length: None };
         let stream = self.call(client.read(with_transfer(request, transfer))).await?;
         Content::begin(self.name.clone(), stream, offset).await
     }
@@ -198,11 +209,8 @@ impl NodeClient {
 
     pub async fn rename(&self, caller: v1::Caller, from: &[u8], to: &[u8]) -> Result<()> {
         let mut client = self.ready()?;
-        let request = v1::RenameRequest {
-            caller: Some(caller),
-            from: from.to_vec().into(),
-            to: to.to_vec().into(),
-        };
+        let request =
+            v1::RenameRequest { caller: Some(caller), from: from.to_vec().into(), to: to.to_vec().into() };
         self.call(client.rename(request)).await.map(drop)
     }
 

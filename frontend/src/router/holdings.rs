@@ -18,7 +18,10 @@ impl NodeHoldings {
     pub fn apply(&mut self, changes: &[HoldingChange]) {
         for change in changes {
             if path::check_component(&change.domain).is_err() {
-                tracing::warn!(domain = path::display(&change.domain), "a node announces a domain of a bad name");
+                tracing::warn!(
+                    domain = path::display(&change.domain),
+                    "a node announces a domain of a bad name"
+                );
                 continue;
             }
             let domain = change.domain.to_vec();

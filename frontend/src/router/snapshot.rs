@@ -81,7 +81,8 @@ impl Snapshot {
             return;
         }
         let Some(held) = &self.announced[node.0] else { return };
-        for domain in held.domains.keys().filter(|name| only.as_ref().is_none_or(|only| only.contains(*name))) {
+        for domain in held.domains.keys().filter(|name| only.as_ref().is_none_or(|only| only.contains(*name)))
+        {
             if self.fixed.get(domain).is_some_and(|fixed| !fixed.nodes.contains(&node)) {
                 tracing::warn!(
                     domain = path::display(domain),

@@ -165,7 +165,13 @@ impl Tree {
     }
 
     fn virtual_directory(&self, name: &[u8]) -> Entry {
-        Entry { name: name.to_vec(), kind: Kind::Directory, size: 0, modified: self.started, unix_mode: 0o555 }
+        Entry {
+            name: name.to_vec(),
+            kind: Kind::Directory,
+            size: 0,
+            modified: self.started,
+            unix_mode: 0o555,
+        }
     }
 
     /// What stands at `path`.

@@ -33,7 +33,8 @@ impl VirtualPath {
     /// # Errors
     /// A name or the whole path breaks a limit of the wire.
     pub fn resolve(cwd: &VirtualPath, said: &[u8]) -> Result<Self, PathFault> {
-        let mut components: Vec<&[u8]> = if said.first() == Some(&b'/') { Vec::new() } else { cwd.components().collect() };
+        let mut components: Vec<&[u8]> =
+            if said.first() == Some(&b'/') { Vec::new() } else { cwd.components().collect() };
         for component in said.split(|byte| *byte == b'/') {
             match component {
                 b"" | b"." => {}

@@ -127,10 +127,7 @@ impl Upload for Staged {
         self.renamed = true;
         rustix::fs::fsync(&self.directory).map_err(at)?;
         cache::drop_pages(&self.file);
-        Ok(Committed {
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            modified_ns: modified_ns(&stat),
-        })
+        Ok(Committed { size: u64::try_from(stat.st_size).unwrap_or(0), modified_ns: modified_ns(&stat) })
     }
 }
 
@@ -191,10 +188,7 @@ mod tests {
         let wrong_length = Finish { length: 4, ..crc(b"new") };
         let wrong_checksum = Finish { crc32c: 1, ..crc(b"new") };
         for finish in [wrong_length, wrong_checksum] {
-            assert!(matches!(
-                upload(&root, "domains/a/f", 0, b"new", finish),
-                Err(Error::Damaged { .. })
-            ));
+            assert!(matches!(upload(&root, "domains/a/f", 0, b"new", finish), Err(Error::Damaged { .. })));
         }
         let dropped = Staged::begin(&root, &StorePath::new(b"domains/a/f").unwrap(), 0, None).unwrap();
         drop(dropped);
@@ -228,9 +222,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::open(folder.path()).unwrap();
         std::fs::create_dir_all(folder.path().join("domains/a/d")).unwrap();
-        assert!(matches!(
-            upload(&root, "domains/a/d", 0, b"x", crc(b"x")),
-            Err(Error::IsADirectory { .. })
-        ));
+        assert!(matches!(upload(&root, "domains/a/d", 0, b"x", crc(b"x")), Err(Error::IsADirectory { .. })));
     }
 }

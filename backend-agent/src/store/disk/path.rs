@@ -247,7 +247,10 @@ mod tests {
             assert!(matches!(root.open_file(&path(bad)), Err(Error::NotAFile { .. })), "{bad}");
         }
         assert!(matches!(root.make_directory(&path("out/new")), Err(Error::NotAFile { .. })));
-        assert!(matches!(root.open_directory(&path("out")), Err(Error::NotAFile { .. } | Error::NotADirectory { .. })));
+        assert!(matches!(
+            root.open_directory(&path("out")),
+            Err(Error::NotAFile { .. } | Error::NotADirectory { .. })
+        ));
         assert_eq!(root.stat(&path("link")).unwrap().kind, Kind::Other);
         assert!(root.open_file(&path("inside/file")).is_ok());
     }

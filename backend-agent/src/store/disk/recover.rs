@@ -35,8 +35,7 @@ pub fn recover(root: &Root) -> io::Result<(File, usize)> {
         }
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let lock =
-        rustix::fs::openat(root.as_fd(), ".portolan/lock", flags, Mode::from_raw_mode(0o600))?;
+    let lock = rustix::fs::openat(root.as_fd(), ".portolan/lock", flags, Mode::from_raw_mode(0o600))?;
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
     let staging = staging(root)?;
     let mut swept = 0;

@@ -33,7 +33,10 @@ impl TreeStore {
         let root = Root::open(root)?;
         let (lock, swept) = recover::recover(&root)?;
         if swept > 0 {
-            tracing::warn!(files = swept, "uploads that a crash cut off were swept; the files they meant are untouched");
+            tracing::warn!(
+                files = swept,
+                "uploads that a crash cut off were swept; the files they meant are untouched"
+            );
         }
         Ok(Self { root, rescan_interval, _lock: lock })
     }
@@ -53,7 +56,8 @@ impl Store for TreeStore {
 
     fn usage(&self) -> Result<Usage> {
         let root = StorePath::new(b"").expect("the root is a path");
-        let stat = rustix::fs::fstatvfs(self.root.as_fd()).map_err(|errno| Error::from_errno(&root, errno))?;
+        let stat =
+            rustix::fs::fstatvfs(self.root.as_fd()).map_err(|errno| Error::from_errno(&root, errno))?;
         Ok(Usage {
             bytes_total: stat.f_blocks.saturating_mul(stat.f_frsize),
             bytes_free: stat.f_bavail.saturating_mul(stat.f_frsize),

@@ -20,11 +20,7 @@ use crate::store::{Error, Result, StorePath};
 /// that follows in the same tick of the clock.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
-pub(super) fn scan(
-    root: &Root,
-    previous: &Holdings,
-    only: Option<&BTreeSet<Vec<u8>>>,
-) -> Result<Holdings> {
+pub(super) fn scan(root: &Root, previous: &Holdings, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
     let path = StorePath::new(DOMAINS).expect("a constant");
     let at = |errno| Error::from_errno(&path, errno);
     let domains_fd = match root.open_directory(&path) {
@@ -33,7 +29,9 @@ pub(super) fn scan(
         Err(error) => return Err(error),
     };
     let (mut domains, names) = match only {
-        None => (BTreeMap::new(), entries(&domains_fd).map_err(at)?.into_iter().map(|(name, _)| name).collect()),
+        None => {
+            (BTreeMap::new(), entries(&domains_fd).map_err(at)?.into_iter().map(|(name, _)| name).collect())
+        }
         Some(only) => (previous.domains.clone(), only.iter().cloned().collect::<Vec<_>>()),
     };
     for name in names {

@@ -102,7 +102,8 @@ fn broken_off(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> stor
 /// A name as it can stand in a line of a listing: line breaks become '?' (the entry is seen, and its download
 /// fails aloud).
 fn in_one_line(name: Vec<u8>) -> PathBuf {
-    let name: Vec<u8> = name.into_iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b'?' } else { byte }).collect();
+    let name: Vec<u8> =
+        name.into_iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b'?' } else { byte }).collect();
     PathBuf::from(std::ffi::OsString::from_vec(name))
 }
 
@@ -111,7 +112,9 @@ impl TreeStorage {
         let mut listing = match self.tree.list(&user.0, path).await {
             Ok(listing) => listing,
             // LIST of a file shows the file (RFC 959 section 4.1.3).
-            Err(error) if is_not_a_directory(&error) => return Ok(vec![self.tree.stat(&user.0, path).await?]),
+            Err(error) if is_not_a_directory(&error) => {
+                return Ok(vec![self.tree.stat(&user.0, path).await?]);
+            }
             Err(error) => return Err(error),
         };
         let mut entries = Vec::new();
@@ -226,7 +229,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
         FEATURE_RESTART
     }
 
-    async fn metadata<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<Entry> {
+    async fn metadata<P: AsRef<Path> + Send + Debug>(
+        &self,
+        user: &FtpUser,
+        path: P,
+    ) -> storage::Result<Entry> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(path)?).await };
         stat.await.map_err(|error| refused(user, "STAT", path, error))
