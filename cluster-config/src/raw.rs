@@ -196,7 +196,11 @@ impl Document {
         Ok((raw, faults))
     }
 
-    /// Where a key stands in the text.
+    /// Where a key stands in the text, or the nearest table around it that does.
+    pub(crate) fn line_of(&self, key: &str) -> usize {
+        self.offset_of(&parse(key)).map_or(0, |offset| self.line(offset))
+    }
+
     fn offset_of(&self, keys: &[Key]) -> Option<usize> {
         use toml::de::DeValue;
         let table = toml::de::DeTable::parse(&self.text).ok()?;
@@ -204,19 +208,18 @@ impl Document {
         let mut value = &root;
         let mut offset = None;
         for key in keys {
-            match (key, value) {
+            let found = match (key, value) {
                 (Key::Name(name), DeValue::Table(table)) => {
-                    let (found, next) = table.get_key_value(name.as_str())?;
-                    offset = Some(found.span().start);
-                    value = next.get_ref();
+                    table.get_key_value(name.as_str()).map(|(key, value)| (key.span().start, value))
                 }
                 (Key::Index(index), DeValue::Array(array)) => {
-                    let next = array.get(*index)?;
-                    offset = Some(next.span().start);
-                    value = next.get_ref();
+                    array.get(*index).map(|value| (value.span().start, value))
                 }
-                _ => return offset,
-            }
+                _ => None,
+            };
+            let Some((start, next)) = found else { break };
+            offset = Some(start);
+            value = next.get_ref();
         }
         offset
     }
@@ -243,6 +246,17 @@ fn keys(path: &serde_ignored::Path<'_>) -> Vec<Key> {
         }
         P::Some { parent } | P::NewtypeStruct { parent } | P::NewtypeVariant { parent } => keys(parent),
     }
+}
+
+/// The parts of a key such as `listeners[0].address`.
+fn parse(key: &str) -> Vec<Key> {
+    let parts = key.split(['.', '[']).filter(|part| !part.is_empty());
+    parts
+        .map(|part| match part.strip_suffix(']').and_then(|index| index.parse().ok()) {
+            Some(index) => Key::Index(index),
+            None => Key::Name(part.to_owned()),
+        })
+        .collect()
 }
 
 fn render(keys: &[Key]) -> String {

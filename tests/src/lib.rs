@@ -1,1 +1,295 @@
+//! Runs the built programs for the tests: agents and a front end as processes, with files of configuration.
+//!
+//! Who calls it: the files of `tests/`.
+//! What it calls: the programs beside the test's own executable, and clients of the system.
+//! What it never does: reach beyond loopback, or wait for time where it can wait for a condition.
 
+pub mod client;
+pub mod tree;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The password of every admin of a test.
+pub const PASSWORD: &str = "test-password";
+/// How long a condition may take to come true.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A program of this project, from the folder that the test's own executable was built into.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own executable");
+    let folder = own.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let path = folder.join(name);
+    assert!(path.is_file(), "{} is not built: run `tests/run`, or `cargo build --workspace` first", path.display());
+    path
+}
+
+/// Waits until `condition` gives a value.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(started.elapsed() < DEADLINE, "this did not come true in {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process of ours with its log. Killed when dropped.
+pub struct Server {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    pub address: SocketAddr,
+}
+
+impl Server {
+    /// Starts a program with a configuration file and waits until it says which address it serves.
+    fn start(name: &str, config: &Path) -> Self {
+        let mut child = Command::new(program(name))
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let copy = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some(address) = serves(&line) {
+                    sender.try_send(address).ok();
+                }
+                let mut log = copy.lock().expect("no test panics while it holds the log");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let address = receiver.recv_timeout(DEADLINE);
+        let address = address.unwrap_or_else(|_| panic!("{name} does not serve: {}", log.lock().expect("log")));
+        Self { child, log, address }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no test panics while it holds the log").clone()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM, and the exit status.
+    pub fn terminate(mut self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
+        eventually("the program ends after SIGTERM", || self.child.try_wait().expect("our child")).code()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(id.expect("a process id"), signal).expect("our child can be signalled");
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("our child runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS is there");
+        line.trim().trim_end_matches("kB").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The address in a line such as `{..."message":"agent serves","address":"127.0.0.1:1"...}`.
+fn serves(line: &str) -> Option<SocketAddr> {
+    if !line.contains("agent serves") && !line.contains("front end serves") {
+        return None;
+    }
+    line.split("\"address\":\"").nth(1)?.split('"').next()?.parse().ok()
+}
+
+/// Three agents and a front end. `one.example` lies on mail-1, `two.example` on mail-2, `spread.example` on
+/// mail-1 (home) and mail-3.
+pub struct Cluster {
+    pub folder: tempfile::TempDir,
+    /// By number from 1; `None` while stopped.
+    agents: [Option<Server>; 3],
+    addresses: [SocketAddr; 3],
+    pub frontend: Server,
+}
+
+impl Cluster {
+    /// Starts over the nodes that `fill` makes in `<folder>/node-1` and so on.
+    pub fn start(fill: impl FnOnce(&Path)) -> Self {
+        let folder = tempfile::Builder::new().prefix("portolan-test-").tempdir().expect("a temporary folder");
+        let path = folder.path();
+        for number in 1..=3 {
+            fs::create_dir_all(path.join(format!("node-{number}/domains"))).expect("a new folder");
+        }
+        fill(path);
+        prepare(path);
+        let agents = [1, 2, 3].map(|number| start_agent(path, number, "127.0.0.1:0"));
+        let addresses = [0, 1, 2].map(|index: usize| agents[index].address);
+        fs::write(path.join("frontend.toml"), frontend_config(&addresses)).expect("a new file");
+        let frontend = start_frontend(path);
+        Self { folder, agents: agents.map(Some), addresses, frontend }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The `domains` folder of a node.
+    pub fn domains(&self, number: usize) -> PathBuf {
+        self.path().join(format!("node-{number}/domains"))
+    }
+
+    pub fn agent(&self, number: usize) -> &Server {
+        self.agents[number - 1].as_ref().expect("the agent runs")
+    }
+
+    pub fn kill_agent(&mut self, number: usize) {
+        drop(self.agents[number - 1].take());
+    }
+
+    /// Starts a stopped agent again, on its old port.
+    pub fn start_agent(&mut self, number: usize) {
+        let address = self.addresses[number - 1].to_string();
+        self.agents[number - 1] = Some(start_agent(self.folder.path(), number, &address));
+    }
+
+    /// Restarts the front end with another configuration, made from the present one.
+    pub fn restart_frontend(&mut self, change: impl FnOnce(String) -> String) {
+        let path = self.path().join("frontend.toml");
+        let text = change(fs::read_to_string(&path).expect("written at the start"));
+        fs::write(&path, text).expect("our file");
+        self.frontend = start_frontend(self.folder.path());
+    }
+
+    /// Waits until the front end has noticed that a node is away.
+    pub fn wait_until_away(&self, number: usize) {
+        let line = format!("\"node\":\"mail-{number}\"");
+        eventually("the front end notices the node's absence", || {
+            self.frontend.log().lines().any(|text| text.contains("node is away") && text.contains(&line)).then_some(())
+        });
+    }
+
+    /// The file that clients need to trust.
+    pub fn authority(&self) -> PathBuf {
+        self.path().join("pki/ca.pem")
+    }
+}
+
+/// A front end over a folder that [`Cluster::start`] has prepared.
+pub fn start_frontend(folder: &Path) -> Server {
+    Server::start("portolan-frontend", &folder.join("frontend.toml"))
+}
+
+/// Certificates and admins: `admin` may do all, `reader` may back up one.example.
+pub fn prepare(folder: &Path) {
+    let made = Command::new(program("portolan"))
+        .args(["pki", "init"])
+        .arg(folder.join("pki"))
+        .args(["--node=mail-1", "--node=mail-2", "--node=mail-3", "--frontend=front-1", "--alias=127.0.0.1"])
+        .output()
+        .expect("portolan runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut admins = String::new();
+    admins += &admin_line(&["admin", "--rights=backup,restore"]);
+    admins += &admin_line(&["reader", "--rights=backup", "--domains=one.example"]);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(folder.join("admins"))
+        .expect("a new file");
+    file.write_all(admins.as_bytes()).expect("room on the disk");
+}
+
+fn admin_line(arguments: &[&str]) -> String {
+    let mut child = Command::new(program("portolan"))
+        .arg("passwd")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("portolan runs");
+    let mut input = child.stdin.take().expect("stdin is piped");
+    writeln!(input, "{PASSWORD}").expect("passwd reads its input");
+    drop(input);
+    let output = child.wait_with_output().expect("passwd ends");
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).expect("a line of text")
+}
+
+fn start_agent(folder: &Path, number: usize, address: &str) -> Server {
+    let config = folder.join(format!("agent-{number}.toml"));
+    let text = format!(
+        r#"version = 1
+node = "mail-{number}"
+drain_timeout = "5s"
+[listen]
+address = "{address}"
+certificate = "pki/mail-{number}.pem"
+key = "pki/mail-{number}-key.pem"
+client_ca = "pki/ca.pem"
+[store]
+root = "node-{number}"
+rescan_interval = "1s"
+[log]
+format = "json"
+"#
+    );
+    fs::write(&config, text).expect("our file");
+    Server::start("portolan-agent", &config)
+}
+
+fn frontend_config(nodes: &[SocketAddr; 3]) -> String {
+    let mut text = r#"version = 1
+drain_timeout = "5s"
+[[listeners]]
+address = "127.0.0.1:0"
+certificate = "pki/front-1.pem"
+key = "pki/front-1-key.pem"
+passive_ports = "20000-29999"
+[admins]
+file = "admins"
+[cluster]
+ca = "pki/ca.pem"
+certificate = "pki/front-1.pem"
+key = "pki/front-1-key.pem"
+[log]
+format = "json"
+[map]
+placement = "home-node"
+[[map.domains]]
+name = "one.example"
+nodes = ["mail-1"]
+[[map.domains]]
+name = "two.example"
+nodes = ["mail-2"]
+[[map.domains]]
+name = "spread.example"
+nodes = ["mail-1", "mail-3"]
+[map.domains.objects]
+"users/carol" = "mail-3"
+"users/dave" = "mail-3"
+"#
+    .to_owned();
+    for (index, address) in nodes.iter().enumerate() {
+        text += &format!("[[nodes]]\nname = \"mail-{}\"\naddress = \"{address}\"\n", index + 1);
+    }
+    text
+}

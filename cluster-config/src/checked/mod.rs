@@ -51,11 +51,11 @@ impl Checker {
         Faults::none_or(self.faults)
     }
 
-    /// Records a fault of `key`, at the field's line when it has one.
+    /// Records a fault of `key`, at the line of the field, or of the table where the key is missing.
     pub(crate) fn fault(&mut self, span: Option<&std::ops::Range<usize>>, key: &str, message: impl Display) {
         self.faults.push(Fault {
             file: self.document.path().to_owned(),
-            line: span.map_or(0, |span| self.document.line(span.start)),
+            line: span.map_or_else(|| self.document.line_of(key), |span| self.document.line(span.start)),
             key: key.to_owned(),
             message: message.to_string(),
         });

@@ -45,6 +45,7 @@ impl NodeClient {
                 !was_away
             });
             if changed {
+                router.set_away(self.index);
                 tracing::warn!(node = %self.name, cause, "node is away");
             }
             // A different pause for each node and try, so that front ends do not all come at once.

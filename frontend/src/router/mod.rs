@@ -61,6 +61,11 @@ impl Router {
         self.update(|snapshot| snapshot.change_holdings(node, changes));
     }
 
+    /// A node is away: what it announced last stands, but is no longer certain.
+    pub fn set_away(&self, node: NodeIndex) {
+        self.update(|snapshot| snapshot.set_away(node));
+    }
+
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {
         let _one_at_a_time = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&self.current.load());

@@ -32,6 +32,8 @@ pub struct Snapshot {
     fixed: Arc<BTreeMap<Vec<u8>, FixedDomain>>,
     /// By node; `None` until the node was heard for the first time. A node that goes away keeps its last.
     announced: Vec<Option<Arc<NodeHoldings>>>,
+    /// By node: whether what it announced is what it holds now.
+    current: Vec<bool>,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl Snapshot {
         Self {
             fixed: Arc::new(fixed.collect()),
             announced: vec![None; nodes.len()],
+            current: vec![false; nodes.len()],
             nodes: nodes.into(),
             sources: map.sources.clone().into(),
             placement: map.placement,
@@ -64,7 +67,12 @@ impl Snapshot {
 
     pub(super) fn set_holdings(&mut self, node: NodeIndex, holdings: Arc<NodeHoldings>) {
         self.announced[node.0] = Some(holdings);
+        self.current[node.0] = true;
         self.report_conflicts(node, None);
+    }
+
+    pub(super) fn set_away(&mut self, node: NodeIndex) {
+        self.current[node.0] = false;
     }
 
     pub(super) fn change_holdings(&mut self, node: NodeIndex, changes: &[HoldingChange]) {
@@ -75,26 +83,34 @@ impl Snapshot {
         self.report_conflicts(node, Some(touched.collect()));
     }
 
-    /// Logs domains that a node announces and an earlier source places elsewhere.
+    /// Logs where what a node announces and the static map disagree.
     fn report_conflicts(&self, node: NodeIndex, only: Option<BTreeSet<Vec<u8>>>) {
-        if self.sources.first() != Some(&MapSource::Static) || !self.sources.contains(&MapSource::Announced) {
+        if !(self.uses(MapSource::Static) && self.uses(MapSource::Announced)) {
             return;
         }
         let Some(held) = &self.announced[node.0] else { return };
-        for domain in held.domains.keys().filter(|name| only.as_ref().is_none_or(|only| only.contains(*name)))
-        {
+        let concerned = |name: &Vec<u8>| only.as_ref().is_none_or(|only| only.contains(name));
+        let node_name = &self.nodes[node.0];
+        for domain in held.domains.keys().filter(|name| concerned(name)) {
             if self.fixed.get(domain).is_some_and(|fixed| !fixed.nodes.contains(&node)) {
-                tracing::warn!(
-                    domain = path::display(domain),
-                    node = %self.nodes[node.0],
-                    "a node announces a domain that the static map places elsewhere; the map decides"
-                );
+                let domain = path::display(domain);
+                tracing::warn!(domain, node = %node_name, "the static map places a domain elsewhere than a node announces");
+            }
+        }
+        for (domain, fixed) in self.fixed.iter().filter(|(name, _)| concerned(name)) {
+            if fixed.nodes.contains(&node) && self.is_surely_absent(domain, fixed) {
+                let domain = path::display(domain);
+                tracing::warn!(domain, node = %node_name, "the static map places a domain where no node has it; it is not listed");
             }
         }
     }
 
-    pub fn node_name(&self, node: NodeIndex) -> &NodeId {
-        &self.nodes[node.0]
+    /// True when every node that should hold a part of a domain is there and says that it holds none.
+    fn is_surely_absent(&self, domain: &[u8], fixed: &FixedDomain) -> bool {
+        fixed.nodes.iter().all(|node| {
+            let held = self.announced[node.0].as_ref();
+            self.current[node.0] && held.is_some_and(|held| !held.domains.contains_key(domain))
+        })
     }
 
     fn uses(&self, source: MapSource) -> bool {
@@ -107,16 +123,20 @@ impl Snapshot {
         Some(Error::Unheard { node: self.nodes[place].clone() })
     }
 
-    /// All domains that a source knows, in byte order.
+    /// All domains that a source knows, in byte order. A domain of the static map is left out only when all
+    /// its nodes are there and say that they hold none of it: then it can be made again by a restore.
     ///
     /// # Errors
     /// `Unheard`, when announcements count and a node has made none: the list could lack its domains.
     pub fn domains(&self) -> Result<BTreeSet<Vec<u8>>, Error> {
         let mut domains = BTreeSet::new();
+        let announcements_count = self.uses(MapSource::Announced);
         if self.uses(MapSource::Static) {
-            domains.extend(self.fixed.keys().cloned());
+            let present =
+                self.fixed.iter().filter(|(name, fixed)| !(announcements_count && self.is_surely_absent(name, fixed)));
+            domains.extend(present.map(|(name, _)| name.clone()));
         }
-        if self.uses(MapSource::Announced) {
+        if announcements_count {
             if let Some(unheard) = self.unheard() {
                 return Err(unheard);
             }
@@ -271,6 +291,10 @@ mod tests {
         announce(&mut snapshot, 1, &[]);
         assert_eq!(snapshot.domains(), Err(Error::Unheard { node: node("n2") }));
         announce(&mut snapshot, 2, &[("three", "")]);
+        let names: Vec<_> = snapshot.domains().unwrap().into_iter().collect();
+        // Those that the map knows and nobody has are not listed, as long as nobody is away.
+        assert_eq!(names, [&b"three"[..]]);
+        snapshot.set_away(NodeIndex(0));
         let names: Vec<_> = snapshot.domains().unwrap().into_iter().collect();
         assert_eq!(names, [&b"one"[..], b"three", b"two"]);
         assert_eq!(route(&snapshot, "/domains/three/users"), Ok(Route::Node(NodeIndex(2))));

@@ -164,6 +164,7 @@ impl Tree {
         Ok(found)
     }
 
+    /// A level that no disk has. Its mode lets a mirror that copies modes write into its copy.
     fn virtual_directory(&self, name: &[u8]) -> Entry {
         Entry {
             name: name.to_vec(),

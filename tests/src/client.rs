@@ -1,0 +1,133 @@
+//! FTP clients of the system, and a bare control connection for what they would not do.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use crate::{Cluster, PASSWORD};
+
+/// Runs an lftp script as `admin` over explicit TLS. lftp gives up after one try.
+pub fn lftp(cluster: &Cluster, script: &str) -> Output {
+    let settings = format!(
+        "set ssl:ca-file {}; set ftp:ssl-force true; set ftp:ssl-protect-data true; set net:max-retries 1; \
+         set net:timeout 20; set net:persist-retries 0; set net:reconnect-interval-base 1; set cmd:fail-exit true; \
+         open -u admin,{PASSWORD} ftp://{}; {script}",
+        cluster.authority().display(),
+        cluster.frontend.address
+    );
+    run(Command::new("timeout").args(["120", "lftp", "-c", &settings]).env("HOME", cluster.path()))
+}
+
+/// Runs curl as `admin` over explicit TLS, with `path` of the tree appended to the address.
+pub fn curl(cluster: &Cluster, arguments: &[&str], path: &str) -> Output {
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--show-error", "--ssl-reqd", "--max-time", "60", "--user", &format!("admin:{PASSWORD}")])
+        .arg("--cacert")
+        .arg(cluster.authority())
+        .args(arguments)
+        .arg(format!("ftp://{}{path}", cluster.frontend.address));
+    run(&mut command)
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| {
+        panic!("{} does not run ({error}): `tests/run` installs it", command.get_program().display())
+    })
+}
+
+/// What a program printed, both ways.
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A plain control connection, for replies and half-done things.
+pub struct Control {
+    reader: BufReader<TcpStream>,
+}
+
+impl Control {
+    /// Connects and reads the greeting.
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the front end listens");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        stream.set_nodelay(true).expect("a socket");
+        let mut control = Self { reader: BufReader::new(stream) };
+        assert_eq!(control.reply().0, 220);
+        control
+    }
+
+    /// Connects and logs in.
+    pub fn login(address: SocketAddr, name: &str) -> Self {
+        let mut control = Self::connect(address);
+        assert_eq!(control.ask(&format!("USER {name}")).0, 331);
+        assert_eq!(control.ask(&format!("PASS {PASSWORD}")).0, 230);
+        assert_eq!(control.ask("TYPE I").0, 200);
+        control
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.reader.get_mut().write_all(bytes)
+    }
+
+    /// The next reply: code and text; code 0 when the connection is closed.
+    pub fn reply(&mut self) -> (u16, String) {
+        let mut whole = String::new();
+        loop {
+            let mut line = Vec::new();
+            match self.reader.read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return (0, whole),
+                Ok(_) => {}
+            }
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            whole += &line;
+            if let Some(code) = line.get(..4).and_then(|start| start.strip_suffix(' ')).and_then(|code| code.parse().ok()) {
+                return (code, whole);
+            }
+            whole.push('\n');
+        }
+    }
+
+    /// Sends a command and reads its reply.
+    pub fn ask(&mut self, command: &str) -> (u16, String) {
+        self.send(format!("{command}\r\n").as_bytes()).expect("the connection stands");
+        self.reply()
+    }
+
+    /// A passive data connection.
+    pub fn passive(&mut self) -> TcpStream {
+        let (code, text) = self.ask("EPSV");
+        assert_eq!(code, 229, "{text}");
+        let port = text.split('|').nth(3).and_then(|port| port.parse().ok()).expect("229 names a port");
+        let host = self.reader.get_ref().peer_addr().expect("connected").ip();
+        let stream = TcpStream::connect(SocketAddr::new(host, port)).expect("the port is open");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        stream
+    }
+
+    /// Runs a command that sends data here; the final code and the data.
+    pub fn fetch(&mut self, command: &str) -> (u16, Vec<u8>) {
+        let mut stream = self.passive();
+        let (code, _) = self.ask(command);
+        let mut data = Vec::new();
+        if code != 150 && code != 125 {
+            return (code, data);
+        }
+        stream.read_to_end(&mut data).expect("the data connection ends in order");
+        (self.reply().0, data)
+    }
+
+    /// Runs STOR with content; the final code.
+    pub fn store(&mut self, path: &str, content: &[u8]) -> u16 {
+        let mut stream = self.passive();
+        let (code, _) = self.ask(&format!("STOR {path}"));
+        if code != 150 {
+            return code;
+        }
+        // A server that refuses early may close the connection before it has read everything.
+        stream.write_all(content).ok();
+        drop(stream);
+        self.reply().0
+    }
+}
