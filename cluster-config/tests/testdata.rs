@@ -1,5 +1,7 @@
 //! The examples load; each faulty file gives exactly the faults that its first lines name.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

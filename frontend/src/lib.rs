@@ -42,8 +42,8 @@ const FIRST_HEARING_MAX: Duration = Duration::from_secs(3);
 pub enum Error {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
-    #[error("cannot use the certificate of the listener on {address}")]
-    Tls { address: SocketAddr, source: rustls::Error },
+    #[error("cannot serve FTP on {address}")]
+    Ftp { address: SocketAddr, source: ftp::Error },
     #[error(transparent)]
     Node(#[from] node_client::SetupError),
 }
@@ -68,7 +68,7 @@ impl Frontend {
         for listener in &config.listeners {
             let address = listener.address;
             let service = Service::new(listener.clone(), Arc::clone(&tree), Arc::clone(&auth))
-                .map_err(|source| Error::Tls { address, source })?;
+                .map_err(|source| Error::Ftp { address, source })?;
             gates.push(Gate::bind(service).await.map_err(|source| Error::Listen { address, source })?);
         }
         Ok(Self { config, gates, nodes, router })

@@ -23,7 +23,15 @@ pub fn lftp(cluster: &Cluster, script: &str) -> Output {
 pub fn curl(cluster: &Cluster, arguments: &[&str], path: &str) -> Output {
     let mut command = Command::new("curl");
     command
-        .args(["--silent", "--show-error", "--ssl-reqd", "--max-time", "60", "--user", &format!("admin:{PASSWORD}")])
+        .args([
+            "--silent",
+            "--show-error",
+            "--ssl-reqd",
+            "--max-time",
+            "60",
+            "--user",
+            &format!("admin:{PASSWORD}"),
+        ])
         .arg("--cacert")
         .arg(cluster.authority())
         .args(arguments)
@@ -82,7 +90,9 @@ impl Control {
             }
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             whole += &line;
-            if let Some(code) = line.get(..4).and_then(|start| start.strip_suffix(' ')).and_then(|code| code.parse().ok()) {
+            if let Some(code) =
+                line.get(..4).and_then(|start| start.strip_suffix(' ')).and_then(|code| code.parse().ok())
+            {
                 return (code, whole);
             }
             whole.push('\n');

@@ -26,7 +26,11 @@ pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own executable");
     let folder = own.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
     let path = folder.join(name);
-    assert!(path.is_file(), "{} is not built: run `tests/run`, or `cargo build --workspace` first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built: run `tests/run`, or `cargo build --workspace` first",
+        path.display()
+    );
     path
 }
 
@@ -74,7 +78,8 @@ impl Server {
             }
         });
         let address = receiver.recv_timeout(DEADLINE);
-        let address = address.unwrap_or_else(|_| panic!("{name} does not serve: {}", log.lock().expect("log")));
+        let address =
+            address.unwrap_or_else(|_| panic!("{name} does not serve: {}", log.lock().expect("log")));
         Self { child, log, address }
     }
 
@@ -182,7 +187,11 @@ impl Cluster {
     pub fn wait_until_away(&self, number: usize) {
         let line = format!("\"node\":\"mail-{number}\"");
         eventually("the front end notices the node's absence", || {
-            self.frontend.log().lines().any(|text| text.contains("node is away") && text.contains(&line)).then_some(())
+            self.frontend
+                .log()
+                .lines()
+                .any(|text| text.contains("node is away") && text.contains(&line))
+                .then_some(())
         });
     }
 

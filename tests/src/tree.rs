@@ -24,8 +24,12 @@ pub fn put(path: &Path, content: &[u8]) {
 /// The mail of a small cluster: names in several scripts, an empty folder, an empty file, spaces and dots.
 pub fn fill(folder: &Path) {
     let mut random = ChaCha8Rng::seed_from_u64(7);
-    let users =
-        [(1, "one.example", "alice"), (2, "two.example", "bob"), (3, "spread.example", "carol"), (1, "spread.example", "erin")];
+    let users = [
+        (1, "one.example", "alice"),
+        (2, "two.example", "bob"),
+        (3, "spread.example", "carol"),
+        (1, "spread.example", "erin"),
+    ];
     for (node, domain, user) in users {
         let base = folder.join(format!("node-{node}/domains/{domain}"));
         for mailbox in ["INBOX", "INBOX/Übersicht 2026", "Архив", "受信箱", ".hidden"] {

@@ -41,7 +41,8 @@ fn lftp_restores_a_wiped_node_byte_for_byte() {
         cluster.start_agent(number);
     }
     wait_until_listed(&cluster);
-    let restored = lftp(&cluster, &format!("mirror --reverse --parallel=4 {}/domains /domains", backup.display()));
+    let restored =
+        lftp(&cluster, &format!("mirror --reverse --parallel=4 {}/domains /domains", backup.display()));
     assert!(restored.status.success(), "{}", text(&restored));
     assert_same(&before, &tree::read_nodes(cluster.path()));
     // The map places carol on mail-3; what it does not place went to the home node.
@@ -54,7 +55,9 @@ fn lftp_restores_a_wiped_node_byte_for_byte() {
 fn wait_until_listed(cluster: &Cluster) {
     let mut control = Control::login(cluster.frontend.address, "admin");
     portolan_tests::eventually("all nodes are back", || {
-        let listed = ["one", "spread"].iter().all(|name| control.fetch(&format!("LIST /domains/{name}.example")).0 == 226);
+        let listed = ["one", "spread"]
+            .iter()
+            .all(|name| control.fetch(&format!("LIST /domains/{name}.example")).0 == 226);
         // The second node was wiped whole, so its domain does not exist; that is an answer too.
         (listed && control.fetch("LIST /domains/two.example").0 == 550).then_some(())
     });
@@ -110,13 +113,15 @@ ftp.quit()
         .output()
         .expect("python3 runs");
     assert!(walked.status.success(), "{}", text(&walked));
-    let mut found: Vec<String> = String::from_utf8(walked.stdout).unwrap().lines().map(str::to_owned).collect();
+    let mut found: Vec<String> =
+        String::from_utf8(walked.stdout).unwrap().lines().map(str::to_owned).collect();
     let mut expected: Vec<String> = tree::read_nodes(cluster.path())
         .iter()
         .filter_map(|(path, content)| {
             use sha2::Digest as _;
             let content = content.as_ref()?;
-            let digest: String = sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest: String =
+                sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
             Some(format!("/domains/{} {} {digest}", path.display(), content.len()))
         })
         .collect();
@@ -137,7 +142,8 @@ fn a_directory_of_100000_files_is_listed_whole() {
     let mut control = Control::login(cluster.frontend.address, "admin");
     let (code, listing) = control.fetch("MLSD /domains/one.example/users/alice/folders/INBOX");
     assert_eq!(code, 226);
-    let mut names: Vec<&[u8]> = listing.split(|byte| *byte == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(1)).collect();
+    let mut names: Vec<&[u8]> =
+        listing.split(|byte| *byte == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(1)).collect();
     names.sort_unstable();
     assert_eq!(names.len(), 100_000);
     assert_eq!((names[0], names[99_999]), (&b"000000.eml\r"[..], &b"099999.eml\r"[..]));

@@ -23,7 +23,9 @@ fn a_stopped_node_is_an_error_and_no_listing_is_short() {
     assert_eq!((code, domains.lines().count()), (226, 3), "{domains}");
     // What lies on the node, wholly or in part, is told to be missing for now.
     assert_eq!(control.ask("CWD /domains/spread.example").0, 450);
-    for path in ["/domains/spread.example", "/domains/spread.example/users", "/domains/spread.example/users/carol"] {
+    for path in
+        ["/domains/spread.example", "/domains/spread.example/users", "/domains/spread.example/users/carol"]
+    {
         let (code, data) = control.fetch(&format!("MLSD {path}"));
         assert_eq!((code, data.len()), (450, 0), "{path}");
         assert_eq!(control.fetch(&format!("LIST {path}")), (450, Vec::new()), "{path}");
@@ -37,13 +39,16 @@ fn a_stopped_node_is_an_error_and_no_listing_is_short() {
     // An unknown user of the spread domain may lie on the node that is away.
     assert_eq!(control.fetch("RETR /domains/spread.example/users/nobody/Registry.bin").0, 450);
 
-    let mirrored = lftp(&cluster, &format!("set cmd:fail-exit false; mirror --delete / {}; exit 0", backup.display()));
+    let mirrored =
+        lftp(&cluster, &format!("set cmd:fail-exit false; mirror --delete / {}; exit 0", backup.display()));
     assert!(text(&mirrored).contains("450"), "{}", text(&mirrored));
     assert_same(&before, &tree::read(&backup));
 
     cluster.start_agent(3);
     let back = Instant::now();
-    eventually("the node is served again", || (control.ask("CWD /domains/spread.example/users/carol").0 == 250).then_some(()));
+    eventually("the node is served again", || {
+        (control.ask("CWD /domains/spread.example/users/carol").0 == 250).then_some(())
+    });
     assert!(back.elapsed().as_secs() < 5, "it took {:?}", back.elapsed());
 }
 
@@ -59,7 +64,9 @@ fn a_frozen_node_is_noticed_within_the_stated_deadlines() {
     assert!(started.elapsed().as_secs() < 21, "{:?}", started.elapsed());
     assert_eq!(control.ask("CWD /domains/one.example").0, 250);
     cluster.agent(2).signal(rustix::process::Signal::CONT);
-    eventually("the node is served again", || (control.ask("CWD /domains/two.example").0 == 250).then_some(()));
+    eventually("the node is served again", || {
+        (control.ask("CWD /domains/two.example").0 == 250).then_some(())
+    });
 }
 
 #[test]

@@ -23,14 +23,14 @@ fn cluster_with_a_file() -> (Cluster, PathBuf) {
 }
 
 fn staged(cluster: &Cluster) -> usize {
-    fs::read_dir(cluster.path().join("node-1/.portolan/staging")).unwrap().count()
+    fs::read_dir(cluster.path().join("node-1/.portolan/staging")).expect("the agent runs").count()
 }
 
 /// Begins an upload and waits until the agent has a staging file for it.
 fn half_an_upload(cluster: &Cluster, control: &mut Control) -> TcpStream {
     let mut data = control.passive();
     assert_eq!(control.ask(&format!("STOR /domains/{FILE}")).0, 150);
-    data.write_all(&vec![b'x'; 4_000_000]).unwrap();
+    data.write_all(&vec![b'x'; 4_000_000]).expect("the data connection stands");
     eventually("the upload is staged", || (staged(cluster) == 1).then_some(()));
     data
 }
@@ -56,7 +56,16 @@ fn a_killed_client_changes_nothing() {
     let (cluster, file) = cluster_with_a_file();
     let address = cluster.frontend.address;
     let mut curl = Command::new("curl")
-        .args(["--silent", "--ssl-reqd", "--limit-rate", "1M", "--upload-file", "-", "--user", &format!("admin:{PASSWORD}")])
+        .args([
+            "--silent",
+            "--ssl-reqd",
+            "--limit-rate",
+            "1M",
+            "--upload-file",
+            "-",
+            "--user",
+            &format!("admin:{PASSWORD}"),
+        ])
         .arg("--cacert")
         .arg(cluster.authority())
         .arg(format!("ftp://{address}/domains/{FILE}"))
@@ -103,9 +112,10 @@ struct SmallDisk {
 
 impl SmallDisk {
     fn mount() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().to_owned();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&path).status();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&path).status();
         assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
         Self { path, _folder: folder }
     }

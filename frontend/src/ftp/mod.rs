@@ -31,10 +31,19 @@ pub struct Service {
     pub(crate) passive: Arc<PassivePorts>,
     /// `None`: this listener speaks plaintext only.
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    threads: libunftp::Threads,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the certificate cannot be used")]
+    Tls(#[from] rustls::Error),
+    #[error("threads for sessions cannot be started")]
+    Threads(#[from] std::io::Error),
 }
 
 impl Service {
-    pub fn new(listener: Listener, tree: Arc<Tree>, auth: Arc<Authenticator>) -> Result<Self, rustls::Error> {
+    pub fn new(listener: Listener, tree: Arc<Tree>, auth: Arc<Authenticator>) -> Result<Self, Error> {
         let tls = match &listener.tls {
             Tls::Off => None,
             Tls::Explicit { identity, .. } => {
@@ -49,7 +58,8 @@ impl Service {
             }
         };
         let passive = Arc::new(PassivePorts::new(listener.passive_ports));
-        Ok(Self { listener, tree, auth, passive, tls })
+        let threads = libunftp::Threads::start()?;
+        Ok(Self { listener, tree, auth, passive, tls, threads })
     }
 
     /// Serves one control connection until it ends.

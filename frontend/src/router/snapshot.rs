@@ -132,8 +132,10 @@ impl Snapshot {
         let mut domains = BTreeSet::new();
         let announcements_count = self.uses(MapSource::Announced);
         if self.uses(MapSource::Static) {
-            let present =
-                self.fixed.iter().filter(|(name, fixed)| !(announcements_count && self.is_surely_absent(name, fixed)));
+            let present = self
+                .fixed
+                .iter()
+                .filter(|(name, fixed)| !(announcements_count && self.is_surely_absent(name, fixed)));
             domains.extend(present.map(|(name, _)| name.clone()));
         }
         if announcements_count {

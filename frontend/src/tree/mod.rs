@@ -171,7 +171,7 @@ impl Tree {
             kind: Kind::Directory,
             size: 0,
             modified: self.started,
-            unix_mode: 0o555,
+            unix_mode: 0o755,
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod storage;
+mod threads;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -20,8 +21,9 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::passive::PassivePorts;
 use super::{ControlConnection, Service};
-use accounts::{FtpUsers, PasswordCheck};
+use accounts::{FtpUser, FtpUsers, PasswordCheck};
 use storage::TreeStorage;
+pub(super) use threads::Threads;
 
 /// The service's greeting (RFC 959 section 5.4, 220).
 const GREETING: &str = "Portolan ready.";
@@ -32,7 +34,31 @@ pub(super) async fn serve(
     session: SessionId,
     control: Arc<ControlConnection>,
 ) {
-    let storage = TreeStorage::new(Arc::clone(&service.tree), Arc::clone(&control));
+    let served = match (builder(service, session, &control).build(), stream.into_std()) {
+        (Ok(server), Ok(stream)) => {
+            let serving = service.threads.next().spawn(async move {
+                // Registers the socket with the runtime of the thread.
+                let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
+                server.service(stream).await.map_err(|error| error.to_string())
+            });
+            serving.await.unwrap_or_else(|stopped| Err(stopped.to_string()))
+        }
+        (Err(error), _) => Err(error.to_string()),
+        (_, Err(error)) => Err(error.to_string()),
+    };
+    if let Err(error) = served {
+        tracing::warn!(%session, error, "session ended by a failure of the engine");
+    }
+    // Our second handle keeps the socket open; the client must see that the session is over.
+    control.close();
+}
+
+fn builder(
+    service: &Service,
+    session: SessionId,
+    control: &Arc<ControlConnection>,
+) -> ServerBuilder<TreeStorage, FtpUser> {
+    let storage = TreeStorage::new(Arc::clone(&service.tree), Arc::clone(control));
     let check = Arc::new(PasswordCheck::new(Arc::clone(&service.auth), session));
     let users = Arc::new(FtpUsers::new(Arc::clone(&service.auth), session));
     let ports = service.listener.passive_ports;
@@ -51,15 +77,7 @@ pub(super) async fn serve(
             builder = builder.ftps_required(FtpsRequired::All, FtpsRequired::All);
         }
     }
-    let served = match builder.build() {
-        Ok(server) => server.service(stream).await.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    if let Err(error) = served {
-        tracing::warn!(%session, error, "session ended by a failure of the engine");
-    }
-    // Our second handle keeps the socket open; the client must see that the session is over.
-    control.close();
+    builder
 }
 
 /// Our ports for the library's passive connections.

@@ -1,0 +1,197 @@
+//! Clients and front ends that mean no good.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use portolan_proto::failure::reason_of;
+use portolan_proto::v1::agent_client::AgentClient;
+use portolan_proto::v1::{self, Reason, write_request::Part};
+use portolan_tests::client::Control;
+use portolan_tests::{Cluster, PASSWORD, eventually, tree};
+use rand::{Rng as _, SeedableRng as _};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+
+#[test]
+fn garbage_and_half_open_connections_do_not_disturb_others() {
+    let cluster = Cluster::start(tree::fill);
+    let address = cluster.frontend.address;
+    let mut good = Control::login(address, "admin");
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+    let mut open = Vec::new();
+    for number in 0..100 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let mut noise = vec![0; 2_000];
+        random.fill_bytes(&mut noise);
+        match number % 4 {
+            0 => stream.write_all(&noise).unwrap(),
+            1 => stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap(),
+            2 => stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap(),
+            _ => {}
+        }
+        open.push(stream);
+    }
+    assert_eq!(good.fetch("RETR /domains/one.example/domainRegistry.bin"), (226, b"one.example".to_vec()));
+    drop(open);
+    assert_eq!(good.ask("NOOP").0, 200);
+    let log = cluster.frontend.log();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn sessions_past_the_limit_are_told_so_and_places_come_free() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| config.replace("passive_ports", "sessions_max = 3\npassive_ports"));
+    let address = cluster.frontend.address;
+    let mut sessions: Vec<Control> = (0..3).map(|_| Control::connect(address)).collect();
+    let mut refused = TcpStream::connect(address).unwrap();
+    refused.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut text = String::new();
+    refused.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "421 All 3 sessions of this listener are in use; try again later.\r\n");
+    sessions.pop();
+    eventually("the place is free", || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let mut code = [0; 3];
+        stream.read_exact(&mut code).unwrap();
+        (&code == b"220").then_some(())
+    });
+}
+
+#[test]
+fn plaintext_logins_are_refused_where_tls_is_required() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| config.replace("passive_ports", "tls_required = true\npassive_ports"));
+    let mut control = Control::connect(cluster.frontend.address);
+    let (code, _) = control.ask("USER admin");
+    assert!(code >= 500, "{code}");
+    assert!(control.ask(&format!("PASS {PASSWORD}")).0 >= 500);
+    let listed = portolan_tests::client::curl(&cluster, &["--list-only"], "/domains/");
+    assert!(listed.status.success(), "{}", portolan_tests::client::text(&listed));
+}
+
+#[test]
+fn wrong_passwords_are_refused_and_never_logged() {
+    let cluster = Cluster::start(tree::fill);
+    for (name, password) in [("admin", "wrong-secret"), ("nobody", PASSWORD), ("admin", "")] {
+        let mut control = Control::connect(cluster.frontend.address);
+        control.ask(&format!("USER {name}"));
+        assert_eq!(control.ask(&format!("PASS {password}")).0, 530, "{name}");
+        assert_eq!(control.ask("PWD").0, 530);
+    }
+    let log = cluster.frontend.log();
+    assert!(log.contains("login refused"));
+    assert!(!log.contains("wrong-secret") && !log.contains(PASSWORD), "{log}");
+}
+
+/// A channel to a node with the certificate of `name`.
+async fn channel(
+    cluster: &Cluster,
+    node: usize,
+    name: Option<&str>,
+) -> Result<Channel, tonic::transport::Error> {
+    let pki = cluster.path().join("pki");
+    let read = |file: String| std::fs::read(pki.join(file)).expect("made by the cluster");
+    let mut tls = ClientTlsConfig::new()
+        .domain_name(format!("mail-{node}"))
+        .ca_certificate(Certificate::from_pem(read("ca.pem".into())));
+    if let Some(name) = name {
+        tls = tls.identity(Identity::from_pem(read(format!("{name}.pem")), read(format!("{name}-key.pem"))));
+    }
+    let address = cluster.agent(node).address;
+    Channel::from_shared(format!("https://{address}")).expect("an address").tls_config(tls)?.connect().await
+}
+
+fn caller(domain: Option<&str>, backup: bool, restore: bool) -> Option<v1::Caller> {
+    let domain = domain.map(|name| name.as_bytes().to_vec().into());
+    let grant = Some(v1::Grant { backup, restore, domain });
+    Some(v1::Caller { admin: "mallory".into(), session_id: "s1".into(), grant })
+}
+
+#[tokio::test]
+async fn an_agent_serves_only_front_ends_of_its_authority() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(tree::fill)).await.unwrap();
+    // TLS 1.3 tells the client of a refused certificate with its first answer.
+    for stranger in [None, Some("mail-2")] {
+        let refused = match channel(&cluster, 1, stranger).await {
+            Err(_) => true,
+            Ok(channel) => AgentClient::new(channel).describe(v1::DescribeRequest {}).await.is_err(),
+        };
+        assert!(refused, "{stranger:?} was served");
+    }
+    let mut agent = AgentClient::new(channel(&cluster, 1, Some("front-1")).await.unwrap());
+    let described = agent.describe(v1::DescribeRequest {}).await.unwrap().into_inner();
+    assert_eq!((described.node.as_str(), described.store.as_str()), ("mail-1", "tree"));
+    assert!(described.bytes_free > 0 && described.bytes_free <= described.bytes_total);
+}
+
+#[tokio::test]
+async fn a_stolen_front_end_certificate_does_not_leave_the_store_or_its_grant() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(tree::fill)).await.unwrap();
+    let mut agent = AgentClient::new(channel(&cluster, 1, Some("front-1")).await.unwrap());
+    let all = || caller(None, true, true);
+    for (path, caller, reason) in [
+        ("../../etc/passwd", all(), Reason::BadName),
+        ("/etc/passwd", all(), Reason::BadName),
+        ("domains/one.example/../../../etc/passwd", all(), Reason::BadName),
+        ("domains/one.example//x", all(), Reason::BadName),
+        (".portolan/lock", all(), Reason::NotFound),
+        ("", all(), Reason::NotFound),
+        (
+            "domains/spread.example/domainRegistry.bin",
+            caller(Some("one.example"), true, true),
+            Reason::NotGranted,
+        ),
+        ("domains/one.example/domainRegistry.bin", caller(None, false, true), Reason::NotGranted),
+        ("domains/one.example/domainRegistry.bin", None, Reason::BadRequest),
+    ] {
+        let request =
+            v1::ReadRequest { caller, path: path.as_bytes().to_vec().into(), offset: 0, length: None };
+        let status = agent.read(request).await.unwrap_err();
+        assert_eq!(reason_of(&status), Some(reason), "{path}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_without_its_finish_changes_nothing() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(tree::fill)).await.unwrap();
+    let mut agent = AgentClient::new(channel(&cluster, 1, Some("front-1")).await.unwrap());
+    let path = "domains/one.example/domainRegistry.bin";
+    let begin = || {
+        let path = path.as_bytes().to_vec().into();
+        Part::Begin(v1::WriteBegin { caller: caller(None, false, true), path, offset: 0, modified_ns: None })
+    };
+    let chunk = |bytes: &'static [u8]| Part::Chunk(bytes.into());
+    let finish = |length, crc32c| Part::Finish(v1::WriteFinish { length, crc32c });
+    let crc = crc32c::crc32c(b"newest");
+    for (what, parts) in [
+        ("nothing", vec![]),
+        ("no finish", vec![begin(), chunk(b"new")]),
+        ("no begin", vec![chunk(b"new")]),
+        ("two begins", vec![begin(), begin()]),
+        ("an empty chunk", vec![begin(), chunk(b""), finish(0, 0)]),
+        ("a wrong length", vec![begin(), chunk(b"newest"), finish(5, crc)]),
+        ("a wrong checksum", vec![begin(), chunk(b"newest"), finish(6, crc + 1)]),
+    ] {
+        let messages: Vec<_> = parts.into_iter().map(|part| v1::WriteRequest { part: Some(part) }).collect();
+        agent.write(tokio_stream::iter(messages)).await.expect_err(what);
+    }
+    let file = cluster.domains(1).join("one.example/domainRegistry.bin");
+    assert_eq!(std::fs::read(&file).unwrap(), b"one.example");
+    assert_eq!(std::fs::read_dir(cluster.path().join("node-1/.portolan/staging")).unwrap().count(), 0);
+    let parts = vec![begin(), chunk(b"new"), chunk(b"est"), finish(6, crc)];
+    let messages: Vec<_> = parts.into_iter().map(|part| v1::WriteRequest { part: Some(part) }).collect();
+    assert_eq!(agent.write(tokio_stream::iter(messages)).await.unwrap().into_inner().size, 6);
+    assert_eq!(std::fs::read(&file).unwrap(), b"newest");
+
+    let request = v1::DigestRequest {
+        caller: caller(None, true, false),
+        path: path.as_bytes().to_vec().into(),
+        algorithm: v1::DigestAlgorithm::Sha256.into(),
+        offset: 0,
+        length: None,
+    };
+    let digest = agent.digest(request).await.unwrap().into_inner();
+    use sha2::Digest as _;
+    assert_eq!(&digest.digest[..], &sha2::Sha256::digest(b"newest")[..]);
+}

@@ -1,0 +1,85 @@
+//! What the libunftp engine cannot do. These tests hold its limits down, so that an upgrade of the library
+//! tells us when one is gone.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+
+use portolan_tests::Cluster;
+use portolan_tests::client::{Control, lftp, text};
+use portolan_tests::tree::{self, put};
+
+#[test]
+fn a_name_that_is_not_utf8_is_shown_and_its_download_fails_aloud() {
+    let name = OsStr::from_bytes(b"caf\xe9.eml");
+    let cluster = Cluster::start(|folder| {
+        tree::fill(folder);
+        put(&folder.join("node-1/domains/one.example/users/alice/folders/Latin").join(name), b"latin-1");
+    });
+    let folder = "/domains/one.example/users/alice/folders/Latin";
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let (code, listing) = control.fetch(&format!("MLSD {folder}"));
+    assert_eq!(code, 226);
+    assert!(String::from_utf8(listing).unwrap().ends_with("caf\u{fffd}.eml\r\n"));
+    // A mirror reports the failure and exits with it: the mail is not skipped in silence.
+    let backup = cluster.path().join("backup");
+    let mirrored = lftp(&cluster, &format!("mirror {folder} {}", backup.display()));
+    assert!(!mirrored.status.success() && text(&mirrored).contains("550"), "{}", text(&mirrored));
+    // Its own bytes do not reach it either: the library turns them into the replacement character.
+    control.send(&[b"SIZE ", folder.as_bytes(), b"/caf\xe9.eml\r\n"].concat()).unwrap();
+    assert_eq!(control.reply().0, 550);
+}
+
+#[test]
+fn a_name_with_a_line_break_is_shown_and_cannot_be_asked_for() {
+    let cluster = Cluster::start(|folder| {
+        tree::fill(folder);
+        put(&folder.join("node-1/domains/one.example/users/alice/a\nb.eml"), b"x");
+    });
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let (code, listing) = control.fetch("MLSD /domains/one.example/users/alice");
+    let listing = String::from_utf8(listing).unwrap();
+    assert_eq!(code, 226);
+    assert!(listing.contains(" a?b.eml\r\n"), "{listing}");
+    assert_eq!(control.fetch("RETR /domains/one.example/users/alice/a?b.eml").0, 550);
+}
+
+#[test]
+fn names_listed_alone_fail_for_good_where_a_node_is_away() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.kill_agent(2);
+    cluster.wait_until_away(2);
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    // 550 instead of 450; but never a short list.
+    assert_eq!(control.fetch("NLST /domains/two.example/users"), (550, Vec::new()));
+    assert_eq!(control.fetch("LIST /domains/two.example/users"), (450, Vec::new()));
+}
+
+#[test]
+fn commands_that_it_does_not_know() {
+    let cluster = Cluster::start(tree::fill);
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let file = "/domains/one.example/domainRegistry.bin";
+    for command in [
+        format!("MFMT 20200101000000 {file}"),
+        format!("HASH {file}"),
+        "HOST x".into(),
+        "EPRT |1|127.0.0.1|1|".into(),
+    ] {
+        let (code, reply) = control.ask(&command);
+        assert!((500..505).contains(&code), "{command}: {code} {reply}");
+    }
+    assert_eq!(control.ask("NOOP").0, 200);
+}
+
+#[test]
+fn a_data_connection_that_ends_early_counts_as_complete_while_the_control_connection_stands() {
+    let cluster = Cluster::start(tree::fill);
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let mut data = control.passive();
+    assert_eq!(control.ask("STOR /domains/one.example/users/alice/half.eml").0, 150);
+    data.write_all(b"half of").unwrap();
+    drop(data);
+    // Nothing in RFC 959's stream mode tells this from the end of the file.
+    assert_eq!(control.reply().0, 226);
+}
