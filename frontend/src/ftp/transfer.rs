@@ -1,12 +1,15 @@
 //! One info line for each transfer that ends, and the cause of each failure, once.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use portolan_proto::id::TransferId;
 
 use super::reply;
 use crate::auth::Login;
 use crate::tree::{self, VirtualPath};
+
+/// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
+pub const STALL_MAX: Duration = Duration::from_secs(300);
 
 /// A transfer being told to the log.
 #[derive(Debug)]

@@ -28,8 +28,8 @@ pub(super) struct Cluster {
     pub(super) address: SocketAddr,
     /// The certificate that a client needs to trust.
     pub(super) authority: PathBuf,
-    shutdown: CancellationToken,
-    servers: TaskTracker,
+    /// The front end, then the agents: each with its token and its tasks.
+    stages: [(CancellationToken, TaskTracker); 2],
 }
 
 impl Cluster {
@@ -43,16 +43,16 @@ impl Cluster {
             days: 1,
         })?;
         write_admins(&folder.join("admins"))?;
-        let shutdown = CancellationToken::new();
-        let servers = TaskTracker::new();
+        let stages: [(CancellationToken, TaskTracker); 2] = Default::default();
+        let [(stop_frontend, frontends), (stop_agents, agents)] = &stages;
         let mut addresses = Vec::new();
         for node in NODES {
             let path = folder.join(format!("{node}.toml"));
             fs::write(&path, agent_config(node))?;
             let agent = Agent::bind(portolan_config::Agent::load(&path)?).await?;
             addresses.push((node, agent.local_addr()));
-            let stop = shutdown.clone();
-            servers.spawn(async move {
+            let stop = stop_agents.clone();
+            agents.spawn(async move {
                 if let Err(error) = agent.run(stop).await {
                     tracing::error!(error = portolan_agent::process::chain(&error), node, "agent failed");
                 }
@@ -62,16 +62,17 @@ impl Cluster {
         fs::write(&path, frontend_config(port, &addresses))?;
         let frontend = Frontend::bind(portolan_config::Frontend::load(&path)?).await?;
         let address = frontend.local_addrs()[0];
-        let stop = shutdown.clone();
-        servers.spawn(frontend.run(stop));
-        Ok(Self { address, authority: pki_folder.join("ca.pem"), shutdown, servers })
+        frontends.spawn(frontend.run(stop_frontend.clone()));
+        Ok(Self { address, authority: pki_folder.join("ca.pem"), stages })
     }
 
-    /// Drains and ends all servers.
+    /// Drains and ends all servers, the front end while its nodes are still there.
     pub(super) async fn stop(self) {
-        self.shutdown.cancel();
-        self.servers.close();
-        self.servers.wait().await;
+        for (stop, servers) in self.stages {
+            stop.cancel();
+            servers.close();
+            servers.wait().await;
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use unftp_core::storage::{
 };
 
 use super::accounts::FtpUser;
-use crate::ftp::transfer::{Transfer, command_failed};
+use crate::ftp::transfer::{STALL_MAX, Transfer, command_failed};
 use crate::ftp::{ControlConnection, reply};
 use crate::tree::{self, Entry, Kind, Tree, VirtualPath};
 
@@ -148,7 +148,7 @@ impl TreeStorage {
                 Ok(None) => break,
                 Err(error) => return Err(failed(sent, error.into())),
             };
-            if let Err(error) = output.write_all(&chunk).await {
+            if let Err(error) = in_time(output.write_all(&chunk)).await {
                 transfer.broken_off(sent, &error);
                 return Err(error.into());
             }
@@ -209,12 +209,17 @@ fn is_not_a_directory(error: &tree::Error) -> bool {
     reason == Some(portolan_proto::v1::Reason::NotADirectory)
 }
 
+/// A step on the data connection, which fails when the client lets it stall.
+async fn in_time<T>(step: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
+    tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+}
+
 /// A chunk that is full, or the last one; empty at the end.
 async fn next_chunk(input: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Bytes> {
     let mut chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
     while chunk.len() < CHUNK_BYTES_MAX {
         let room = CHUNK_BYTES_MAX - chunk.len();
-        if input.read_buf(&mut bytes::BufMut::limit(&mut chunk, room)).await? == 0 {
+        if in_time(input.read_buf(&mut bytes::BufMut::limit(&mut chunk, room))).await? == 0 {
             break;
         }
     }
