@@ -84,6 +84,9 @@ impl Agent {
     /// As [`Agent::bind`], over a store that is open already.
     pub async fn bind_store(config: Config, store: Arc<dyn Store>) -> Result<Self, Error> {
         let holdings = HoldingsWatch::start(&store).await.map_err(Error::Scan)?;
+        if holdings.subscribe().borrow().domains.is_empty() {
+            tracing::warn!("the store holds no domain; if it should, its volume may not be mounted");
+        }
         let listen = |source| Error::Listen { address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -99,12 +102,14 @@ impl Agent {
     /// not finished then is cut and commits nothing.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let tasks = TaskTracker::new();
+        let cut = CancellationToken::new();
         let service = AgentService::new(
             self.config.node.clone(),
             Arc::clone(&self.store),
             Arc::clone(&self.holdings),
             tasks.clone(),
             shutdown.clone(),
+            cut.clone(),
         );
         let service = AgentServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -146,6 +151,7 @@ impl Agent {
                 Ok(())
             }
         };
+        cut.cancel();
         tasks.close();
         tracing::info!("agent stopped");
         served

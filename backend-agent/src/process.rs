@@ -33,12 +33,17 @@ pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
 }
 
-/// Starts logging to stderr. `PORTOLAN_LOG` overrides the level, in the syntax of tracing's EnvFilter.
+/// Starts logging to stderr. `PORTOLAN_LOG` overrides the level, in the syntax of tracing's EnvFilter; a value
+/// that is not valid ends the process with the status for wrong arguments.
 pub fn start_log(log: &Log) {
     // libunftp logs each refused command as its own warning, but the front end logs the cause once; rustls
     // warns of every client that connects to an IP address.
-    let default = format!("{},libunftp=error,rustls=error,h2=warn,hyper=warn", log.level);
-    let filter = EnvFilter::try_from_env("PORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let quiet = "libunftp=error,rustls=error,h2=warn,hyper=warn";
+    let wanted = std::env::var("PORTOLAN_LOG").unwrap_or_else(|_| log.level.to_owned());
+    let filter = EnvFilter::try_new(format!("{quiet},{wanted}")).unwrap_or_else(|error| {
+        eprintln!("PORTOLAN_LOG: {wanted:?} is not valid: {error}; allowed: a level, or TARGET=LEVEL,...");
+        std::process::exit(i32::from(EXIT_USAGE));
+    });
     let text = match log.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),
         LogFormat::Text => true,

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portolan_config::checked::frontend::Frontend as Config;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -93,16 +94,17 @@ impl Frontend {
             _ = tokio::time::timeout(FIRST_HEARING_MAX, self.hear_nodes()) => {}
             () = shutdown.cancelled() => {}
         }
-        let gates = TaskTracker::new();
+        let mut gates = JoinSet::new();
         for gate in self.gates {
             tracing::info!(address = %gate.local_addr(), "front end serves");
             gates.spawn(gate.run(shutdown.clone()));
         }
         shutdown.cancelled().await;
         tracing::info!("front end drains");
-        gates.close();
-        if tokio::time::timeout(self.config.drain_timeout, gates.wait()).await.is_err() {
+        let drained = async { while gates.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.config.drain_timeout, drained).await.is_err() {
             tracing::warn!("transfers still in flight at the end of the drain are cut; they commit nothing");
+            gates.shutdown().await;
         }
         stop_watches.cancel();
         watches.close();

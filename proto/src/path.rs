@@ -36,6 +36,8 @@ pub enum PathFault {
     NotPlain,
     #[error("a name holds a NUL byte or a slash")]
     ForbiddenByte,
+    #[error("the node's file system cannot have this name here")]
+    Refused,
 }
 
 /// Checks one name.

@@ -87,14 +87,9 @@ impl Server {
         self.log.lock().expect("no test panics while it holds the log").clone()
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// SIGTERM, and the exit status.
-    pub fn terminate(mut self) -> Option<i32> {
-        self.signal(rustix::process::Signal::TERM);
-        eventually("the program ends after SIGTERM", || self.child.try_wait().expect("our child")).code()
+    /// The exit status, when the program ends by itself.
+    pub fn wait(mut self) -> Option<i32> {
+        eventually("the program ends", || self.child.try_wait().expect("our child")).code()
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {

@@ -85,7 +85,15 @@ fn certificates_are_never_overwritten_and_nodes_can_be_added() {
     let mode = fs::metadata(folder.path().join("pki/mail-2-key.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(run("portolan", &["pki", "init", pki]).status.code(), Some(64));
-    assert_eq!(run("portolan", &["pki", "init", pki, "--node", "Bad Name"]).status.code(), Some(64));
+    for bad in [
+        &["--node", "Bad Name"][..],
+        &["--node", "ca"],
+        &["--node", "x-key"],
+        &["--node", "y", "--frontend", "y"],
+    ] {
+        let refused = run("portolan", &[&["pki", "init", pki], bad].concat());
+        assert_eq!(refused.status.code(), Some(64), "{bad:?}: {}", error_text(&refused));
+    }
 }
 
 #[test]

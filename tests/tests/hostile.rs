@@ -71,6 +71,25 @@ fn plaintext_logins_are_refused_where_tls_is_required() {
 }
 
 #[test]
+fn a_flood_of_passwords_closes_its_session_and_delays_nobody() {
+    let cluster = Cluster::start(tree::fill);
+    let address = cluster.frontend.address;
+    let mut flood = Control::connect(address);
+    flood.send(&b"USER admin\r\nPASS wrong-secret\r\n".repeat(600)).unwrap();
+    let started = std::time::Instant::now();
+    let mut good = Control::login(address, "admin");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(good.ask("NOOP").0, 200);
+    let mut replies = 0;
+    while flood.reply().0 != 0 {
+        replies += 1;
+    }
+    assert!(replies < 1_200, "the session was closed");
+    let refusals = cluster.frontend.log().matches("login refused").count();
+    assert!((1..=5).contains(&refusals), "{refusals}");
+}
+
+#[test]
 fn wrong_passwords_are_refused_and_never_logged() {
     let cluster = Cluster::start(tree::fill);
     for (name, password) in [("admin", "wrong-secret"), ("nobody", PASSWORD), ("admin", "")] {

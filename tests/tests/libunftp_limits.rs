@@ -24,10 +24,37 @@ fn a_name_that_is_not_utf8_is_shown_and_its_download_fails_aloud() {
     // A mirror reports the failure and exits with it: the mail is not skipped in silence.
     let backup = cluster.path().join("backup");
     let mirrored = lftp(&cluster, &format!("mirror {folder} {}", backup.display()));
-    assert!(!mirrored.status.success() && text(&mirrored).contains("550"), "{}", text(&mirrored));
-    // Its own bytes do not reach it either: the library turns them into the replacement character.
+    assert!(!mirrored.status.success() && text(&mirrored).contains("553"), "{}", text(&mirrored));
+    let (_, names) = control.fetch(&format!("NLST {folder}"));
+    assert_eq!(String::from_utf8(names).unwrap(), "caf\u{fffd}.eml\r\n");
+    // Its own bytes do not reach it either: the library turns them into the replacement character. Two names
+    // that differ in such bytes would be one, so nothing is done at either.
+    let upload = [b"STOR ", folder.as_bytes(), b"/caf\xe8.eml\r\n"].concat();
+    let data = control.passive();
+    control.send(&upload).unwrap();
+    assert_eq!(control.reply().0, 150);
+    drop(data);
+    assert_eq!(control.reply().0, 553);
     control.send(&[b"SIZE ", folder.as_bytes(), b"/caf\xe9.eml\r\n"].concat()).unwrap();
-    assert_eq!(control.reply().0, 550);
+    assert_eq!(control.reply().0, 553);
+}
+
+#[test]
+fn an_offset_left_over_from_a_failed_transfer_never_shortens_the_next_file() {
+    let cluster = Cluster::start(tree::fill);
+    let address = cluster.frontend.address;
+    let file = "/domains/one.example/domainRegistry.bin";
+    let mut control = Control::login(address, "admin");
+    assert_eq!(control.ask("REST 3").0, 350);
+    assert_eq!(control.fetch("RETR /domains/one.example/missing").0, 550);
+    // The library would send the file from byte 3 on and say 226. The session ends instead.
+    let (code, data) = control.fetch(&format!("RETR {file}"));
+    assert!(code != 226 && data.is_empty(), "{code} {data:?}");
+    let mut control = Control::login(address, "admin");
+    assert_eq!(control.fetch(&format!("RETR {file}")), (226, b"one.example".to_vec()));
+    assert_eq!(control.ask("REST 4").0, 350);
+    assert_eq!(control.fetch(&format!("RETR {file}")), (226, b"example".to_vec()));
+    assert_eq!(control.fetch(&format!("RETR {file}")), (226, b"one.example".to_vec()));
 }
 
 #[test]

@@ -150,6 +150,25 @@ fn a_directory_of_100000_files_is_listed_whole() {
 }
 
 #[test]
+fn a_file_of_a_gibibyte_does_not_pile_up_in_memory() {
+    let name = "one.example/users/alice/folders/INBOX/huge.eml";
+    let cluster = Cluster::start(|folder| {
+        let file = folder.join("node-1/domains").join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    });
+    let before = cluster.agent(1).resident_kib() + cluster.frontend.resident_kib();
+    let got = curl(
+        &cluster,
+        &["--output", "/dev/null", "--write-out", "%{size_download}"],
+        &format!("/domains/{name}"),
+    );
+    assert_eq!(text(&got), (1u64 << 30).to_string());
+    let after = cluster.agent(1).resident_kib() + cluster.frontend.resident_kib();
+    assert!(after < before + 160 * 1024, "{before} KiB before, {after} KiB after");
+}
+
+#[test]
 fn a_reader_of_one_domain_sees_and_changes_nothing_else() {
     let cluster = Cluster::start(tree::fill);
     let mut control = Control::login(cluster.frontend.address, "reader");

@@ -183,7 +183,7 @@ fn a_drain_finishes_the_transfer_and_ends_idle_sessions() {
     assert_eq!(control.reply().0, 226);
     assert_eq!(fs::metadata(&file).unwrap().len(), 4_000_003);
     let next = start_frontend(cluster.path());
-    assert_eq!(std::mem::replace(&mut cluster.frontend, next).terminate(), Some(0));
+    assert_eq!(std::mem::replace(&mut cluster.frontend, next).wait(), Some(0));
 }
 
 #[test]

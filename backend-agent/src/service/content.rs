@@ -127,6 +127,7 @@ pub(super) async fn digest(
         DigestAlgorithm::Sha512 => hash::<sha2::Sha512>,
     };
     let (offset, length) = (request.offset, request.length);
+    let _turn = service.digests.acquire().await.expect("the semaphore is never closed");
     let store = Arc::clone(&service.store);
     let response = blocking(move || {
         let mut range = Range::open(&*store, path, offset, length)?;

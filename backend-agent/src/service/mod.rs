@@ -29,6 +29,9 @@ use caller::{Need, authorize};
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
 pub const STREAMS_MAX: usize = 1_024;
 
+/// Digests computed at once; each holds a core and a blocking thread. The others wait.
+const DIGESTS_AT_ONCE: usize = 4;
+
 /// Messages of a response stream that may wait for the network.
 const RESPONSES_QUEUED_MAX: usize = 4;
 
@@ -39,21 +42,27 @@ pub struct AgentService {
     store: Arc<dyn Store>,
     holdings: Arc<HoldingsWatch>,
     streams: Arc<Semaphore>,
+    digests: Arc<Semaphore>,
     tasks: TaskTracker,
     draining: CancellationToken,
+    cut: CancellationToken,
 }
 
 type ResponseStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
 
 impl AgentService {
+    /// `draining` refuses new streams; `cut` ends those under way, so that they commit nothing.
     pub fn new(
         node: NodeId,
         store: Arc<dyn Store>,
         holdings: Arc<HoldingsWatch>,
         tasks: TaskTracker,
         draining: CancellationToken,
+        cut: CancellationToken,
     ) -> Self {
-        Self { node, store, holdings, streams: Arc::new(Semaphore::new(STREAMS_MAX)), tasks, draining }
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        let digests = Arc::new(Semaphore::new(DIGESTS_AT_ONCE));
+        Self { node, store, holdings, streams, digests, tasks, draining, cut }
     }
 
     /// Leave to begin a stream.
@@ -204,11 +213,9 @@ impl Agent for AgentService {
                         return;
                     }
                 };
-                if batch.is_empty() {
-                    return;
-                }
+                let last = batch.is_empty();
                 let entries = batch.into_iter().map(wire_entry).collect();
-                if sender.send(Ok(v1::ListResponse { entries })).await.is_err() {
+                if sender.send(Ok(v1::ListResponse { entries, last })).await.is_err() || last {
                     return;
                 }
             }

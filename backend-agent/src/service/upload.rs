@@ -58,7 +58,7 @@ pub(super) async fn write(
 ) -> Result<Response<v1::WriteResponse>, Status> {
     let _permit = service.admit()?;
     let bad = |what: &str| Err(status(Reason::BadRequest, what));
-    let Part::Begin(begin) = next(&mut messages).await? else {
+    let Part::Begin(begin) = next(service, &mut messages).await? else {
         return bad("an upload begins with Begin");
     };
     let WriteBegin { caller, path, offset, modified_ns } = begin;
@@ -67,7 +67,7 @@ pub(super) async fn write(
     let mut incoming =
         Incoming { path, offset, modified_ns, upload: None, gathered: Vec::new(), gathered_bytes: 0 };
     let finish = loop {
-        match next(&mut messages).await? {
+        match next(service, &mut messages).await? {
             Part::Begin(_) => return bad("an upload has one Begin"),
             Part::Chunk(chunk) if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX => {
                 return bad("a chunk has 1 to 262144 bytes");
@@ -92,11 +92,16 @@ pub(super) async fn write(
     Ok(Response::new(v1::WriteResponse { size: committed.size, modified_ns: committed.modified_ns }))
 }
 
-/// The next part. The end of the stream before Finish is an abort, like its failure.
-async fn next(messages: &mut Streaming<v1::WriteRequest>) -> Result<Part, Status> {
-    let message = tokio::time::timeout(STALL_MAX, messages.message())
-        .await
-        .map_err(|_| Status::deadline_exceeded("the upload stalled; nothing was changed"))??;
+/// The next part. The end of the stream before Finish is an abort, like its failure and the end of a drain.
+async fn next(service: &AgentService, messages: &mut Streaming<v1::WriteRequest>) -> Result<Part, Status> {
+    let message = tokio::select! {
+        message = tokio::time::timeout(STALL_MAX, messages.message()) => message,
+        () = service.cut.cancelled() => {
+            return Err(status(Reason::Draining, "the agent is stopping; nothing was changed"));
+        }
+    };
+    let message =
+        message.map_err(|_| Status::deadline_exceeded("the upload stalled; nothing was changed"))??;
     let message = message
         .ok_or_else(|| Status::cancelled("the upload ended before it was finished; nothing was changed"))?;
     message.part.ok_or_else(|| status(Reason::BadRequest, "a message of an upload is empty"))

@@ -68,6 +68,8 @@ impl Error {
             Errno::XDEV => Error::CrossesFileSystems { path },
             Errno::ACCESS | Errno::PERM | Errno::ROFS => Error::PermissionDenied { path, source },
             Errno::NAMETOOLONG => Error::BadName(PathFault::ComponentTooLong),
+            // A directory renamed into itself, or a name that this file system cannot have.
+            Errno::INVAL => Error::BadName(PathFault::Refused),
             Errno::NOSPC => Error::NoSpace { path, source },
             Errno::DQUOT | Errno::FBIG => Error::QuotaExceeded { path, source },
             _ => Error::DiskFault { path, source },

@@ -1,5 +1,6 @@
 //! `portolan pki init DIR`: an authority and certificates for a cluster's front ends and nodes.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use clap::{Parser, Subcommand};
 use portolan_agent::process::{EXIT_USAGE, chain};
 use portolan_proto::id::NodeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
 
@@ -59,6 +60,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(3_600);
 pub(super) enum Error {
     #[error("{path} is there already and is not overwritten")]
     Taken { path: PathBuf },
+    #[error("{path} is missing beside the other half of the authority")]
+    Half { path: PathBuf },
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot read {path}")]
@@ -69,8 +72,8 @@ pub(super) enum Error {
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let Command::Init(arguments) = &arguments.command;
-    if arguments.nodes.is_empty() && arguments.frontends.is_empty() {
-        eprintln!("portolan pki init: name at least one --node or --frontend");
+    if let Err(message) = check_names(arguments) {
+        eprintln!("portolan pki init: {message}");
         return ExitCode::from(EXIT_USAGE);
     }
     match init(arguments) {
@@ -85,6 +88,20 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Each name gives files of its own, and none of them is the authority's.
+fn check_names(arguments: &Init) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in arguments.nodes.iter().chain(&arguments.frontends) {
+        if name.as_str() == "ca" || name.as_str().ends_with("-key") {
+            return Err(format!("{name} is not allowed: its files would be taken for others"));
+        }
+        if !seen.insert(name) {
+            return Err(format!("{name} is named twice"));
+        }
+    }
+    if seen.is_empty() { Err("name at least one --node or --frontend".to_owned()) } else { Ok(()) }
 }
 
 /// Makes the files; returns the paths written.
@@ -157,7 +174,7 @@ fn valid_for(params: &mut CertificateParams, days: u64) {
 }
 
 /// The authority of the folder, made when it is not there.
-fn authority(folder: &Path, written: &mut Vec<PathBuf>) -> Result<CertifiedIssuer<'static, KeyPair>, Error> {
+fn authority(folder: &Path, written: &mut Vec<PathBuf>) -> Result<Issuer<'static, KeyPair>, Error> {
     let failed = |source| Error::Certificate { name: "the authority".to_owned(), source };
     let (certificate, key) = (folder.join("ca.pem"), folder.join("ca-key.pem"));
     let read = |path: &Path| match std::fs::read_to_string(path) {
@@ -165,26 +182,25 @@ fn authority(folder: &Path, written: &mut Vec<PathBuf>) -> Result<CertifiedIssue
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     };
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Portolan cluster authority");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    valid_for(&mut params, CA_DAYS);
     match (read(&certificate)?, read(&key)?) {
-        // The name and the key are what a signature needs; the certificate in the folder stays as it is.
-        (Some(_), Some(key)) => {
+        (Some(certificate), Some(key)) => {
             let key = KeyPair::from_pem(&key).map_err(failed)?;
-            CertifiedIssuer::self_signed(params, key).map_err(failed)
+            Issuer::from_ca_cert_pem(&certificate, key).map_err(failed)
         }
         (None, None) => {
-            let issuer =
-                CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(failed)?).map_err(failed)?;
-            write(&certificate, &issuer.pem(), 0o644, written)?;
-            write(&key, &issuer.key().serialize_pem(), 0o600, written)?;
-            Ok(issuer)
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "Portolan cluster authority");
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            valid_for(&mut params, CA_DAYS);
+            let signing_key = KeyPair::generate().map_err(failed)?;
+            let signed = params.self_signed(&signing_key).map_err(failed)?;
+            write(&certificate, &signed.pem(), 0o644, written)?;
+            write(&key, &signing_key.serialize_pem(), 0o600, written)?;
+            Ok(Issuer::new(params, signing_key))
         }
-        (Some(_), None) => Err(Error::Taken { path: certificate }),
-        (None, Some(_)) => Err(Error::Taken { path: key }),
+        (Some(_), None) => Err(Error::Half { path: key }),
+        (None, Some(_)) => Err(Error::Half { path: certificate }),
     }
 }
 

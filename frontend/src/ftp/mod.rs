@@ -9,7 +9,10 @@ pub mod passive;
 pub mod reply;
 pub mod transfer;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use portolan_config::checked::frontend::{Engine, Listener, Tls};
 use portolan_proto::id::SessionId;
@@ -78,15 +81,43 @@ impl Service {
 /// A second handle on a control connection, to see whether its client is still there and to close it.
 #[derive(Debug)]
 pub struct ControlConnection {
-    socket: std::os::fd::OwnedFd,
-    transfers: std::sync::atomic::AtomicUsize,
+    socket: OwnedFd,
+    opened: Instant,
+    transfers: AtomicUsize,
+    /// When the last transfer ended, in milliseconds after `opened`.
+    last_transfer_ms: AtomicU64,
+    logged_in: AtomicBool,
+}
+
+/// A client that is gone without a word is noticed after idle + count * interval; meanwhile its session takes
+/// up a place.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_COUNT: u32 = 4;
+
+/// Lets the kernel find out that the other end of a connection is gone. On a listening socket it holds for the
+/// connections accepted from it.
+pub(crate) fn keep_alive(socket: impl AsFd) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+    Ok(sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_COUNT)?)
 }
 
 impl ControlConnection {
+    /// Prepares a new connection and takes a handle on it.
     pub fn new(stream: &TcpStream) -> std::io::Result<Self> {
-        use std::os::fd::AsFd as _;
-        let socket = stream.as_fd().try_clone_to_owned()?;
-        Ok(Self { socket, transfers: std::sync::atomic::AtomicUsize::new(0) })
+        // Nagle's algorithm and delayed acknowledgements cost 40 ms for each reply after a transfer.
+        stream.set_nodelay(true)?;
+        keep_alive(stream)?;
+        Ok(Self {
+            socket: stream.as_fd().try_clone_to_owned()?,
+            opened: Instant::now(),
+            transfers: AtomicUsize::new(0),
+            last_transfer_ms: AtomicU64::new(0),
+            logged_in: AtomicBool::new(false),
+        })
     }
 
     /// True when the client has closed its end or reset the connection, even while unread commands wait.
@@ -102,12 +133,24 @@ impl ControlConnection {
 
     /// Counts a transfer as long as the guard lives.
     pub fn begin_transfer(self: &Arc<Self>) -> TransferUnderWay {
-        self.transfers.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.transfers.fetch_add(1, Ordering::AcqRel);
         TransferUnderWay(Arc::clone(self))
     }
 
-    pub fn is_idle(&self) -> bool {
-        self.transfers.load(std::sync::atomic::Ordering::Acquire) == 0
+    /// True when no transfer is under way, nor has been for `quiet`: the reply to the last one is out.
+    pub fn is_idle_for(&self, quiet: Duration) -> bool {
+        let ended = Duration::from_millis(self.last_transfer_ms.load(Ordering::Acquire));
+        let none = self.transfers.load(Ordering::Acquire) == 0;
+        none && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
+    }
+
+    /// An admin has logged in.
+    pub fn set_logged_in(&self) {
+        self.logged_in.store(true, Ordering::Release);
+    }
+
+    pub fn is_logged_in(&self) -> bool {
+        self.logged_in.load(Ordering::Acquire)
     }
 
     /// Ends the connection: what was written is still delivered.
@@ -126,6 +169,8 @@ pub struct TransferUnderWay(Arc<ControlConnection>);
 
 impl Drop for TransferUnderWay {
     fn drop(&mut self) {
-        self.0.transfers.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+        let now = u64::try_from(self.0.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.last_transfer_ms.store(now.max(1), Ordering::Release);
+        self.0.transfers.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use portolan_config::units::PortRange;
 use tokio::net::TcpSocket;
 
+use super::keep_alive;
+
 #[derive(Debug)]
 pub struct PassivePorts {
     range: PortRange,
@@ -37,6 +39,7 @@ impl PassivePorts {
             socket.set_reuseaddr(true)?;
             // Accepted sockets inherit it: the last records of TLS must not wait for an acknowledgement.
             socket.set_nodelay(true)?;
+            keep_alive(&socket)?;
             match socket.bind(SocketAddr::new(address, port)) {
                 Ok(()) => return Ok(socket),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}

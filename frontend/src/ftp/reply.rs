@@ -29,7 +29,9 @@ impl Action {
         match self {
             Action::List => "nothing was listed",
             Action::Read => "the transfer is not complete",
-            Action::Write | Action::Change => "nothing was changed",
+            // A node that went silent after the last byte may have done it all the same.
+            Action::Write => "the upload is not confirmed",
+            Action::Change => "the change is not confirmed",
             Action::Look => "try again",
         }
     }

@@ -7,15 +7,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use portolan_proto::id::SessionId;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::ftp::{ControlConnection, Service};
@@ -26,6 +26,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const REFUSAL_MAX: Duration = Duration::from_secs(5);
 /// How often a drain looks for sessions that have become idle.
 const DRAIN_STEP: Duration = Duration::from_millis(50);
+/// A session whose transfer has just ended gets this long to be told so.
+const REPLY_GRACE: Duration = Duration::from_millis(500);
 
 /// One listener with its sessions.
 pub struct Gate {
@@ -33,8 +35,9 @@ pub struct Gate {
     address: SocketAddr,
     service: Arc<Service>,
     places: Arc<Semaphore>,
-    sessions: Arc<Mutex<HashMap<SessionId, Arc<ControlConnection>>>>,
-    tasks: TaskTracker,
+    sessions: Sessions,
+    /// Aborted when the gate is dropped: nothing outlives a drain.
+    tasks: JoinSet<()>,
 }
 
 impl Gate {
@@ -46,7 +49,7 @@ impl Gate {
             places: Arc::new(Semaphore::new(service.listener.sessions_max)),
             service: Arc::new(service),
             sessions: Arc::default(),
-            tasks: TaskTracker::new(),
+            tasks: JoinSet::new(),
         })
     }
 
@@ -55,8 +58,9 @@ impl Gate {
     }
 
     /// Lets connections in until `shutdown`, then drains: idle sessions are closed at once, the others when
-    /// their transfer is done. Returns when all are gone; the caller sets the deadline.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// their transfer is done. Returns when all are gone; the caller sets the deadline, and dropping the gate
+    /// then cuts what is left.
+    pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
@@ -66,33 +70,33 @@ impl Gate {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                Some(ended) = self.tasks.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a session did not end in order");
+                    }
+                }
                 () = shutdown.cancelled() => break,
             }
         }
-        drop(self.listener);
-        self.tasks.close();
+        let Self { listener, mut tasks, sessions, .. } = self;
+        drop(listener);
         let close_idle = async {
             loop {
-                for control in self.sessions.lock().unwrap_or_else(PoisonError::into_inner).values() {
-                    if control.is_idle() {
-                        control.close();
-                    }
+                for control in lock(&sessions).values().filter(|control| control.is_idle_for(REPLY_GRACE)) {
+                    control.close();
                 }
                 tokio::time::sleep(DRAIN_STEP).await;
             }
         };
         tokio::select! {
-            () = self.tasks.wait() => {}
+            () = async { while tasks.join_next().await.is_some() {} } => {}
             () = close_idle => {}
         }
     }
 
-    fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
-        let session = SessionId::new();
-        let span = tracing::info_span!("connection", %session, %peer);
-        // Nagle's algorithm and delayed acknowledgements cost 40 ms for each reply after a transfer.
-        let prepared = stream.set_nodelay(true).and_then(|()| ControlConnection::new(&stream));
-        let control = match prepared {
+    fn let_in(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let id = SessionId::new();
+        let control = match ControlConnection::new(&stream) {
             Ok(control) => Arc::new(control),
             Err(error) => {
                 tracing::warn!(%error, %peer, "connection was lost before it began");
@@ -105,16 +109,37 @@ impl Gate {
             self.tasks.spawn(refuse(stream, limit));
             return;
         };
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(session, Arc::clone(&control));
-        let (service, sessions) = (Arc::clone(&self.service), Arc::clone(&self.sessions));
+        lock(&self.sessions).insert(id, Arc::clone(&control));
+        let present = Present { id, sessions: Arc::clone(&self.sessions), _place: place };
+        let service = Arc::clone(&self.service);
         let serve = async move {
-            let _place = place;
+            let _present = present;
             tracing::debug!("session begins");
-            service.serve(stream, session, control).await;
-            sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+            service.serve(stream, id, control).await;
             tracing::debug!("session ends");
         };
-        self.tasks.spawn(serve.instrument(span));
+        self.tasks.spawn(serve.instrument(tracing::info_span!("connection", session = %id, %peer)));
+    }
+}
+
+type Sessions = Arc<Mutex<HashMap<SessionId, Arc<ControlConnection>>>>;
+
+fn lock(sessions: &Sessions) -> MutexGuard<'_, HashMap<SessionId, Arc<ControlConnection>>> {
+    sessions.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session that is in: its place and its entry, given back however it ends.
+struct Present {
+    id: SessionId,
+    sessions: Sessions,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        if let Some(control) = lock(&self.sessions).remove(&self.id) {
+            control.close();
+        }
     }
 }
 

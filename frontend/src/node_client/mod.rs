@@ -157,7 +157,7 @@ impl NodeClient {
         let mut client = self.ready()?;
         let request = v1::ListRequest { caller: Some(caller), path: path.to_vec().into(), sorted };
         let stream = self.call(client.list(request)).await?;
-        Ok(Batches { node: self.name.clone(), stream })
+        Ok(Batches { node: self.name.clone(), stream, whole: false })
     }
 
     /// The content of a file from `offset` to its end.
@@ -231,12 +231,24 @@ fn with_transfer<T>(message: T, transfer: TransferId) -> Request<T> {
 pub struct Batches {
     node: NodeId,
     stream: Streaming<v1::ListResponse>,
+    /// The agent has said that nothing more comes.
+    whole: bool,
 }
 
 impl Batches {
-    /// The next entries; `None` when the listing is whole.
+    /// The next entries; `None` when the listing is whole, which only the agent's own word tells.
     pub async fn next(&mut self) -> Result<Option<Vec<v1::Entry>>> {
-        Ok(next_message(&self.node, &mut self.stream).await?.map(|batch| batch.entries))
+        while !self.whole {
+            let Some(batch) = next_message(&self.node, &mut self.stream).await? else {
+                let node = self.node.clone();
+                return Err(Error::Nonsense { node, what: "a listing that ends without its last message" });
+            };
+            self.whole = batch.last;
+            if !batch.entries.is_empty() {
+                return Ok(Some(batch.entries));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portolan_proto::LIST_BATCH_ENTRIES_MAX;
+use portolan_proto::path::is_container;
 use portolan_proto::v1;
 
-use super::{Entry, Kind, Result};
+use super::{Entry, Kind, Place, Result, VirtualPath};
 use crate::node_client::Batches;
 
 /// The entries of a directory, batch by batch: memory does not grow with their number.
@@ -19,7 +20,15 @@ pub struct Listing {
 enum Source {
     Whole(Option<Vec<Entry>>),
     One(Box<Batches>),
-    Merged(Vec<Part>),
+    Merged(Merge),
+}
+
+/// Sorted parts being joined.
+#[derive(Debug)]
+struct Merge {
+    /// The directory, for the log.
+    path: VirtualPath,
+    parts: Vec<Part>,
 }
 
 /// The rest of one node's part, in byte order of the names.
@@ -39,9 +48,9 @@ impl Listing {
     }
 
     /// The union of sorted parts. A name that several parts have is told once, from the earliest part.
-    pub(super) fn merged(parts: Vec<Batches>) -> Self {
-        let parts = parts.into_iter().map(|batches| Part { batches, ready: VecDeque::new() });
-        Self { source: Source::Merged(parts.collect()) }
+    pub(super) fn merged(path: &VirtualPath, parts: Vec<Batches>) -> Self {
+        let parts = parts.into_iter().map(|batches| Part { batches, ready: VecDeque::new() }).collect();
+        Self { source: Source::Merged(Merge { path: path.clone(), parts }) }
     }
 
     /// The next entries; `None` once the listing is complete. After an error it is not.
@@ -51,10 +60,10 @@ impl Listing {
             Source::One(batches) => {
                 Ok(batches.next().await?.map(|batch| batch.into_iter().map(entry).collect()))
             }
-            Source::Merged(parts) => {
+            Source::Merged(merge) => {
                 let mut merged = Vec::new();
                 while merged.len() < LIST_BATCH_ENTRIES_MAX {
-                    match next_merged(parts).await? {
+                    match merge.next().await? {
                         Some(next) => merged.push(entry(next)),
                         None => break,
                     }
@@ -65,34 +74,48 @@ impl Listing {
     }
 }
 
-async fn next_merged(parts: &mut Vec<Part>) -> Result<Option<v1::Entry>> {
-    let mut index = 0;
-    while index < parts.len() {
-        let part = &mut parts[index];
-        if part.ready.is_empty() {
-            match part.batches.next().await? {
-                Some(batch) => part.ready = batch.into(),
-                None => {
-                    parts.remove(index);
-                    continue;
+impl Merge {
+    async fn next(&mut self) -> Result<Option<v1::Entry>> {
+        let mut index = 0;
+        while index < self.parts.len() {
+            let part = &mut self.parts[index];
+            if part.ready.is_empty() {
+                match part.batches.next().await? {
+                    Some(batch) => part.ready = batch.into(),
+                    None => {
+                        self.parts.remove(index);
+                        continue;
+                    }
                 }
             }
-        }
-        // A batch may be empty; then this part is asked again.
-        if !part.ready.is_empty() {
             index += 1;
         }
-    }
-    let heads = parts.iter().enumerate().filter_map(|(index, part)| Some((&part.ready.front()?.name, index)));
-    let Some((name, first)) = heads.min() else { return Ok(None) };
-    let name = name.clone();
-    let next = parts[first].ready.pop_front();
-    for part in &mut parts[first..] {
-        if part.ready.front().is_some_and(|head| head.name == name) {
-            part.ready.pop_front();
+        let heads = self
+            .parts
+            .iter()
+            .enumerate()
+            .filter_map(|(index, part)| Some((&part.ready.front()?.name, index)));
+        let Some((name, first)) = heads.min() else { return Ok(None) };
+        let name = name.clone();
+        let next = self.parts[first].ready.pop_front();
+        for part in &mut self.parts[first + 1..] {
+            if let Some(hidden) = part.ready.pop_front_if(|head| head.name == name) {
+                report_hidden(&self.path, &hidden);
+            }
         }
+        Ok(next)
     }
-    Ok(next)
+}
+
+/// Two nodes have the same name, and only the first one's is shown. That is as it should be for the containers
+/// of a domain and for its own files, which come from the home node; anything else is data that no backup sees.
+fn report_hidden(path: &VirtualPath, entry: &v1::Entry) {
+    let own_level = matches!(path.place(), Place::Domain { .. });
+    if own_level && (is_container(&entry.name) || entry.kind() == v1::EntryKind::File) {
+        return;
+    }
+    let name = portolan_proto::path::display(&entry.name);
+    tracing::warn!(%path, name, "a name lies on two nodes; only the first one's is shown");
 }
 
 /// An entry of the wire.

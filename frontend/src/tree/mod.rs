@@ -228,7 +228,7 @@ impl Tree {
         if present.is_empty() {
             return Err(Error::NotFound { path: path.to_string() });
         }
-        Ok(Listing::merged(present))
+        Ok(Listing::merged(path, present))
     }
 
     /// The node that alone holds `path`; a level that several hold, or none, is a directory and no file.

@@ -47,6 +47,11 @@ impl Staged {
             refuse_special(target, stat)?;
         }
         let staging = recover::staging(root).map_err(at)?;
+        // The rename would fail, but only after everything was sent.
+        let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(at);
+        if device(&directory)? != device(&staging)? {
+            return Err(Error::CrossesFileSystems { path: target.to_string() });
+        }
         let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = rustix::fs::openat(&staging, &name, flags, Mode::from_raw_mode(0o600)).map_err(at)?;
@@ -183,6 +188,7 @@ mod tests {
     fn the_old_file_survives_every_refused_commit() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::open(folder.path()).unwrap();
+        let _lock = recover::recover(&root).unwrap();
         upload(&root, "domains/a/f", 0, b"old", crc(b"old")).unwrap();
         let file = folder.path().join("domains/a/f");
         let wrong_length = Finish { length: 4, ..crc(b"new") };
@@ -205,6 +211,7 @@ mod tests {
         use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
         let folder = tempfile::tempdir().unwrap();
         let root = Root::open(folder.path()).unwrap();
+        let _lock = recover::recover(&root).unwrap();
         upload(&root, "domains/a/f", 0, b"old", crc(b"old")).unwrap();
         let file = folder.path().join("domains/a/f");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o604)).unwrap();
@@ -221,6 +228,7 @@ mod tests {
     fn a_directory_is_not_replaced_by_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::open(folder.path()).unwrap();
+        let _lock = recover::recover(&root).unwrap();
         std::fs::create_dir_all(folder.path().join("domains/a/d")).unwrap();
         assert!(matches!(upload(&root, "domains/a/d", 0, b"x", crc(b"x")), Err(Error::IsADirectory { .. })));
     }

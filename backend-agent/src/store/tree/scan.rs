@@ -53,6 +53,7 @@ fn scan_domain(
     name: &[u8],
     before: Option<&Arc<DomainHoldings>>,
 ) -> rustix::io::Result<Arc<DomainHoldings>> {
+    // NOENT from here, and only from here, means that the domain is gone.
     let domain = open_directory(domains, name)?;
     let mut stamps = vec![stamp(&rustix::fs::fstat(&domain)?)];
     for container in CONTAINERS {
@@ -72,7 +73,12 @@ fn scan_domain(
             objects.insert(entry);
             continue;
         }
-        let container = open_directory(&domain, &entry)?;
+        let container = match open_directory(&domain, &entry) {
+            Ok(container) => container,
+            // Removed meanwhile; the next scan sees it.
+            Err(Errno::NOENT) => continue,
+            Err(errno) => return Err(errno),
+        };
         for (object, _) in entries(&container)? {
             objects.insert([&entry[..], b"/", &object].concat());
         }
@@ -110,10 +116,11 @@ fn entries(fd: &OwnedFd) -> rustix::io::Result<Vec<(Vec<u8>, bool)>> {
             continue;
         }
         let kind = match entry.file_type() {
-            FileType::Unknown => {
-                let stat = rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                FileType::from_raw_mode(stat.st_mode)
-            }
+            FileType::Unknown => match rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            },
             known => known,
         };
         found.push((name.to_vec(), kind == FileType::Directory));

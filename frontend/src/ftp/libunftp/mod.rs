@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libunftp::ServerBuilder;
 use libunftp::options::{Binder, FtpsRequired, PassiveHost};
@@ -24,6 +25,9 @@ use super::{ControlConnection, Service};
 use accounts::{FtpUser, FtpUsers, PasswordCheck};
 use storage::TreeStorage;
 pub(super) use threads::Threads;
+
+/// From the greeting to the login, TLS included.
+const LOGIN_MAX: Duration = Duration::from_secs(60);
 
 /// The service's greeting (RFC 959 section 5.4, 220).
 const GREETING: &str = "Portolan ready.";
@@ -41,7 +45,10 @@ pub(super) async fn serve(
                 let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
                 server.service(stream).await.map_err(|error| error.to_string())
             });
-            serving.await.unwrap_or_else(|stopped| Err(stopped.to_string()))
+            tokio::select! {
+                served = serving => served.unwrap_or_else(|stopped| Err(stopped.to_string())),
+                () = too_late_to_log_in(&control) => Err(format!("no login within {LOGIN_MAX:?}")),
+            }
         }
         (Err(error), _) => Err(error.to_string()),
         (_, Err(error)) => Err(error.to_string()),
@@ -53,13 +60,22 @@ pub(super) async fn serve(
     control.close();
 }
 
+/// Ends when a session has not logged in by the deadline; otherwise never. The library itself waits for ever
+/// for a TLS handshake.
+async fn too_late_to_log_in(control: &ControlConnection) {
+    tokio::time::sleep(LOGIN_MAX).await;
+    if control.is_logged_in() {
+        std::future::pending::<()>().await;
+    }
+}
+
 fn builder(
     service: &Service,
     session: SessionId,
     control: &Arc<ControlConnection>,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
     let storage = TreeStorage::new(Arc::clone(&service.tree), Arc::clone(control));
-    let check = Arc::new(PasswordCheck::new(Arc::clone(&service.auth), session));
+    let check = Arc::new(PasswordCheck::new(Arc::clone(&service.auth), session, Arc::clone(control)));
     let users = Arc::new(FtpUsers::new(Arc::clone(&service.auth), session));
     let ports = service.listener.passive_ports;
     let mut builder = ServerBuilder::with_user_detail_provider(Box::new(move || storage.clone()), users)

@@ -4,14 +4,15 @@
 //! as a whole; it tells an error by its kind alone, so its fixed texts replace our sentences.
 
 use std::fmt::Debug;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use portolan_proto::CHUNK_BYTES_MAX;
+use portolan_proto::path::PathFault;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use unftp_core::storage::{
     self, ErrorKind, FEATURE_RESTART, Fileinfo, Metadata, Permissions, StorageBackend,
@@ -27,11 +28,49 @@ use crate::tree::{self, Entry, Kind, Tree, VirtualPath};
 pub(super) struct TreeStorage {
     tree: Arc<Tree>,
     control: Arc<ControlConnection>,
+    memory: Arc<Mutex<Memory>>,
+}
+
+/// What a session must remember because the library does not.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The offset of a transfer that failed. The library keeps it, and would begin the next file there.
+    stale_offset: Option<u64>,
+    /// A path whose stat failed although it may exist. APPE takes that for an empty file and would replace
+    /// what is there by what is appended.
+    unknown_size: Option<PathBuf>,
 }
 
 impl TreeStorage {
     pub(super) fn new(tree: Arc<Tree>, control: Arc<ControlConnection>) -> Self {
-        Self { tree, control }
+        Self { tree, control, memory: Arc::default() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a transfer that the library would begin at an offset, or on a size, that nobody gave it. The
+    /// session is closed where a client could not tell what it gets; a new one begins clean.
+    fn check_memory(&self, path: &Path, offset: u64, appends: bool) -> storage::Result<()> {
+        let mut memory = self.memory();
+        if offset > 0 && memory.stale_offset == Some(offset) {
+            self.control.close();
+            return Err(broken_off("the offset may be left over from a transfer that failed"));
+        }
+        memory.stale_offset = None;
+        if appends && offset == 0 && memory.unknown_size.take().is_some_and(|unknown| unknown == path) {
+            let why = "the present size of the file is not known";
+            return Err(storage::Error::new(ErrorKind::TransientFileNotAvailable, why));
+        }
+        Ok(())
+    }
+
+    fn remember<T>(&self, offset: u64, done: storage::Result<T>) -> storage::Result<T> {
+        if done.is_err() && offset > 0 {
+            self.memory().stale_offset = Some(offset);
+        }
+        done
     }
 }
 
@@ -70,8 +109,14 @@ impl Metadata for Entry {
     }
 }
 
+/// The library has put U+FFFD in the place of bytes that are not UTF-8. Two names that differ only there look
+/// the same to us, so neither is touched.
 fn resolve(path: &Path) -> Result<VirtualPath, tree::Error> {
-    Ok(VirtualPath::resolve(&VirtualPath::default(), path.as_os_str().as_bytes())?)
+    let bytes = path.as_os_str().as_bytes();
+    if String::from_utf8_lossy(bytes).contains(char::REPLACEMENT_CHARACTER) {
+        return Err(PathFault::Refused.into());
+    }
+    Ok(VirtualPath::resolve(&VirtualPath::default(), bytes)?)
 }
 
 /// The library's kind that leads to the same reply code.
@@ -99,12 +144,10 @@ fn broken_off(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> stor
     storage::Error::new(ErrorKind::ConnectionClosed, what)
 }
 
-/// A name as it can stand in a line of a listing: line breaks become '?' (the entry is seen, and its download
-/// fails aloud).
-fn in_one_line(name: Vec<u8>) -> PathBuf {
-    let name: Vec<u8> =
-        name.into_iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b'?' } else { byte }).collect();
-    PathBuf::from(std::ffi::OsString::from_vec(name))
+/// A name as the library can write it into a listing: text on one line. What had to be replaced is seen, and
+/// its download fails aloud.
+fn in_one_line(name: &[u8]) -> PathBuf {
+    PathBuf::from(String::from_utf8_lossy(name).replace(['\r', '\n'], "?"))
 }
 
 impl TreeStorage {
@@ -241,7 +284,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
     ) -> storage::Result<Entry> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(path)?).await };
-        stat.await.map_err(|error| refused(user, "STAT", path, error))
+        let stat = stat.await.map_err(|error| refused(user, "STAT", path, error));
+        let absent = |error: &storage::Error| error.kind() == ErrorKind::PermanentFileNotAvailable;
+        let known = stat.as_ref().err().is_none_or(absent);
+        self.memory().unknown_size = (!known).then(|| path.to_owned());
+        stat
     }
 
     async fn list<P: AsRef<Path> + Send + Debug>(
@@ -254,7 +301,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
         let entries = entries.await.map_err(|error| refused(user, "LIST", path, error))?;
         Ok(entries
             .into_iter()
-            .map(|mut entry| Fileinfo { path: in_one_line(std::mem::take(&mut entry.name)), metadata: entry })
+            .map(|entry| Fileinfo { path: in_one_line(&entry.name), metadata: entry })
             .collect())
     }
 
@@ -270,8 +317,13 @@ impl StorageBackend<FtpUser> for TreeStorage {
         P: AsRef<Path> + Send + Debug,
     {
         let _under_way = self.control.begin_transfer();
-        let path = resolve(path.as_ref()).map_err(|error| refused(user, "RETR", path.as_ref(), error))?;
-        self.send(user, &path, start_pos, output).await
+        let path = path.as_ref();
+        self.check_memory(path, start_pos, false)?;
+        let sent = match resolve(path) {
+            Ok(resolved) => self.send(user, &resolved, start_pos, output).await,
+            Err(error) => Err(refused(user, "RETR", path, error)),
+        };
+        self.remember(start_pos, sent)
     }
 
     /// Only SITE MD5 would come here, which needs a feature that is not announced; RETR uses `get_into`.
@@ -292,8 +344,13 @@ impl StorageBackend<FtpUser> for TreeStorage {
         start_pos: u64,
     ) -> storage::Result<u64> {
         let _under_way = self.control.begin_transfer();
-        let path = resolve(path.as_ref()).map_err(|error| refused(user, "STOR", path.as_ref(), error))?;
-        self.receive(user, &path, start_pos, input).await
+        let path = path.as_ref();
+        self.check_memory(path, start_pos, true)?;
+        let received = match resolve(path) {
+            Ok(resolved) => self.receive(user, &resolved, start_pos, input).await,
+            Err(error) => Err(refused(user, "STOR", path, error)),
+        };
+        self.remember(start_pos, received)
     }
 
     async fn del<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
