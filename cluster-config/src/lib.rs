@@ -4,7 +4,7 @@
 //! What it calls: the file system, to read the files that a configuration names.
 //! What it never does: any other I/O, stop at the first fault, or print a secret.
 //!
-//! A file is read in two steps: [`raw`] has the shape of the file and tolerates everything but broken TOML;
+//! A file is read in two steps: `raw` has the shape of the file and tolerates everything but broken TOML;
 //! [`checked`] turns it into structs that cannot be wrong and collects the faults on the way.
 
 pub mod admins;

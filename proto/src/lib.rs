@@ -9,7 +9,7 @@ pub mod id;
 pub mod path;
 
 /// Package `portolan.agent.v1`, as generated from `agent.proto`.
-#[allow(clippy::all, unreachable_pub, missing_docs)]
+#[allow(clippy::all, unreachable_pub, missing_docs, rustdoc::all)]
 pub mod v1 {
     tonic::include_proto!("portolan.agent.v1");
 }
