@@ -125,6 +125,8 @@ impl Agent {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
         if let Some(tls) = tls(&self.config.security) {
             server = server.tls_config(tls).map_err(Error::Serve)?;
+        } else {
+            tracing::warn!("gRPC is in plaintext: whoever reaches the port reads and writes all mail");
         }
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let holdings = Arc::clone(&self.holdings);

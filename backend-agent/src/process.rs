@@ -36,9 +36,9 @@ pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
 /// Starts logging to stderr. `PORTOLAN_LOG` overrides the level, in the syntax of tracing's EnvFilter; a value
 /// that is not valid ends the process with the status for wrong arguments.
 pub fn start_log(log: &Log) {
-    // libunftp logs each refused command as its own warning, but the front end logs the cause once; rustls
+    // libunftp logs what a client breaks off as its own errors, but the front end logs the cause once; rustls
     // warns of every client that connects to an IP address.
-    let quiet = "libunftp=error,rustls=error,h2=warn,hyper=warn";
+    let quiet = "libunftp=off,rustls=error,h2=warn,hyper=warn";
     let wanted = std::env::var("PORTOLAN_LOG").unwrap_or_else(|_| log.level.to_owned());
     let filter = EnvFilter::try_new(format!("{quiet},{wanted}")).unwrap_or_else(|error| {
         eprintln!("PORTOLAN_LOG: {wanted:?} is not valid: {error}; allowed: a level, or TARGET=LEVEL,...");

@@ -36,7 +36,7 @@ pub enum PathFault {
     NotPlain,
     #[error("a name holds a NUL byte or a slash")]
     ForbiddenByte,
-    #[error("the node's file system cannot have this name here")]
+    #[error("the node's file system cannot have this name there")]
     Refused,
 }
 

@@ -153,6 +153,7 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::DiskFault { path: path(), source: source() }, Code::Internal, 451),
         (Error::Damaged { path: path(), what: Damage::Checksum }, Code::DataLoss, 451),
         (Error::Shrunk { path: path() }, Code::DataLoss, 451),
+        (Error::Changing { path: path() }, Code::Unavailable, 450),
     ]
 }
 

@@ -27,6 +27,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::NoSpace { .. } => Reason::NoSpace,
         Error::QuotaExceeded { .. } => Reason::QuotaExceeded,
         Error::DiskFault { .. } => Reason::DiskFault,
+        Error::Changing { .. } => Reason::Busy,
         Error::Damaged { .. } | Error::Shrunk { .. } => Reason::Damaged,
     }
 }
@@ -41,6 +42,7 @@ pub fn of(error: &Error) -> Status {
         | Error::PermissionDenied { .. }
         | Error::Damaged { .. }
         | Error::Shrunk { .. }
+        | Error::Changing { .. }
         | Error::CrossesFileSystems { .. }
         | Error::NotAFile { .. } => tracing::warn!(%error, cause, "call refused"),
         Error::NotFound { .. }

@@ -17,8 +17,8 @@ use crate::store::{self, Committed, Finish, Store, StorePath, Upload};
 /// a blocking thread.
 const GATHERED_BYTES_MAX: usize = 1024 * 1024;
 
-/// How long a front end may send nothing before its upload is given up. Longer than the front end's own
-/// limit for its client, so that this one only catches a front end that is lost.
+/// How long a front end may send nothing before its upload is given up: longer than its own limit for its
+/// client. A front end sends full chunks, so a client below 400 bytes a second is given up here too.
 const STALL_MAX: Duration = Duration::from_secs(660);
 
 /// An upload between two visits to the disk.

@@ -38,6 +38,8 @@ pub enum Error {
     DiskFault { path: String, source: io::Error },
     #[error("{path} was not stored whole: {what}")]
     Damaged { path: String, what: Damage },
+    #[error("{path} changes too fast to be listed whole")]
+    Changing { path: String },
     #[error("{path} became shorter while it was read")]
     Shrunk { path: String },
 }

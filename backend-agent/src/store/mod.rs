@@ -66,7 +66,7 @@ pub struct Committed {
 /// A directory being listed. Each call does a bounded piece of work.
 pub trait Listing: Send {
     /// The next entries, `entries_max` of them at most; empty at the end. An error means that the listing is
-    /// not whole.
+    /// not whole. What is there from the opening to the end is told, under one of its names.
     fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>>;
 }
 

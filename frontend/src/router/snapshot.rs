@@ -173,6 +173,18 @@ impl Snapshot {
         Err(Error::UnknownDomain)
     }
 
+    /// The nodes that may hold a part of a domain. Announcements help to find data, but they lag, so they never
+    /// prove absence: where they decide, every node that is there is asked too.
+    fn nodes_to_ask(&self, domain: &[u8]) -> Result<Vec<NodeIndex>, Error> {
+        let mut nodes = self.domain_nodes(domain)?;
+        if !(self.uses(MapSource::Static) && self.fixed.contains_key(domain)) {
+            let there = (0..self.nodes.len()).map(NodeIndex).filter(|node| self.current[node.0]);
+            let others: Vec<_> = there.filter(|node| !nodes.contains(node)).collect();
+            nodes.extend(others);
+        }
+        Ok(nodes)
+    }
+
     fn announcers(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
         let holders = self.announced.iter().enumerate();
         holders
@@ -187,11 +199,11 @@ impl Snapshot {
             Place::Root | Place::Domains => Ok(Route::Virtual),
             Place::Nowhere => Err(Error::UnknownDomain),
             Place::Domain { domain } | Place::Container { domain } => {
-                let nodes = self.domain_nodes(domain)?;
+                let nodes = self.nodes_to_ask(domain)?;
                 Ok(if let [only] = nodes[..] { Route::Node(only) } else { Route::Union(nodes) })
             }
             Place::Object { domain, object } => {
-                let nodes = self.domain_nodes(domain)?;
+                let nodes = self.nodes_to_ask(domain)?;
                 if let [only] = nodes[..] {
                     return Ok(Route::Node(only));
                 }
@@ -299,7 +311,12 @@ mod tests {
         snapshot.set_away(NodeIndex(0));
         let names: Vec<_> = snapshot.domains().unwrap().into_iter().collect();
         assert_eq!(names, [&b"one"[..], b"three", b"two"]);
-        assert_eq!(route(&snapshot, "/domains/three/users"), Ok(Route::Node(NodeIndex(2))));
+        let all = vec![NodeIndex(2), NodeIndex(1)];
+        assert_eq!(
+            route(&snapshot, "/domains/three/users"),
+            Ok(Route::Union(all)),
+            "all that are there are asked"
+        );
         assert_eq!(route(&snapshot, "/domains/four"), Err(Error::UnknownDomain));
     }
 

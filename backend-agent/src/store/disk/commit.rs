@@ -46,7 +46,7 @@ impl Staged {
         if let Some(stat) = &present {
             refuse_special(target, stat)?;
         }
-        let staging = recover::staging(root).map_err(at)?;
+        let staging = recover::staging(root)?;
         // The rename would fail, but only after everything was sent.
         let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(at);
         if device(&directory)? != device(&staging)? {

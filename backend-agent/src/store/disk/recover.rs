@@ -11,15 +11,15 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::path::Root;
+use crate::store::{Result, StorePath};
 
-/// Name of the agent's folder in the root. It lies beside `domains`, so no path of the tree names it.
-pub const OWN_FOLDER: &str = ".portolan";
-const STAGING: &str = ".portolan/staging";
+/// The agent's folder. It lies beside `domains`, so no path of the tree names it.
+const OWN_FOLDER: &[u8] = b".portolan";
+const STAGING: &[u8] = b".portolan/staging";
 
-/// The staging folder.
-pub fn staging(root: &Root) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::openat(root.as_fd(), STAGING, flags, Mode::empty())
+/// The staging folder, opened beneath the root: who owns the root cannot lead us elsewhere by a link.
+pub fn staging(root: &Root) -> Result<OwnedFd> {
+    root.open_directory(&StorePath::new(STAGING).expect("a constant"))
 }
 
 /// Takes the root for this process, makes the folders and sweeps the staging folder. Returns the lock, which
@@ -28,16 +28,19 @@ pub fn staging(root: &Root) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// `WouldBlock` when another process has the root.
 pub fn recover(root: &Root) -> io::Result<(File, usize)> {
-    for folder in [OWN_FOLDER, STAGING] {
-        match rustix::fs::mkdirat(root.as_fd(), folder, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    let made = |made: std::result::Result<(), Errno>| match made {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    let mode = Mode::from_raw_mode(0o700);
+    made(rustix::fs::mkdirat(root.as_fd(), OWN_FOLDER, mode))?;
+    let own =
+        root.open_directory(&StorePath::new(OWN_FOLDER).expect("a constant")).map_err(io::Error::other)?;
+    made(rustix::fs::mkdirat(&own, "staging", mode))?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let lock = rustix::fs::openat(root.as_fd(), ".portolan/lock", flags, Mode::from_raw_mode(0o600))?;
+    let lock = rustix::fs::openat(&own, "lock", flags, Mode::from_raw_mode(0o600))?;
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    let staging = staging(root)?;
+    let staging = staging(root).map_err(io::Error::other)?;
     let mut swept = 0;
     for entry in rustix::fs::Dir::read_from(&staging)? {
         let entry = entry?;
@@ -67,5 +70,17 @@ mod tests {
         drop(lock);
         assert_eq!(recover(&root).unwrap().1, 1);
         assert!(!stale.try_exists().unwrap());
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_own_folder_sweeps_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let victim = tempfile::tempdir().unwrap();
+        std::fs::create_dir(victim.path().join("staging")).unwrap();
+        std::fs::write(victim.path().join("staging/file"), "x").unwrap();
+        std::os::unix::fs::symlink(victim.path(), folder.path().join(".portolan")).unwrap();
+        recover(&Root::open(folder.path()).unwrap()).unwrap_err();
+        assert!(victim.path().join("staging/file").is_file());
+        assert!(!victim.path().join("lock").try_exists().unwrap());
     }
 }

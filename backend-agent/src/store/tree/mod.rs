@@ -4,20 +4,22 @@
 //! What it calls: `store::disk`.
 //! What it never does: interpret what a file holds.
 
+mod listing;
 mod scan;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, OFlags, RenameFlags};
 
 use super::disk::cache::{self, Found};
 use super::disk::commit::{Staged, set_modified};
-use super::disk::path::{Root, entry, modified_ns, root_is_fixed};
+use super::disk::path::{Root, modified_ns, root_is_fixed};
 use super::disk::recover;
 use super::{Content, Entry, Error, Holdings, Listing, Result, Store, StorePath, Upload, Usage};
+use listing::TreeListing;
 
 #[derive(Debug)]
 pub struct TreeStore {
@@ -77,18 +79,7 @@ impl Store for TreeStore {
     }
 
     fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>> {
-        let fd = self.root.open_directory(path)?;
-        let dir = Dir::read_from(&fd).map_err(|errno| Error::from_errno(path, errno))?;
-        let mut listing = TreeListing { path: path.clone(), dir, sorted: None };
-        if sorted {
-            let mut names = Vec::new();
-            while let Some(name) = listing.next_name()? {
-                names.push(name);
-            }
-            names.sort_unstable();
-            listing.sorted = Some(names.into());
-        }
-        Ok(Box::new(listing))
+        Ok(Box::new(TreeListing::open(&self.root, path, sorted)?))
     }
 
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
@@ -141,51 +132,6 @@ impl Store for TreeStore {
         let fd = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         set_modified(&fd, modified_ns).map_err(at)?;
         rustix::fs::fsync(&fd).map_err(at)
-    }
-}
-
-struct TreeListing {
-    path: StorePath,
-    dir: Dir,
-    /// All names in byte order, where that was asked for.
-    sorted: Option<VecDeque<Vec<u8>>>,
-}
-
-impl TreeListing {
-    fn next_name(&mut self) -> Result<Option<Vec<u8>>> {
-        loop {
-            let Some(entry) = self.dir.next() else { return Ok(None) };
-            let entry = entry.map_err(|errno| Error::from_errno(&self.path, errno))?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                return Ok(Some(name.to_vec()));
-            }
-        }
-    }
-}
-
-impl Listing for TreeListing {
-    fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        let mut name_bytes = 0;
-        while entries.len() < entries_max && name_bytes < portolan_proto::LIST_BATCH_NAME_BYTES_MAX {
-            let name = match &mut self.sorted {
-                Some(names) => names.pop_front(),
-                None => self.next_name()?,
-            };
-            let Some(name) = name else { break };
-            let fd = self.dir.fd().map_err(|errno| Error::from_errno(&self.path, errno))?;
-            match rustix::fs::statat(fd, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => {
-                    name_bytes += name.len();
-                    entries.push(entry(name, &stat));
-                }
-                // Removed since the directory was read: it is truly no longer there.
-                Err(rustix::io::Errno::NOENT) => {}
-                Err(errno) => return Err(Error::from_errno(&self.path, errno)),
-            }
-        }
-        Ok(entries)
     }
 }
 
