@@ -14,7 +14,7 @@ pub(super) const SPREAD_DOMAIN: &str = "gamma.example";
 pub(super) const LOST_USER: &str = "user-26";
 pub(super) const LOST_USER_NODE: &str = "mail-3";
 
-/// Domain, home node, users with their node.
+/// Users in the whole cluster; [`home`] says where.
 const USERS: u32 = 30;
 /// Mail sizes are log-normal: half are below 8 KiB, one in ten is above 43 KiB.
 const MEDIAN_BYTES: f64 = 8.0 * 1024.0;

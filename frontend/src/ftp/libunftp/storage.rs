@@ -55,12 +55,15 @@ impl TreeStorage {
     fn check_memory(&self, path: &Path, offset: u64, appends: bool) -> storage::Result<()> {
         let mut memory = self.memory();
         if offset > 0 && memory.stale_offset == Some(offset) {
+            let why = "the offset may be left over from a transfer that failed";
+            tracing::warn!(path = %path.display(), offset, why, "transfer refused and session closed");
             self.control.close();
-            return Err(broken_off("the offset may be left over from a transfer that failed"));
+            return Err(broken_off(why));
         }
         memory.stale_offset = None;
         if appends && offset == 0 && memory.unknown_size.take().is_some_and(|unknown| unknown == path) {
             let why = "the present size of the file is not known";
+            tracing::warn!(path = %path.display(), why, "upload refused");
             return Err(storage::Error::new(ErrorKind::TransientFileNotAvailable, why));
         }
         Ok(())
