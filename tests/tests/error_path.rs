@@ -11,7 +11,7 @@ use portolan_agent::service::status;
 use portolan_agent::store::error::Damage;
 use portolan_agent::store::tree::TreeStore;
 use portolan_agent::store::{
-    Content, Entry, Error, Holdings, Listing, Result, Store, StorePath, Upload, Usage,
+    Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
 };
 use portolan_frontend::Frontend;
 use portolan_proto::path::PathFault;
@@ -63,9 +63,9 @@ impl Store for FaultStore {
         let content = self.tree.read(path)?;
         Ok(Box::new(FaultContent { content, fault: self.next().err() }))
     }
-    fn write(&self, path: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Box<dyn Upload>> {
+    fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>> {
         self.next()?;
-        self.tree.write(path, offset, modified_ns)
+        self.tree.write(path, begin)
     }
     fn make_directory(&self, path: &StorePath) -> Result<()> {
         self.next()?;
@@ -86,6 +86,10 @@ impl Store for FaultStore {
     fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()> {
         self.next()?;
         self.tree.set_times(path, modified_ns)
+    }
+    fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()> {
+        self.next()?;
+        self.tree.set_mode(path, permissions)
     }
 }
 

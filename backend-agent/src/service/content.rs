@@ -125,6 +125,9 @@ pub(super) async fn digest(
         }
         DigestAlgorithm::Sha256 => hash::<sha2::Sha256>,
         DigestAlgorithm::Sha512 => hash::<sha2::Sha512>,
+        DigestAlgorithm::Sha1 => hash::<sha1::Sha1>,
+        DigestAlgorithm::Md5 => hash::<md5::Md5>,
+        DigestAlgorithm::Crc32 => crc32,
     };
     let (offset, length) = (request.offset, request.length);
     let _turn = service.digests.acquire().await.expect("the semaphore is never closed");
@@ -148,4 +151,12 @@ fn hash<D: sha2::Digest>(range: &mut Range) -> store::Result<Bytes> {
         digest.update(&chunk);
     }
     Ok(Bytes::copy_from_slice(&digest.finalize()))
+}
+
+fn crc32(range: &mut Range) -> store::Result<Bytes> {
+    let mut sum = crc32fast::Hasher::new();
+    while let Some(chunk) = range.next()? {
+        sum.update(&chunk);
+    }
+    Ok(Bytes::copy_from_slice(&sum.finalize().to_be_bytes()))
 }

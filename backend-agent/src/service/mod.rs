@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::holdings::HoldingsWatch;
-use crate::store::{self, Entry, Holdings, Kind, Store, StorePath};
+use crate::store::{self, Entry, Holdings, Kind, Permissions, Store, StorePath};
 use caller::{Need, authorize};
 
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
@@ -122,6 +122,8 @@ fn wire_entry(entry: Entry) -> v1::Entry {
         size: entry.size,
         modified_ns: entry.modified_ns,
         unix_mode: entry.unix_mode,
+        device: entry.device,
+        inode: entry.inode,
     }
 }
 
@@ -288,6 +290,19 @@ impl Agent for AgentService {
         let modified_ns = request.modified_ns;
         self.on_store(move |store| store.set_times(&path, modified_ns)).await?;
         Ok(Response::new(v1::SetTimesResponse {}))
+    }
+
+    async fn set_mode(
+        &self,
+        request: Request<v1::SetModeRequest>,
+    ) -> Result<Response<v1::SetModeResponse>, Status> {
+        let request = request.into_inner();
+        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let permissions = Permissions::new(request.unix_mode).ok_or_else(|| {
+            portolan_proto::failure::status(Reason::BadRequest, "permission bits are 0777 at most")
+        })?;
+        self.on_store(move |store| store.set_mode(&path, permissions)).await?;
+        Ok(Response::new(v1::SetModeResponse {}))
     }
 
     async fn digest(

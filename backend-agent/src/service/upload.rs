@@ -11,7 +11,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::caller::{Need, authorize};
 use super::{AgentService, blocking};
-use crate::store::{self, Committed, Finish, Store, StorePath, Upload};
+use crate::store::{self, Begin, Committed, Finish, Store, StorePath, Upload};
 
 /// Content gathered before it goes to the disk: a small mail is begun, written and committed in one visit to
 /// a blocking thread.
@@ -24,8 +24,7 @@ const STALL_MAX: Duration = Duration::from_secs(660);
 /// An upload between two visits to the disk.
 struct Incoming {
     path: StorePath,
-    offset: u64,
-    modified_ns: Option<i64>,
+    begin: Begin,
     upload: Option<Box<dyn Upload>>,
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
@@ -36,7 +35,7 @@ impl Incoming {
     fn flush(&mut self, store: &dyn Store) -> store::Result<&mut Box<dyn Upload>> {
         let upload = match self.upload.take() {
             Some(upload) => upload,
-            None => store.write(&self.path, self.offset, self.modified_ns)?,
+            None => store.write(&self.path, self.begin)?,
         };
         let upload = self.upload.insert(upload);
         for chunk in self.gathered.drain(..) {
@@ -61,11 +60,18 @@ pub(super) async fn write(
     let Part::Begin(begin) = next(service, &mut messages).await? else {
         return bad("an upload begins with Begin");
     };
-    let WriteBegin { caller, path, offset, modified_ns } = begin;
+    let WriteBegin { caller, path, offset, modified_ns, exclusive } = begin;
+    if exclusive && offset > 0 {
+        return bad("an exclusive upload begins at offset 0");
+    }
     let path = authorize(caller.as_ref(), &path, Need::Change)?;
     let touched = path.clone();
-    let mut incoming =
-        Incoming { path, offset, modified_ns, upload: None, gathered: Vec::new(), gathered_bytes: 0 };
+    let begin = Begin { offset, modified_ns, exclusive };
+    let mut incoming = Incoming { path, begin, upload: None, gathered: Vec::new(), gathered_bytes: 0 };
+    if exclusive {
+        // Whoever asks for a free name wants to know before the content is sent.
+        incoming = flushed(service, incoming).await?;
+    }
     let finish = loop {
         match next(service, &mut messages).await? {
             Part::Begin(_) => return bad("an upload has one Begin"),
@@ -76,12 +82,7 @@ pub(super) async fn write(
                 incoming.gathered_bytes += chunk.len();
                 incoming.gathered.push(chunk);
                 if incoming.gathered_bytes >= GATHERED_BYTES_MAX {
-                    let store = Arc::clone(&service.store);
-                    incoming = blocking(move || {
-                        incoming.flush(&*store)?;
-                        Ok(incoming)
-                    })
-                    .await?;
+                    incoming = flushed(service, incoming).await?;
                 }
             }
             Part::Finish(finish) => break Finish { length: finish.length, crc32c: finish.crc32c },
@@ -89,7 +90,17 @@ pub(super) async fn write(
     };
     let committed = service.on_store(move |store| incoming.commit(store, finish)).await?;
     service.holdings.touched(&touched);
-    Ok(Response::new(v1::WriteResponse { size: committed.size, modified_ns: committed.modified_ns }))
+    let Committed { size, modified_ns, crc32 } = committed;
+    Ok(Response::new(v1::WriteResponse { size, modified_ns, crc32 }))
+}
+
+async fn flushed(service: &AgentService, mut incoming: Incoming) -> Result<Incoming, Status> {
+    let store = Arc::clone(&service.store);
+    blocking(move || {
+        incoming.flush(&*store)?;
+        Ok(incoming)
+    })
+    .await
 }
 
 /// The next part. The end of the stream before Finish is an abort, like its failure and the end of a drain.

@@ -38,6 +38,9 @@ pub struct Entry {
     pub modified_ns: i64,
     /// Permission bits, 07777.
     pub unix_mode: u32,
+    /// The file system and the inode: equal for two names of one file.
+    pub device: u64,
+    pub inode: u64,
 }
 
 /// Room on the store's file system, in bytes.
@@ -45,6 +48,32 @@ pub struct Entry {
 pub struct Usage {
     pub bytes_total: u64,
     pub bytes_free: u64,
+}
+
+/// How an upload begins.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begin {
+    /// The new content is the first `offset` bytes of the present file, then what is written.
+    pub offset: u64,
+    /// Nanoseconds since 1970; `None`: now.
+    pub modified_ns: Option<i64>,
+    /// The name must be free when the upload begins and when it is committed.
+    pub exclusive: bool,
+}
+
+/// Permission bits that anybody may set: none that lend a program another user's rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permissions(u32);
+
+impl Permissions {
+    /// `None` for what goes past 0777.
+    pub fn new(bits: u32) -> Option<Self> {
+        (bits <= 0o777).then_some(Self(bits))
+    }
+
+    pub fn bits(self) -> u32 {
+        self.0
+    }
 }
 
 /// What the sender says it sent, checked before a commit.
@@ -61,6 +90,8 @@ pub struct Finish {
 pub struct Committed {
     pub size: u64,
     pub modified_ns: i64,
+    /// CRC-32 (IEEE) of the whole content.
+    pub crc32: u32,
 }
 
 /// A directory being listed. Each call does a bounded piece of work.
@@ -101,11 +132,12 @@ pub trait Store: Send + Sync + 'static {
     fn stat(&self, path: &StorePath) -> Result<Entry>;
     fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>>;
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>>;
-    /// Begins a file whose first `offset` bytes are those of the present one.
-    fn write(&self, path: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Box<dyn Upload>>;
+    fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>>;
     fn make_directory(&self, path: &StorePath) -> Result<()>;
     fn remove(&self, path: &StorePath) -> Result<()>;
     fn remove_directory(&self, path: &StorePath) -> Result<()>;
     fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()>;
     fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()>;
+    /// Of a file or directory.
+    fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()>;
 }

@@ -185,7 +185,8 @@ impl NodeClient {
         transfer: TransferId,
     ) -> Result<Upload> {
         let client = self.ready()?;
-        let begin = v1::WriteBegin { caller: Some(caller), path: path.to_vec().into(), offset, modified_ns };
+        let path = path.to_vec().into();
+        let begin = v1::WriteBegin { caller: Some(caller), path, offset, modified_ns, exclusive: false };
         Ok(Upload::begin(self.name.clone(), client, begin, transfer))
     }
 

@@ -88,7 +88,7 @@ impl Upload {
         drop(sender);
         match tokio::time::timeout(COMMIT_MAX, answer).await {
             Ok(Ok(response)) => {
-                let WriteResponse { size, modified_ns } = response.into_inner();
+                let WriteResponse { size, modified_ns, crc32: _ } = response.into_inner();
                 Ok(Committed { size, modified_ns })
             }
             Ok(Err(status)) => Err(Error::from_status(&node, status)),

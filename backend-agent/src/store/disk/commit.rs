@@ -8,15 +8,18 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
 
 use super::path::{Owner, Root, modified_ns};
 use super::{cache, recover};
 use crate::store::error::Damage;
-use crate::store::{Committed, Error, Finish, Result, StorePath, Upload};
+use crate::store::{Begin, Committed, Error, Finish, Result, StorePath, Upload};
 
 /// Permission bits of a file that did not exist before.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o660);
+
+/// Bytes of a prefix that are read back at once for its checksum.
+const PREFIX_CHUNK_BYTES: usize = 256 * 1024;
 
 /// A file being written in the staging folder.
 #[derive(Debug)]
@@ -27,14 +30,18 @@ pub struct Staged {
     name: String,
     file: File,
     received: u64,
+    /// Of what was received.
     crc32c: u32,
+    /// Of the whole content.
+    crc32: crc32fast::Hasher,
     modified_ns: Option<i64>,
+    exclusive: bool,
     renamed: bool,
 }
 
 impl Staged {
     /// Begins a new content of `target`: its first `offset` bytes are copied from the present file.
-    pub fn begin(root: &Root, target: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Self> {
+    pub fn begin(root: &Root, target: &StorePath, begin: Begin) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let at = |errno| Error::from_errno(target, errno);
         let (directory, last) = root.open_parent_for_create(target)?;
@@ -43,6 +50,9 @@ impl Staged {
             Err(rustix::io::Errno::NOENT) => None,
             Err(errno) => return Err(at(errno)),
         };
+        if begin.exclusive && present.is_some() {
+            return Err(Error::AlreadyExists { path: target.to_string() });
+        }
         if let Some(stat) = &present {
             refuse_special(target, stat)?;
         }
@@ -63,12 +73,14 @@ impl Staged {
             file: File::from(fd),
             received: 0,
             crc32c: 0,
-            modified_ns,
+            crc32: crc32fast::Hasher::new(),
+            modified_ns: begin.modified_ns,
+            exclusive: begin.exclusive,
             renamed: false,
         };
         staged.take_over(present.as_ref())?;
-        if offset > 0 {
-            staged.copy_prefix(root, offset)?;
+        if begin.offset > 0 {
+            staged.copy_prefix(root, begin.offset)?;
         }
         Ok(staged)
     }
@@ -101,7 +113,25 @@ impl Staged {
         // std::io::copy uses copy_file_range here: shared extents where the file system can.
         let copied = std::io::copy(&mut std::io::Read::take(&present, offset), &mut self.file)
             .map_err(|error| Error::from_io(&self.target, error))?;
-        if copied < offset { Err(short(copied)) } else { Ok(()) }
+        if copied < offset { Err(short(copied)) } else { self.sum_prefix(offset) }
+    }
+
+    /// Takes the prefix into the checksum of the whole, as it stands in the new file.
+    fn sum_prefix(&mut self, length: u64) -> Result<()> {
+        let mut buffer = vec![0; PREFIX_CHUNK_BYTES];
+        let mut at = 0;
+        while at < length {
+            let wanted =
+                usize::try_from(length - at).map_or(PREFIX_CHUNK_BYTES, |rest| rest.min(PREFIX_CHUNK_BYTES));
+            let count = cache::read(&self.file, &mut buffer[..wanted], at).and_then(|count| match count {
+                0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                count => Ok(count),
+            });
+            let count = count.map_err(|error| Error::from_io(&self.target, error))?;
+            self.crc32.update(&buffer[..count]);
+            at += count as u64;
+        }
+        Ok(())
     }
 }
 
@@ -110,6 +140,7 @@ impl Upload for Staged {
         self.file.write_all(chunk).map_err(|error| Error::from_io(&self.target, error))?;
         self.received += chunk.len() as u64;
         self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
+        self.crc32.update(chunk);
         Ok(())
     }
 
@@ -128,11 +159,16 @@ impl Upload for Staged {
         rustix::fs::fsync(&self.file).map_err(at)?;
         let stat = rustix::fs::fstat(&self.file).map_err(at)?;
         let (_, last) = self.target.split_last().expect("the root is refused by open_parent");
-        rustix::fs::renameat(&self.staging, &self.name, &self.directory, last).map_err(at)?;
+        let flags = if self.exclusive { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        rustix::fs::renameat_with(&self.staging, &self.name, &self.directory, last, flags).map_err(at)?;
         self.renamed = true;
         rustix::fs::fsync(&self.directory).map_err(at)?;
         cache::drop_pages(&self.file);
-        Ok(Committed { size: u64::try_from(stat.st_size).unwrap_or(0), modified_ns: modified_ns(&stat) })
+        Ok(Committed {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified_ns: modified_ns(&stat),
+            crc32: self.crc32.clone().finalize(),
+        })
     }
 }
 
@@ -175,7 +211,8 @@ mod tests {
 
     fn upload(root: &Root, target: &str, offset: u64, content: &[u8], finish: Finish) -> Result<Committed> {
         let target = StorePath::new(target.as_bytes()).unwrap();
-        let mut staged = Box::new(Staged::begin(root, &target, offset, Some(1_500_000_000))?);
+        let begin = Begin { offset, modified_ns: Some(1_500_000_000), exclusive: false };
+        let mut staged = Box::new(Staged::begin(root, &target, begin)?);
         staged.write(content)?;
         staged.commit(finish)
     }
@@ -196,7 +233,8 @@ mod tests {
         for finish in [wrong_length, wrong_checksum] {
             assert!(matches!(upload(&root, "domains/a/f", 0, b"new", finish), Err(Error::Damaged { .. })));
         }
-        let dropped = Staged::begin(&root, &StorePath::new(b"domains/a/f").unwrap(), 0, None).unwrap();
+        let target = StorePath::new(b"domains/a/f").unwrap();
+        let dropped = Staged::begin(&root, &target, Begin::default()).unwrap();
         drop(dropped);
         assert!(matches!(
             upload(&root, "domains/a/f", 4, b"new", crc(b"new")),
@@ -217,11 +255,48 @@ mod tests {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o604)).unwrap();
         let committed = upload(&root, "domains/a/f", 3, b"+new", crc(b"+new")).unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"old+new");
-        assert_eq!(committed.size, 7);
+        assert_eq!((committed.size, committed.crc32), (7, crc32fast::hash(b"old+new")));
         let metadata = std::fs::metadata(&file).unwrap();
         assert_eq!(metadata.mode() & 0o7777, 0o604);
         assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (1, 500_000_000));
         assert!(staging_is_empty(folder.path()));
+    }
+
+    #[test]
+    fn the_checksum_of_the_whole_includes_a_long_prefix() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let _lock = recover::recover(&root).unwrap();
+        let old: Vec<u8> = (0..2 * PREFIX_CHUNK_BYTES + 5).map(|number| (number % 251) as u8).collect();
+        let first = upload(&root, "domains/a/f", 0, &old, crc(&old)).unwrap();
+        assert_eq!(first.crc32, crc32fast::hash(&old));
+        let prefix = old.len() - 3;
+        let second = upload(&root, "domains/a/f", prefix as u64, b"new end", crc(b"new end")).unwrap();
+        let whole = [&old[..prefix], b"new end"].concat();
+        assert_eq!(std::fs::read(folder.path().join("domains/a/f")).unwrap(), whole);
+        assert_eq!(second.crc32, crc32fast::hash(&whole));
+    }
+
+    #[test]
+    fn an_exclusive_upload_replaces_nothing_at_its_beginning_and_at_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let _lock = recover::recover(&root).unwrap();
+        let target = StorePath::new(b"domains/a/f").unwrap();
+        let exclusive = Begin { exclusive: true, ..Begin::default() };
+        let begin = || Staged::begin(&root, &target, exclusive).map(Box::new);
+        let mut late = begin().unwrap();
+        late.write(b"late").unwrap();
+        let mut first = begin().unwrap();
+        first.write(b"first").unwrap();
+        first.commit(crc(b"first")).unwrap();
+        assert!(matches!(begin(), Err(Error::AlreadyExists { .. })));
+        assert!(matches!(late.commit(crc(b"late")), Err(Error::AlreadyExists { .. })));
+        assert_eq!(std::fs::read(folder.path().join("domains/a/f")).unwrap(), b"first");
+        assert!(staging_is_empty(folder.path()));
+        std::fs::create_dir(folder.path().join("domains/a/d")).unwrap();
+        let folder_there = Staged::begin(&root, &StorePath::new(b"domains/a/d").unwrap(), exclusive);
+        assert!(matches!(folder_there, Err(Error::AlreadyExists { .. })));
     }
 
     #[test]

@@ -186,6 +186,8 @@ pub fn entry(name: Vec<u8>, stat: &Stat) -> Entry {
         size: if kind == Kind::File { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 },
         modified_ns: modified_ns(stat),
         unix_mode: stat.st_mode & 0o7777,
+        device: stat.st_dev,
+        inode: stat.st_ino,
     }
 }
 
@@ -253,6 +255,19 @@ mod tests {
         ));
         assert_eq!(root.stat(&path("link")).unwrap().kind, Kind::Other);
         assert!(root.open_file(&path("inside/file")).is_ok());
+    }
+
+    #[test]
+    fn two_names_of_one_file_are_told_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["one", "other"] {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        std::fs::hard_link(folder.path().join("one"), folder.path().join("two")).unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let file = |name| root.stat(&path(name)).map(|entry| (entry.device, entry.inode)).unwrap();
+        assert_eq!(file("one"), file("two"));
+        assert_ne!(file("one"), file("other"));
     }
 
     #[test]

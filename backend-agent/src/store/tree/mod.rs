@@ -12,13 +12,15 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 
 use super::disk::cache::{self, Found};
 use super::disk::commit::{Staged, set_modified};
 use super::disk::path::{Root, modified_ns, root_is_fixed};
 use super::disk::recover;
-use super::{Content, Entry, Error, Holdings, Listing, Result, Store, StorePath, Upload, Usage};
+use super::{
+    Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
+};
 use listing::TreeListing;
 
 #[derive(Debug)]
@@ -93,8 +95,8 @@ impl Store for TreeStore {
         }))
     }
 
-    fn write(&self, path: &StorePath, offset: u64, modified_ns: Option<i64>) -> Result<Box<dyn Upload>> {
-        Ok(Box::new(Staged::begin(&self.root, path, offset, modified_ns)?))
+    fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(Staged::begin(&self.root, path, begin)?))
     }
 
     fn make_directory(&self, path: &StorePath) -> Result<()> {
@@ -131,6 +133,21 @@ impl Store for TreeStore {
         let at = |errno| Error::from_errno(path, errno);
         let fd = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         set_modified(&fd, modified_ns).map_err(at)?;
+        rustix::fs::fsync(&fd).map_err(at)
+    }
+
+    fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()> {
+        if path.split_last().is_none() {
+            return Err(root_is_fixed(path));
+        }
+        let at = |errno| Error::from_errno(path, errno);
+        let fd = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let stat = rustix::fs::fstat(&fd).map_err(at)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::Directory => {}
+            _ => return Err(Error::NotAFile { path: path.to_string() }),
+        }
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(permissions.bits())).map_err(at)?;
         rustix::fs::fsync(&fd).map_err(at)
     }
 }
@@ -174,5 +191,57 @@ impl Drop for TreeContent {
         if self.found == Some(Found::Cold) {
             cache::drop_pages(&self.file);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn permissions_are_set_on_files_and_directories_and_through_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TreeStore::open(folder.path(), Duration::from_secs(3_600)).unwrap();
+        let domain = folder.path().join("domains/a");
+        std::fs::create_dir_all(domain.join("folder")).unwrap();
+        std::fs::write(domain.join("file"), "x").unwrap();
+        std::fs::set_permissions(domain.join("file"), std::fs::Permissions::from_mode(0o4711)).unwrap();
+        std::os::unix::fs::symlink("file", domain.join("link")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            domain.join("pipe"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let set = |name: &str, bits| {
+            let path = StorePath::new(format!("domains/a/{name}").as_bytes()).unwrap();
+            store.set_mode(&path, Permissions::new(bits).unwrap())
+        };
+        for bad in ["link", "pipe"] {
+            assert!(matches!(set(bad, 0o640), Err(Error::NotAFile { .. })), "{bad}");
+        }
+        assert!(matches!(set("nothing", 0o640), Err(Error::NotFound { .. })));
+        let root = StorePath::new(b"").unwrap();
+        assert!(matches!(
+            store.set_mode(&root, Permissions::new(0).unwrap()),
+            Err(Error::PermissionDenied { .. })
+        ));
+        for (name, bits) in [("file", 0o640), ("folder", 0o750)] {
+            set(name, bits).unwrap();
+            let mode = std::fs::metadata(domain.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, bits, "{name}");
+        }
+    }
+
+    #[test]
+    fn permissions_lend_nobody_the_rights_of_others() {
+        for bad in [0o1000, 0o2755, 0o4755, u32::MAX] {
+            assert_eq!(Permissions::new(bad), None, "{bad:o}");
+        }
+        assert_eq!(Permissions::new(0o777).map(Permissions::bits), Some(0o777));
     }
 }
