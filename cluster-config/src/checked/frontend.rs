@@ -35,6 +35,11 @@ pub struct Listener {
     pub address: SocketAddr,
     pub engine: Engine,
     pub tls: Tls,
+    pub session_reuse: SessionReuse,
+    pub close_notify: CloseNotify,
+    /// Whether PORT and EPRT are served.
+    pub active: bool,
+    pub ascii: Ascii,
     pub passive_ports: PortRange,
     /// The address that PASV names; `None`: the one the client connected to.
     pub passive_address: Option<Ipv4Addr>,
@@ -45,6 +50,9 @@ pub struct Listener {
 /// Which implementation of the FTP protocol serves a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
+    /// Ours.
+    Native,
+    /// The library's.
     Libunftp,
 }
 
@@ -56,6 +64,40 @@ pub enum Tls {
         identity: Identity,
         required: bool,
     },
+    /// TLS from the first byte on; data is protected unless the client says PROT C.
+    Implicit {
+        identity: Identity,
+        /// Refuses data in plaintext; the control connection is always protected.
+        required: bool,
+    },
+}
+
+/// Whether a data connection must resume the TLS session of its control connection, which proves that both
+/// have the same client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionReuse {
+    Off,
+    /// A client that offers to resume a session must offer one of its own.
+    MatchIfOffered,
+    Require,
+}
+
+/// What the end of an upload over TLS without the closing alert (RFC 8446 section 6.1) means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseNotify {
+    /// It was cut off: nothing is stored.
+    Required,
+    /// It is complete, as without TLS.
+    Optional,
+}
+
+/// What TYPE A does to content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ascii {
+    /// Nothing: bytes are never altered.
+    Verbatim,
+    /// Line ends become CR LF on the way out and LF on the way in (RFC 959 section 3.1.1.1).
+    Convert,
 }
 
 /// How connections to the agents are protected.
@@ -148,9 +190,25 @@ fn listener(raw: &raw::Listener, index: usize, checker: &mut Checker) -> Option<
     let key = |name: &str| format!("listeners[{index}].{name}");
     checker.required(&raw.address, &key("address"));
     let address = socket_address(checker, &raw.address, &key("address"));
-    let engine =
-        checker.choice(&raw.engine, &key("engine"), &[("libunftp", Engine::Libunftp)], Engine::Libunftp);
+    let engines = [("native", Engine::Native), ("libunftp", Engine::Libunftp)];
+    let engine = checker.choice(&raw.engine, &key("engine"), &engines, Engine::Native);
     let tls = tls(raw, index, checker, address);
+    let reuses = [
+        ("off", SessionReuse::Off),
+        ("match-if-offered", SessionReuse::MatchIfOffered),
+        ("require", SessionReuse::Require),
+    ];
+    let session_reuse =
+        checker.choice(&raw.session_reuse, &key("session_reuse"), &reuses, SessionReuse::MatchIfOffered);
+    let notifies = [("required", CloseNotify::Required), ("optional", CloseNotify::Optional)];
+    let close_notify =
+        checker.choice(&raw.close_notify, &key("close_notify"), &notifies, CloseNotify::Required);
+    let active = checker.optional(&raw.active, &key("active")).copied().unwrap_or(false);
+    let asciis = [("verbatim", Ascii::Verbatim), ("convert", Ascii::Convert)];
+    let ascii = checker.choice(&raw.ascii, &key("ascii"), &asciis, Ascii::Verbatim);
+    if engine == Engine::Libunftp {
+        only_native(raw, index, checker, tls.as_ref());
+    }
     let passive_ports = checker
         .parse::<PortRange>(&raw.passive_ports, &key("passive_ports"))
         .unwrap_or(PortRange { first: 50_000, last: 50_999 });
@@ -177,6 +235,10 @@ fn listener(raw: &raw::Listener, index: usize, checker: &mut Checker) -> Option<
         address: address?,
         engine,
         tls: tls?,
+        session_reuse,
+        close_notify,
+        active,
+        ascii,
         passive_ports,
         passive_address,
         idle_timeout,
@@ -184,29 +246,62 @@ fn listener(raw: &raw::Listener, index: usize, checker: &mut Checker) -> Option<
     })
 }
 
+/// What the library cannot do must not be asked of it.
+fn only_native(raw: &raw::Listener, index: usize, checker: &mut Checker, tls: Option<&Tls>) {
+    let key = |name: &str| format!("listeners[{index}].{name}");
+    let message = "engine = \"libunftp\" cannot do this; engine = \"native\" can";
+    if let Some(Tls::Implicit { .. }) = tls {
+        checker.fault(span(&raw.tls), &key("tls"), message);
+    }
+    for (text, name) in
+        [(&raw.session_reuse, "session_reuse"), (&raw.close_notify, "close_notify"), (&raw.ascii, "ascii")]
+    {
+        if text.is_some() {
+            checker.fault(span(text), &key(name), message);
+        }
+    }
+    if raw.active.is_some() {
+        checker.fault(span(&raw.active), &key("active"), message);
+    }
+}
+
 fn tls(raw: &raw::Listener, index: usize, checker: &mut Checker, address: Option<SocketAddr>) -> Option<Tls> {
     let key = |name: &str| format!("listeners[{index}].{name}");
     let loopback = address.is_none_or(|address| address.ip().is_loopback());
-    let explicit = checker.choice(&raw.tls, &key("tls"), &[("off", false), ("explicit", true)], true);
+    let modes = [("off", TlsMode::Off), ("explicit", TlsMode::Explicit), ("implicit", TlsMode::Implicit)];
+    let mode = checker.choice(&raw.tls, &key("tls"), &modes, TlsMode::Explicit);
     let identity = checker.identity(&raw.certificate, &raw.key, &format!("listeners[{index}]."));
     let required = checker.optional(&raw.tls_required, &key("tls_required")).copied().unwrap_or(!loopback);
     let insecure = checker.optional(&raw.insecure, &key("insecure")).copied().unwrap_or(false);
-    let protected = explicit && required;
+    let protected = mode != TlsMode::Off && required;
     if !(loopback || insecure || protected) {
-        let message = "not a loopback address, so TLS is required (tls = \"explicit\", tls_required = true); \
-                       insecure = true allows passwords and mail in plaintext";
+        let message = "not a loopback address, so TLS is required (tls = \"explicit\" or \"implicit\", \
+                       tls_required = true); insecure = true allows passwords and mail in plaintext";
         checker.fault(span(&raw.address), &key("address"), message);
     }
-    if !explicit {
+    if mode == TlsMode::Off {
         if required && raw.tls_required.is_some() {
             checker.fault(span(&raw.tls_required), &key("tls_required"), "cannot be true with tls = \"off\"");
         }
         return Some(Tls::Off);
     }
     if raw.certificate.is_none() && raw.key.is_none() {
-        checker.fault(span(&raw.tls), &key("certificate"), "required with tls = \"explicit\" (the default)");
+        let message = "required with tls = \"explicit\" (the default) and \"implicit\"";
+        checker.fault(span(&raw.tls), &key("certificate"), message);
     }
-    Some(Tls::Explicit { identity: identity?, required })
+    let identity = identity?;
+    Some(match mode {
+        TlsMode::Implicit => Tls::Implicit { identity, required },
+        TlsMode::Off | TlsMode::Explicit => Tls::Explicit { identity, required },
+    })
+}
+
+/// The values of the key `tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TlsMode {
+    Off,
+    Explicit,
+    Implicit,
 }
 
 fn admins(raw: &raw::Frontend, checker: &mut Checker) -> Option<AdminsFile> {

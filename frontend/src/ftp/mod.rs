@@ -5,6 +5,7 @@
 //! What it never does: know a node's address, or decide who may connect.
 
 mod libunftp;
+mod native;
 pub mod passive;
 pub mod reply;
 pub mod transfer;
@@ -34,7 +35,10 @@ pub struct Service {
     pub(crate) passive: Arc<PassivePorts>,
     /// `None`: this listener speaks plaintext only.
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
-    threads: libunftp::Threads,
+    /// What the native engine remembers of the TLS sessions of this listener.
+    tls_sessions: Option<Arc<native::TlsService>>,
+    /// `None`: another engine.
+    threads: Option<libunftp::Threads>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,7 @@ impl Service {
     pub fn new(listener: Listener, tree: Arc<Tree>, auth: Arc<Authenticator>) -> Result<Self, Error> {
         let tls = match &listener.tls {
             Tls::Off => None,
-            Tls::Explicit { identity, .. } => {
+            Tls::Explicit { identity, .. } | Tls::Implicit { identity, .. } => {
                 let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
                 let mut config = rustls::ServerConfig::builder_with_provider(provider)
                     .with_safe_default_protocol_versions()?
@@ -61,8 +65,12 @@ impl Service {
             }
         };
         let passive = Arc::new(PassivePorts::new(listener.passive_ports));
-        let threads = libunftp::Threads::start()?;
-        Ok(Self { listener, tree, auth, passive, tls, threads })
+        let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls)));
+        let threads = match listener.engine {
+            Engine::Native => None,
+            Engine::Libunftp => Some(libunftp::Threads::start()?),
+        };
+        Ok(Self { listener, tree, auth, passive, tls, tls_sessions, threads })
     }
 
     /// Serves one control connection until it ends.
@@ -72,8 +80,9 @@ impl Service {
         session: SessionId,
         control: Arc<ControlConnection>,
     ) {
-        match self.listener.engine {
-            Engine::Libunftp => libunftp::serve(&self, stream, session, control).await,
+        match &self.threads {
+            None => native::serve(self, stream, session, control).await,
+            Some(threads) => libunftp::serve(&self, threads, stream, session, control).await,
         }
     }
 }

@@ -2,15 +2,51 @@
 //!
 //! Codes follow RFC 959 section 4.2: 4yz invites the client to try again, 5yz does not.
 
+use std::borrow::Cow;
+
 use portolan_proto::v1::Reason;
 
 use crate::{node_client, tree};
 
-/// A reply to a client: a code and one plain sentence.
+/// A reply to a client (RFC 959 section 4.2): a code and one plain sentence, with lines between where there is
+/// more to say. Bytes, because names are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     pub code: u16,
-    pub text: String,
+    /// The sentence; of a reply of several lines the first.
+    pub text: Cow<'static, [u8]>,
+    /// The lines between the first and the last.
+    pub body: Vec<Vec<u8>>,
+}
+
+impl Reply {
+    pub fn new(code: u16, text: &'static str) -> Self {
+        Self { code, text: Cow::Borrowed(text.as_bytes()), body: Vec::new() }
+    }
+
+    pub fn with(code: u16, text: impl Into<Vec<u8>>) -> Self {
+        Self { code, text: Cow::Owned(text.into()), body: Vec::new() }
+    }
+
+    /// Appends the reply as it goes over the wire. Nothing in it can end a line before its end.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let code = self.code.to_string();
+        if self.body.is_empty() {
+            encode_line(out, &[code.as_bytes(), b" ", &self.text]);
+            return;
+        }
+        encode_line(out, &[code.as_bytes(), b"-", &self.text]);
+        for line in &self.body {
+            encode_line(out, &[b" ", line]);
+        }
+        encode_line(out, &[code.as_bytes(), b" End."]);
+    }
+}
+
+fn encode_line(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    let bytes = parts.iter().copied().flatten();
+    out.extend(bytes.map(|byte| if matches!(byte, b'\r' | b'\n' | 0) { b'?' } else { *byte }));
+    out.extend_from_slice(b"\r\n");
 }
 
 /// What was being done, which decides what the client is told about its outcome.
@@ -49,7 +85,7 @@ pub fn of(error: &tree::Error, action: Action) -> Reply {
         text = first.to_uppercase() + &text[1..];
     }
     text.push('.');
-    Reply { code, text }
+    Reply::with(code, text)
 }
 
 /// The code of a failure. Total: a new failure does not compile without a place here.
@@ -107,8 +143,18 @@ mod tests {
         let node = "mail-2".parse().unwrap();
         let away = tree::Error::Node(node_client::Error::Away { node, source: None });
         let reply = of(&away, Action::List);
-        assert_eq!((reply.code, &*reply.text), (450, "Node mail-2 does not answer; nothing was listed."));
+        let expected = &b"Node mail-2 does not answer; nothing was listed."[..];
+        assert_eq!((reply.code, &*reply.text), (450, expected));
         let missing = tree::Error::NotFound { path: "/domains/x".into() };
-        assert_eq!(of(&missing, Action::Look).text, "/domains/x does not exist.");
+        assert_eq!(&*of(&missing, Action::Look).text, b"/domains/x does not exist.");
+    }
+
+    #[test]
+    fn no_text_ends_a_reply_before_its_end() {
+        let mut out = Vec::new();
+        Reply::with(550, "a\r\n226 b\0").encode(&mut out);
+        let body = vec![b"226 done\n226 x".to_vec()];
+        Reply { body, ..Reply::new(250, "Begin") }.encode(&mut out);
+        assert_eq!(out, b"550 a??226 b?\r\n250-Begin\r\n 226 done?226 x\r\n250 End.\r\n");
     }
 }

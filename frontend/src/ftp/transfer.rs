@@ -1,5 +1,6 @@
 //! One info line for each transfer that ends, and the cause of each failure, once.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use portolan_proto::id::TransferId;
@@ -11,50 +12,85 @@ use crate::tree::{self, VirtualPath};
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
 pub const STALL_MAX: Duration = Duration::from_secs(300);
 
-/// A transfer being told to the log.
+/// A transfer under way: how far it is, and how its end is told to the log.
 #[derive(Debug)]
 pub struct Transfer {
     pub id: TransferId,
-    verb: &'static str,
-    path: String,
+    /// The FTP command.
+    pub verb: &'static str,
+    pub path: VirtualPath,
     admin: String,
     session: String,
     started: Instant,
+    bytes: AtomicU64,
+    /// All was received and the node has been told to keep it: nothing can call it back.
+    committing: AtomicBool,
 }
 
 impl Transfer {
-    /// `verb` is the FTP command.
     pub fn begin(login: &Login, verb: &'static str, path: &VirtualPath) -> Self {
         Self {
             id: TransferId::new(),
             verb,
-            path: path.to_string(),
+            path: path.clone(),
             admin: login.admin.name.clone(),
             session: login.session.to_string(),
             started: Instant::now(),
+            bytes: AtomicU64::new(0),
+            committing: AtomicBool::new(false),
         }
     }
 
+    /// Counts content that has moved.
+    pub fn moved(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Content that has moved so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub fn set_committing(&self) {
+        self.committing.store(true, Ordering::Release);
+    }
+
+    pub fn is_committing(&self) -> bool {
+        self.committing.load(Ordering::Acquire)
+    }
+
     /// The transfer is complete.
-    pub fn complete(&self, bytes: u64) {
-        let ms = self.started.elapsed().as_millis();
+    pub fn complete(&self) {
+        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
-        tracing::info!(transfer = %id, verb, path, admin, session, bytes, ms, "transfer complete");
+        tracing::info!(transfer = %id, verb, %path, admin, session, bytes, ms, "transfer complete");
+    }
+
+    /// A listing is complete: of a backup there are as many as directories, so only those who look for them
+    /// are told.
+    pub fn listed(&self) {
+        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
+        let Self { id, verb, path, admin, session, .. } = self;
+        tracing::debug!(transfer = %id, verb, %path, admin, session, bytes, ms, "listing complete");
     }
 
     /// The client broke it off, or its data connection broke.
-    pub fn broken_off(&self, bytes: u64, why: &dyn std::fmt::Display) {
-        let ms = self.started.elapsed().as_millis();
+    pub fn broken_off(&self, why: &dyn std::fmt::Display) {
+        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
-        tracing::warn!(transfer = %id, verb, path, admin, session, bytes, ms, %why, "transfer broken off");
+        tracing::warn!(transfer = %id, verb, %path, admin, session, bytes, ms, %why, "transfer broken off");
     }
 
     /// The tree failed.
-    pub fn failed(&self, bytes: u64, error: &tree::Error) {
-        let ms = self.started.elapsed().as_millis();
+    pub fn failed(&self, error: &tree::Error) {
+        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
         let (code, error) = (reply::code(error), portolan_agent::process::chain(error));
-        tracing::warn!(transfer = %id, verb, path, admin, session, bytes, ms, code, error, "transfer failed");
+        tracing::warn!(transfer = %id, verb, %path, admin, session, bytes, ms, code, error, "transfer failed");
     }
 }
 

@@ -24,18 +24,25 @@ impl Content {
         node: NodeId,
         mut stream: Streaming<ReadResponse>,
         offset: u64,
+        length: Option<u64>,
     ) -> Result<Self> {
         let first = next_message(&node, &mut stream).await?.and_then(|message| message.part);
         let Some(Part::Header(header)) = first else {
             return Err(Error::Nonsense { node, what: "a file without a header" });
         };
-        let missing = header.size.saturating_sub(offset);
+        let rest = header.size.saturating_sub(offset);
+        let missing = length.map_or(rest, |length| rest.min(length));
         Ok(Self { node, stream, size: header.size, modified_ns: header.modified_ns, missing })
     }
 
     /// Size of the whole file when the node opened it.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes still to come.
+    pub fn missing(&self) -> u64 {
+        self.missing
     }
 
     /// Nanoseconds since 1970, when the node opened it.

@@ -38,6 +38,8 @@ const CALL_MAX: Duration = Duration::from_secs(20);
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// A commit waits for the disk's fsync, which may take long on a busy one.
 const COMMIT_MAX: Duration = Duration::from_secs(300);
+/// The digest of a large file.
+const DIGEST_MAX: Duration = Duration::from_secs(3_600);
 /// A connection on which pings are not answered is given up after interval + timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +54,17 @@ pub enum Health {
     Up,
     /// Away, and why.
     Away(String),
+}
+
+/// How an upload relates to what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// It is the whole new content.
+    Replacing,
+    /// It follows the first bytes, this many, of the present content.
+    At(u64),
+    /// Nothing may be there.
+    New,
 }
 
 /// One node: its name, its channel and its health.
@@ -160,19 +173,19 @@ impl NodeClient {
         Ok(Batches { node: self.name.clone(), stream, whole: false })
     }
 
-    /// The content of a file from `offset` to its end.
+    /// The content of a file from `offset` on: `length` bytes, or all.
     pub async fn read(
         &self,
         caller: v1::Caller,
         path: &[u8],
         offset: u64,
+        length: Option<u64>,
         transfer: TransferId,
     ) -> Result<Content> {
         let mut client = self.ready()?;
-        let request =
-            v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length: None };
+        let request = v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length };
         let stream = self.call(client.read(with_transfer(request, transfer))).await?;
-        Content::begin(self.name.clone(), stream, offset).await
+        Content::begin(self.name.clone(), stream, offset, length).await
     }
 
     /// Begins an upload. Nothing is sent before its first chunk or its finish.
@@ -180,13 +193,17 @@ impl NodeClient {
         &self,
         caller: v1::Caller,
         path: &[u8],
-        offset: u64,
-        modified_ns: Option<i64>,
+        begins: Begins,
         transfer: TransferId,
     ) -> Result<Upload> {
         let client = self.ready()?;
+        let (offset, exclusive) = match begins {
+            Begins::Replacing => (0, false),
+            Begins::At(offset) => (offset, false),
+            Begins::New => (0, true),
+        };
         let path = path.to_vec().into();
-        let begin = v1::WriteBegin { caller: Some(caller), path, offset, modified_ns, exclusive: false };
+        let begin = v1::WriteBegin { caller: Some(caller), path, offset, modified_ns: None, exclusive };
         Ok(Upload::begin(self.name.clone(), client, begin, transfer))
     }
 
@@ -213,6 +230,44 @@ impl NodeClient {
         let request =
             v1::RenameRequest { caller: Some(caller), from: from.to_vec().into(), to: to.to_vec().into() };
         self.call(client.rename(request)).await.map(drop)
+    }
+
+    pub async fn set_times(&self, caller: v1::Caller, path: &[u8], modified_ns: i64) -> Result<()> {
+        let mut client = self.ready()?;
+        let request = v1::SetTimesRequest { caller: Some(caller), path: path.to_vec().into(), modified_ns };
+        self.call(client.set_times(request)).await.map(drop)
+    }
+
+    pub async fn set_mode(&self, caller: v1::Caller, path: &[u8], unix_mode: u32) -> Result<()> {
+        let mut client = self.ready()?;
+        let request = v1::SetModeRequest { caller: Some(caller), path: path.to_vec().into(), unix_mode };
+        self.call(client.set_mode(request)).await.map(drop)
+    }
+
+    /// A digest of `length` bytes of a file from `offset` on, or of all. It takes as long as reading them;
+    /// the connection's own pings tell whether the node is still there.
+    pub async fn digest(
+        &self,
+        caller: v1::Caller,
+        path: &[u8],
+        algorithm: v1::DigestAlgorithm,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<v1::DigestResponse> {
+        let mut client = self.ready()?;
+        let (caller, path) = (Some(caller), path.to_vec().into());
+        let request = v1::DigestRequest { caller, path, algorithm: algorithm.into(), offset, length };
+        match tokio::time::timeout(DIGEST_MAX, client.digest(request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
+            Err(_) => Err(Error::Slow { node: self.name.clone() }),
+        }
+    }
+
+    /// Bytes that may still be written.
+    pub async fn bytes_free(&self) -> Result<u64> {
+        let mut client = self.ready()?;
+        Ok(self.call(client.describe(v1::DescribeRequest {})).await?.bytes_free)
     }
 
     fn nonsense(&self, what: &'static str) -> Error {

@@ -22,6 +22,8 @@ const QUEUED_MAX: usize = 8;
 pub struct Committed {
     pub size: u64,
     pub modified_ns: i64,
+    /// CRC-32 (IEEE 802.3) of the whole file.
+    pub crc32: u32,
 }
 
 type Answer = Pin<Box<dyn Future<Output = std::result::Result<Response<WriteResponse>, Status>> + Send>>;
@@ -88,8 +90,8 @@ impl Upload {
         drop(sender);
         match tokio::time::timeout(COMMIT_MAX, answer).await {
             Ok(Ok(response)) => {
-                let WriteResponse { size, modified_ns, crc32: _ } = response.into_inner();
-                Ok(Committed { size, modified_ns })
+                let WriteResponse { size, modified_ns, crc32 } = response.into_inner();
+                Ok(Committed { size, modified_ns, crc32 })
             }
             Ok(Err(status)) => Err(Error::from_status(&node, status)),
             Err(_) => Err(Error::Slow { node }),

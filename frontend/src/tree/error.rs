@@ -2,6 +2,7 @@
 
 use portolan_proto::id::NodeId;
 use portolan_proto::path::PathFault;
+use portolan_proto::v1::Reason;
 
 use super::VirtualPath;
 use crate::{node_client, router};
@@ -37,6 +38,24 @@ pub enum Error {
 }
 
 impl Error {
+    /// There is nothing at the path.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::NotFound { .. }) || self.reason() == Some(Reason::NotFound)
+    }
+
+    /// What was to be listed is there, and is no directory.
+    pub fn is_not_a_directory(&self) -> bool {
+        self.reason() == Some(Reason::NotADirectory)
+    }
+
+    /// The agent's reason, when it was an agent that refused.
+    fn reason(&self) -> Option<Reason> {
+        match self {
+            Error::Node(error) => error.reason(),
+            _ => None,
+        }
+    }
+
     pub(super) fn from_route(path: &VirtualPath, error: router::Error) -> Self {
         match error {
             router::Error::UnknownDomain => Error::NotFound { path: path.to_string() },

@@ -7,8 +7,9 @@ use portolan_proto::LIST_BATCH_ENTRIES_MAX;
 use portolan_proto::path::is_container;
 use portolan_proto::v1;
 
-use super::{Entry, Kind, Place, Result, VirtualPath};
+use super::{Entry, Identity, Kind, Place, Result, VirtualPath};
 use crate::node_client::Batches;
+use crate::router::NodeIndex;
 
 /// The entries of a directory, batch by batch: memory does not grow with their number.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct Listing {
 #[derive(Debug)]
 enum Source {
     Whole(Option<Vec<Entry>>),
-    One(Box<Batches>),
+    One(NodeIndex, Box<Batches>),
     Merged(Merge),
 }
 
@@ -34,6 +35,7 @@ struct Merge {
 /// The rest of one node's part, in byte order of the names.
 #[derive(Debug)]
 struct Part {
+    node: NodeIndex,
     batches: Batches,
     ready: VecDeque<v1::Entry>,
 }
@@ -43,13 +45,14 @@ impl Listing {
         Self { source: Source::Whole(Some(entries)) }
     }
 
-    pub(super) fn one(batches: Batches) -> Self {
-        Self { source: Source::One(Box::new(batches)) }
+    pub(super) fn one(node: NodeIndex, batches: Batches) -> Self {
+        Self { source: Source::One(node, Box::new(batches)) }
     }
 
     /// The union of sorted parts. A name that several parts have is told once, from the earliest part.
-    pub(super) fn merged(path: &VirtualPath, parts: Vec<Batches>) -> Self {
-        let parts = parts.into_iter().map(|batches| Part { batches, ready: VecDeque::new() }).collect();
+    pub(super) fn merged(path: &VirtualPath, parts: Vec<(NodeIndex, Batches)>) -> Self {
+        let part = |(node, batches)| Part { node, batches, ready: VecDeque::new() };
+        let parts = parts.into_iter().map(part).collect();
         Self { source: Source::Merged(Merge { path: path.clone(), parts }) }
     }
 
@@ -57,14 +60,15 @@ impl Listing {
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
         match &mut self.source {
             Source::Whole(entries) => Ok(entries.take().filter(|entries| !entries.is_empty())),
-            Source::One(batches) => {
-                Ok(batches.next().await?.map(|batch| batch.into_iter().map(entry).collect()))
+            Source::One(node, batches) => {
+                let batch = batches.next().await?;
+                Ok(batch.map(|batch| batch.into_iter().map(|next| entry(*node, next)).collect()))
             }
             Source::Merged(merge) => {
                 let mut merged = Vec::new();
                 while merged.len() < LIST_BATCH_ENTRIES_MAX {
                     match merge.next().await? {
-                        Some(next) => merged.push(entry(next)),
+                        Some((node, next)) => merged.push(entry(node, next)),
                         None => break,
                     }
                 }
@@ -75,7 +79,7 @@ impl Listing {
 }
 
 impl Merge {
-    async fn next(&mut self) -> Result<Option<v1::Entry>> {
+    async fn next(&mut self) -> Result<Option<(NodeIndex, v1::Entry)>> {
         let mut index = 0;
         while index < self.parts.len() {
             let part = &mut self.parts[index];
@@ -97,7 +101,8 @@ impl Merge {
             .filter_map(|(index, part)| Some((&part.ready.front()?.name, index)));
         let Some((name, first)) = heads.min() else { return Ok(None) };
         let name = name.clone();
-        let next = self.parts[first].ready.pop_front();
+        let node = self.parts[first].node;
+        let next = self.parts[first].ready.pop_front().map(|next| (node, next));
         for part in &mut self.parts[first + 1..] {
             if let Some(hidden) = part.ready.pop_front_if(|head| head.name == name) {
                 report_hidden(&self.path, &hidden);
@@ -119,7 +124,7 @@ fn report_hidden(path: &VirtualPath, entry: &v1::Entry) {
 }
 
 /// An entry of the wire.
-pub(super) fn entry(entry: v1::Entry) -> Entry {
+pub(super) fn entry(node: NodeIndex, entry: v1::Entry) -> Entry {
     let kind = match entry.kind() {
         v1::EntryKind::File => Kind::File,
         v1::EntryKind::Directory => Kind::Directory,
@@ -130,6 +135,7 @@ pub(super) fn entry(entry: v1::Entry) -> Entry {
         size: entry.size,
         modified: time(entry.modified_ns),
         unix_mode: entry.unix_mode,
+        identity: Some(Identity { node: node.0, device: entry.device, inode: entry.inode }),
         name: entry.name.into(),
     }
 }

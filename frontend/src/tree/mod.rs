@@ -14,12 +14,13 @@ use std::time::SystemTime;
 use futures_util::future::join_all;
 use portolan_proto::id::TransferId;
 use portolan_proto::path::{DOMAINS, domain_of};
-use portolan_proto::v1::{self, Reason};
+use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
 use crate::node_client::{self, Content, NodeClient, Upload};
 use crate::router::{self, NodeIndex, Route, Router};
 
+pub use crate::node_client::Begins;
 pub use error::Error;
 pub use listing::Listing;
 pub use path::{Place, VirtualPath};
@@ -44,6 +45,24 @@ pub struct Entry {
     pub modified: SystemTime,
     /// Permission bits, 07777.
     pub unix_mode: u32,
+    /// `None` for the levels that exist on no disk.
+    pub identity: Option<Identity>,
+}
+
+/// What tells one file of the cluster from all others while it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its node's place in the configuration.
+    pub node: usize,
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// The rights of an admin at one place, as far as the place allows anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permissions {
+    pub read: bool,
+    pub change: bool,
 }
 
 /// The tree over a set of nodes. Cheap to share.
@@ -172,6 +191,7 @@ impl Tree {
             size: 0,
             modified: self.started,
             unix_mode: 0o755,
+            identity: None,
         }
     }
 
@@ -181,12 +201,14 @@ impl Tree {
         let wire = path.as_wire();
         match self.find(login, path).await? {
             Route::Virtual => Ok(self.virtual_directory(path.components().last().unwrap_or_default())),
-            Route::Node(node) => Ok(listing::entry(self.node(node).stat(login.caller(wire), wire).await?)),
+            Route::Node(node) => {
+                Ok(listing::entry(node, self.node(node).stat(login.caller(wire), wire).await?))
+            }
             Route::Union(nodes) | Route::Search(nodes) => {
                 let found = self.stat_all(login, wire, &nodes).await?;
                 let first = found.into_iter().next();
                 first
-                    .map(|(_, entry)| listing::entry(entry))
+                    .map(|(node, entry)| listing::entry(node, entry))
                     .ok_or_else(|| Error::NotFound { path: path.to_string() })
             }
         }
@@ -207,7 +229,7 @@ impl Tree {
                 Ok(Listing::whole(seen.map(|domain| self.virtual_directory(domain)).collect()))
             }
             Route::Node(node) => {
-                Ok(Listing::one(self.node(node).list(login.caller(wire), wire, false).await?))
+                Ok(Listing::one(node, self.node(node).list(login.caller(wire), wire, false).await?))
             }
             Route::Union(nodes) | Route::Search(nodes) => self.list_union(login, path, &nodes).await,
         }
@@ -217,9 +239,9 @@ impl Tree {
         let wire = path.as_wire();
         let parts = nodes.iter().map(|node| self.node(*node).list(login.caller(wire), wire, true));
         let mut present = Vec::new();
-        for part in join_all(parts).await {
+        for (node, part) in nodes.iter().zip(join_all(parts).await) {
             match part {
-                Ok(batches) => present.push(batches),
+                Ok(batches) => present.push((*node, batches)),
                 // A node that answers and has no such directory has no part of it.
                 Err(error) if error.reason() == Some(Reason::NotFound) => {}
                 Err(error) => return Err(error.into()),
@@ -241,26 +263,94 @@ impl Tree {
         }
     }
 
-    /// The content of a file from `offset` on.
+    /// The content of a file from `offset` on: `length` bytes, or all.
     pub async fn read(
         &self,
         login: &Login,
         path: &VirtualPath,
         offset: u64,
+        length: Option<u64>,
         transfer: TransferId,
     ) -> Result<Content> {
-        Self::authorize(login, path, Need::Read)?;
-        let node = Self::single(self.find(login, path).await?, path)?;
+        let node = self.readable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.node(node).read(login.caller(wire), wire, offset, transfer).await?)
+        Ok(self.node(node).read(login.caller(wire), wire, offset, length, transfer).await?)
     }
 
-    /// Begins an upload whose first `offset` bytes are those of the present file.
+    /// A digest of `length` bytes of a file from `offset` on, or of all, computed on its node.
+    pub async fn digest(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        algorithm: DigestAlgorithm,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<DigestResponse> {
+        let node = self.readable(login, path).await?;
+        let wire = path.as_wire();
+        Ok(self.node(node).digest(login.caller(wire), wire, algorithm, offset, length).await?)
+    }
+
+    /// The node of a file that may be read.
+    async fn readable(&self, login: &Login, path: &VirtualPath) -> Result<NodeIndex> {
+        Self::authorize(login, path, Need::Read)?;
+        Self::single(self.find(login, path).await?, path)
+    }
+
+    /// The node of a file or directory that may be changed and lies on one node.
+    async fn changeable(&self, login: &Login, path: &VirtualPath) -> Result<NodeIndex> {
+        Self::authorize(login, path, Need::Change)?;
+        match self.find(login, path).await? {
+            Route::Node(node) => Ok(node),
+            // Levels that several nodes have a part of, or none.
+            Route::Virtual | Route::Union(_) | Route::Search(_) => {
+                Err(Error::Fixed { path: path.to_string() })
+            }
+        }
+    }
+
+    /// Sets the modification time of a file or directory, in nanoseconds since 1970.
+    pub async fn set_times(&self, login: &Login, path: &VirtualPath, modified_ns: i64) -> Result<()> {
+        let node = self.changeable(login, path).await?;
+        let wire = path.as_wire();
+        Ok(self.node(node).set_times(login.caller(wire), wire, modified_ns).await?)
+    }
+
+    /// Sets the permission bits of a file or directory, 0777 at most.
+    pub async fn set_mode(&self, login: &Login, path: &VirtualPath, unix_mode: u32) -> Result<()> {
+        let node = self.changeable(login, path).await?;
+        let wire = path.as_wire();
+        Ok(self.node(node).set_mode(login.caller(wire), wire, unix_mode).await?)
+    }
+
+    /// Bytes that may still be written at `path`. Where several nodes have a part of it, as many as the
+    /// fullest of them has room for.
+    pub async fn bytes_free(&self, login: &Login, path: &VirtualPath) -> Result<u64> {
+        Self::authorize(login, path, Need::Look)?;
+        let nodes = match self.find(login, path).await? {
+            Route::Node(node) => vec![node],
+            Route::Union(nodes) | Route::Search(nodes) => nodes,
+            Route::Virtual => (0..self.nodes.len()).map(NodeIndex).collect(),
+        };
+        let free = join_all(nodes.iter().map(|node| self.node(*node).bytes_free())).await;
+        let free: Vec<u64> = free.into_iter().collect::<node_client::Result<_>>()?;
+        Ok(free.into_iter().min().unwrap_or(0))
+    }
+
+    /// What this admin may do at `path`, so far as its place in the tree allows.
+    pub fn permissions(login: &Login, path: &VirtualPath) -> Permissions {
+        Permissions {
+            read: Self::authorize(login, path, Need::Read).is_ok(),
+            change: Self::authorize(login, path, Need::Change).is_ok(),
+        }
+    }
+
+    /// Begins an upload.
     pub async fn write(
         &self,
         login: &Login,
         path: &VirtualPath,
-        offset: u64,
+        begins: Begins,
         transfer: TransferId,
     ) -> Result<Upload> {
         Self::authorize(login, path, Need::Change)?;
@@ -269,7 +359,7 @@ impl Tree {
         }
         let node = Self::single(self.find_or_place(login, path).await?, path)?;
         let wire = path.as_wire();
-        Ok(self.node(node).write(login.caller(wire), wire, offset, None, transfer)?)
+        Ok(self.node(node).write(login.caller(wire), wire, begins, transfer)?)
     }
 
     pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {

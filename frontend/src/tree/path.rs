@@ -58,6 +58,25 @@ impl VirtualPath {
         self.0.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
     }
 
+    /// The last component; empty for the root.
+    pub fn name(&self) -> &[u8] {
+        self.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+    }
+
+    /// The directory that holds it; `None` for the root.
+    pub fn parent(&self) -> Option<VirtualPath> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let at = self.0.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        Some(VirtualPath(self.0[..at].to_vec()))
+    }
+
+    /// The path as the client gets it: absolute, its bytes as they are.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [b"/", &self.0[..]].concat()
+    }
+
     pub fn place(&self) -> Place<'_> {
         let mut components = self.components();
         let Some(first) = components.next() else { return Place::Root };
@@ -108,6 +127,17 @@ mod tests {
         let root = VirtualPath::default();
         assert_eq!(VirtualPath::resolve(&root, b"a\0b"), Err(PathFault::ForbiddenByte));
         assert_eq!(VirtualPath::resolve(&root, &[b'a'; 256]), Err(PathFault::ComponentTooLong));
+    }
+
+    #[test]
+    fn parents_and_names() {
+        let root = VirtualPath::default();
+        let path = VirtualPath::resolve(&root, b"/domains/a").unwrap();
+        assert_eq!((path.name(), &path.to_bytes()[..]), (&b"a"[..], &b"/domains/a"[..]));
+        let parent = path.parent().unwrap();
+        assert_eq!((parent.name(), parent.to_string()), (&b"domains"[..], "/domains".to_owned()));
+        assert_eq!(parent.parent(), Some(root.clone()));
+        assert_eq!((root.name(), root.parent()), (&b""[..], None));
     }
 
     #[test]

@@ -34,13 +34,14 @@ const GREETING: &str = "Portolan ready.";
 
 pub(super) async fn serve(
     service: &Service,
+    threads: &Threads,
     stream: TcpStream,
     session: SessionId,
     control: Arc<ControlConnection>,
 ) {
     let served = match (builder(service, session, &control).build(), stream.into_std()) {
         (Ok(server), Ok(stream)) => {
-            let serving = service.threads.next().spawn(async move {
+            let serving = threads.next().spawn(async move {
                 // Registers the socket with the runtime of the thread.
                 let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
                 server.service(stream).await.map_err(|error| error.to_string())

@@ -21,7 +21,7 @@ use unftp_core::storage::{
 use super::accounts::FtpUser;
 use crate::ftp::transfer::{STALL_MAX, Transfer, command_failed};
 use crate::ftp::{ControlConnection, reply};
-use crate::tree::{self, Entry, Kind, Tree, VirtualPath};
+use crate::tree::{self, Begins, Entry, Kind, Tree, VirtualPath};
 
 /// The tree as one session's storage.
 #[derive(Debug, Clone)]
@@ -158,7 +158,7 @@ impl TreeStorage {
         let mut listing = match self.tree.list(&user.0, path).await {
             Ok(listing) => listing,
             // LIST of a file shows the file (RFC 959 section 4.1.3).
-            Err(error) if is_not_a_directory(&error) => {
+            Err(error) if error.is_not_a_directory() => {
                 return Ok(vec![self.tree.stat(&user.0, path).await?]);
             }
             Err(error) => return Err(error),
@@ -181,27 +181,26 @@ impl TreeStorage {
         W: AsyncWrite + Unpin + Sync + Send + ?Sized,
     {
         let transfer = Transfer::begin(&user.0, "RETR", path);
-        let failed = |sent, error: tree::Error| {
-            transfer.failed(sent, &error);
+        let failed = |error: tree::Error| {
+            transfer.failed(&error);
             storage::Error::new(kind(&error), error)
         };
-        let content = self.tree.read(&user.0, path, offset, transfer.id).await;
-        let mut content = content.map_err(|error| failed(0, error))?;
-        let mut sent = 0;
+        let content = self.tree.read(&user.0, path, offset, None, transfer.id).await;
+        let mut content = content.map_err(failed)?;
         loop {
             let chunk = match content.next().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
-                Err(error) => return Err(failed(sent, error.into())),
+                Err(error) => return Err(failed(error.into())),
             };
             if let Err(error) = in_time(output.write_all(&chunk)).await {
-                transfer.broken_off(sent, &error);
+                transfer.broken_off(&error);
                 return Err(error.into());
             }
-            sent += chunk.len() as u64;
+            transfer.moved(chunk.len());
         }
-        transfer.complete(sent);
-        Ok(sent)
+        transfer.complete();
+        Ok(transfer.bytes())
     }
 
     async fn receive<R>(
@@ -215,44 +214,36 @@ impl TreeStorage {
         R: AsyncRead + Send + Sync + Unpin,
     {
         let transfer = Transfer::begin(&user.0, "STOR", path);
-        let failed = |received, error: tree::Error| {
-            transfer.failed(received, &error);
+        let failed = |error: tree::Error| {
+            transfer.failed(&error);
             storage::Error::new(kind(&error), error)
         };
-        let upload = self.tree.write(&user.0, path, offset, transfer.id).await;
-        let mut upload = upload.map_err(|error| failed(0, error))?;
-        let mut received = 0;
+        let begins = if offset > 0 { Begins::At(offset) } else { Begins::Replacing };
+        let upload = self.tree.write(&user.0, path, begins, transfer.id).await;
+        let mut upload = upload.map_err(failed)?;
         loop {
             let chunk = match next_chunk(&mut input).await {
                 Ok(chunk) if chunk.is_empty() => break,
                 Ok(chunk) => chunk,
                 Err(error) => {
-                    transfer.broken_off(received, &error);
+                    transfer.broken_off(&error);
                     return Err(broken_off(error));
                 }
             };
-            received += chunk.len() as u64;
-            upload.send(chunk).await.map_err(|error| failed(received, error.into()))?;
+            transfer.moved(chunk.len());
+            upload.send(chunk).await.map_err(|error| failed(error.into()))?;
         }
         // The library takes any end of the data connection for a complete file. A client that died has lost
         // its control connection too, and that is an abort.
         if self.control.is_closed_by_client() {
             let why = "the control connection is closed, so the upload counts as aborted";
-            transfer.broken_off(received, &why);
+            transfer.broken_off(&why);
             return Err(broken_off(why));
         }
-        upload.finish().await.map_err(|error| failed(received, error.into()))?;
-        transfer.complete(received);
-        Ok(received)
+        upload.finish().await.map_err(|error| failed(error.into()))?;
+        transfer.complete();
+        Ok(transfer.bytes())
     }
-}
-
-fn is_not_a_directory(error: &tree::Error) -> bool {
-    let reason = match error {
-        tree::Error::Node(error) => error.reason(),
-        _ => None,
-    };
-    reason == Some(portolan_proto::v1::Reason::NotADirectory)
 }
 
 /// A step on the data connection, which fails when the client lets it stall.

@@ -1,0 +1,217 @@
+//! The control connection's bytes, as lines and replies.
+//!
+//! Lines end in CR LF or LF; Telnet commands (RFC 854) are taken out. A line has a limit: what is longer is
+//! read away in bounded memory.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::Stream;
+use crate::ftp::reply::Reply;
+
+/// Bytes of a line at most, its end included.
+pub(super) const LINE_BYTES_MAX: usize = 4_096;
+/// A line that does not end after this many bytes ends its session.
+const LINE_DISCARDED_BYTES_MAX: usize = 1024 * 1024;
+/// A client that does not take a reply for this long is given up.
+const WRITE_MAX: Duration = Duration::from_secs(60);
+
+/// What came over the control connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    Command(Vec<u8>),
+    /// A line above the limit; it was read away.
+    TooLong,
+    /// A line so long that nobody means it.
+    Endless,
+    /// No line, but the beginning of a TLS handshake (RFC 8446 section 5.1).
+    Tls,
+    /// The client has closed its end.
+    Closed,
+}
+
+/// The control connection of one session.
+#[derive(Debug)]
+pub(super) struct ControlIo {
+    stream: Stream,
+    buffer: BytesMut,
+    /// Bytes of the present line that were read away.
+    discarded: usize,
+    out: Vec<u8>,
+}
+
+impl ControlIo {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self { stream, buffer: BytesMut::new(), discarded: 0, out: Vec::new() }
+    }
+
+    /// Gives the stream back, for TLS to be put around it.
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
+    /// The next line. Nothing is lost when this is cancelled.
+    pub(super) async fn next_line(&mut self) -> io::Result<Line> {
+        loop {
+            if let Some(line) = self.take_line() {
+                return Ok(line);
+            }
+            self.buffer.reserve(LINE_BYTES_MAX);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(Line::Closed);
+            }
+        }
+    }
+
+    fn take_line(&mut self) -> Option<Line> {
+        if self.discarded == 0 && self.buffer.starts_with(b"\x16\x03") {
+            self.buffer.clear();
+            return Some(Line::Tls);
+        }
+        let end = self.buffer.iter().position(|byte| *byte == b'\n');
+        let length = end.map_or(self.buffer.len(), |end| end + 1);
+        if self.discarded > 0 || length > LINE_BYTES_MAX {
+            self.discarded += length;
+            self.buffer.advance(length);
+            if self.discarded > LINE_DISCARDED_BYTES_MAX {
+                return Some(Line::Endless);
+            }
+            end?;
+            self.discarded = 0;
+            return Some(Line::TooLong);
+        }
+        let line = self.buffer.split_to(end? + 1);
+        let line = without_telnet(&line[..line.len() - 1]);
+        // The room of a line that is done is not kept while the session idles.
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        Some(Line::Command(line))
+    }
+
+    /// What the client has sent beyond the last line.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Adds a reply to what goes out with the next [`ControlIo::flush`].
+    pub(super) fn queue(&mut self, reply: &Reply) {
+        reply.encode(&mut self.out);
+    }
+
+    /// Sends what is queued, in one write.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        let sent = tokio::time::timeout(WRITE_MAX, async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.flush().await
+        });
+        sent.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        self.out = Vec::new();
+        Ok(())
+    }
+
+    pub(super) async fn send(&mut self, reply: &Reply) -> io::Result<()> {
+        self.queue(reply);
+        self.flush().await
+    }
+
+    /// Ends the connection in order: over TLS with the closing alert.
+    pub(super) async fn shutdown(&mut self) {
+        if !matches!(tokio::time::timeout(WRITE_MAX, self.stream.shutdown()).await, Ok(Ok(()))) {
+            tracing::debug!("the client did not wait for the end of its control connection");
+        }
+    }
+}
+
+/// A line without its CR and without Telnet commands. A byte 255 that begins none is kept: names are bytes,
+/// and few clients double it as RFC 854 wants.
+fn without_telnet(line: &[u8]) -> Vec<u8> {
+    const IAC: u8 = 255;
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let mut plain = Vec::with_capacity(line.len());
+    let mut rest = line;
+    loop {
+        rest = match rest {
+            [IAC, IAC, rest @ ..] => {
+                plain.push(IAC);
+                rest
+            }
+            // WILL, WONT, DO, DONT and their option; then the commands of two bytes.
+            [IAC, 251..=254, _, rest @ ..] | [IAC, 240..=254, rest @ ..] => rest,
+            [byte, rest @ ..] => {
+                plain.push(*byte);
+                rest
+            }
+            [] => return plain,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn pair() -> (ControlIo, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (ControlIo::new(Stream::Left(server)), client)
+    }
+
+    fn command(line: &[u8]) -> Line {
+        Line::Command(line.to_vec())
+    }
+
+    #[test]
+    fn telnet_commands_are_taken_out_and_names_stay_bytes() {
+        for (line, plain) in [
+            (&b"NOOP\r"[..], &b"NOOP"[..]),
+            (b"\xff\xf4\xff\xf2ABOR\r", b"ABOR"),
+            (b"\xff\xfb\x01NO\xff\xfe\x03OP", b"NOOP"),
+            (b"RETR a\xff\xffb", b"RETR a\xffb"),
+            (b"RETR \xffa\xff", b"RETR \xffa\xff"),
+            (b"", b""),
+        ] {
+            assert_eq!(without_telnet(line), plain);
+        }
+    }
+
+    #[tokio::test]
+    async fn pipelined_commands_come_one_by_one() {
+        let (mut io, mut client) = pair().await;
+        client.write_all(b"NOOP\r\nPWD\nQU").await.unwrap();
+        assert_eq!(io.next_line().await.unwrap(), command(b"NOOP"));
+        assert_eq!(io.next_line().await.unwrap(), command(b"PWD"));
+        client.write_all(b"IT\r\n").await.unwrap();
+        drop(client);
+        assert_eq!(io.next_line().await.unwrap(), command(b"QUIT"));
+        assert_eq!(io.next_line().await.unwrap(), Line::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_line_above_the_limit_is_read_away_and_the_next_one_counts() {
+        let (mut io, mut client) = pair().await;
+        let longest = [&vec![b'x'; LINE_BYTES_MAX - 1][..], b"\n"].concat();
+        let too_long = [b"x", &longest[..]].concat();
+        let writer = tokio::spawn(async move {
+            client.write_all(&longest).await.unwrap();
+            client.write_all(&too_long).await.unwrap();
+            client.write_all(&[b'y'; 500_000]).await.unwrap();
+            client.write_all(b"\nNOOP\n").await.unwrap();
+            client.write_all(&vec![b'z'; 2 * LINE_DISCARDED_BYTES_MAX]).await.ok();
+        });
+        assert!(matches!(io.next_line().await.unwrap(), Line::Command(_)));
+        assert_eq!(io.next_line().await.unwrap(), Line::TooLong);
+        assert_eq!(io.next_line().await.unwrap(), Line::TooLong);
+        assert_eq!(io.next_line().await.unwrap(), command(b"NOOP"));
+        assert_eq!(io.next_line().await.unwrap(), Line::Endless);
+        assert!(io.buffer.capacity() <= 4 * LINE_BYTES_MAX, "{}", io.buffer.capacity());
+        drop(io);
+        writer.await.unwrap();
+    }
+}

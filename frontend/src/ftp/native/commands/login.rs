@@ -1,0 +1,161 @@
+//! Who the client is, and how the connections are protected: USER to HOST (RFC 959, 2228, 4217, 7151).
+
+use portolan_config::admins::NAME_BYTES_MAX;
+use tokio::time::Instant;
+
+use super::{requires_tls, take_next};
+use crate::auth::Login;
+use crate::ftp::native::command::number;
+use crate::ftp::native::data::Setup;
+use crate::ftp::native::session::{LOGIN_MAX, Modes, Session, Step};
+use crate::ftp::reply::Reply;
+use crate::tree::VirtualPath;
+
+/// Failed logins of one session at most; then it is closed.
+const FAILED_LOGINS_MAX: usize = 5;
+
+pub(super) fn user(session: &mut Session, name: &[u8]) -> Step {
+    if requires_tls(session) && !session.protected {
+        return Reply::new(530, "TLS is required here; send AUTH TLS first.").into();
+    }
+    log_out(session);
+    session.user = Some(name.to_vec());
+    Reply::new(331, "Send the password.").into()
+}
+
+pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
+    if session.login.is_some() {
+        return Reply::new(202, "You are logged in already.").into();
+    }
+    let Some(name) = session.user.take() else {
+        return Reply::new(503, "Send USER first.").into();
+    };
+    let (id, from) = (session.id, session.peer);
+    let (Ok(name), Ok(password)) = (std::str::from_utf8(&name), std::str::from_utf8(password)) else {
+        return refuse(session, "(not UTF-8)", "no admin has such a name or password");
+    };
+    if name.len() > NAME_BYTES_MAX {
+        return refuse(session, "(more than 256 bytes)", "no admin has such a name");
+    }
+    if password.is_empty() {
+        return refuse(session, name, "an empty password");
+    }
+    match session.service.auth.login(name, password).await {
+        Ok(admin) => {
+            tracing::info!(session = %id, admin = admin.name, %from, "login");
+            session.control.set_logged_in();
+            if let Some(tls) = &session.tls {
+                tls.set_admin(Some(&admin.name));
+            }
+            let text = format!("Welcome, {}.", admin.name);
+            session.login = Some(Login { admin, session: id });
+            Reply::with(230, text).into()
+        }
+        Err(error) => refuse(session, name, &portolan_agent::process::chain(&error)),
+    }
+}
+
+fn refuse(session: &mut Session, name: &str, reason: &str) -> Step {
+    let from = session.peer;
+    session.failed_logins += 1;
+    tracing::warn!(session = %session.id, name, %from, reason, "login refused");
+    if session.failed_logins < FAILED_LOGINS_MAX {
+        return Reply::new(530, "The name or the password is wrong.").into();
+    }
+    let failures = session.failed_logins;
+    tracing::warn!(session = %session.id, %from, failures, "session closed: too many failed logins");
+    Step::Quit(Reply::new(421, "Too many logins have failed; good bye."))
+}
+
+/// Back to before USER. What the connections are protected by stays.
+fn log_out(session: &mut Session) {
+    session.user = None;
+    session.login = None;
+    session.login_by = Instant::now() + LOGIN_MAX;
+    session.cwd = VirtualPath::default();
+    session.setup = Setup::None;
+    take_next(session);
+    if let Some(tls) = &session.tls {
+        tls.set_admin(None);
+    }
+}
+
+/// REIN. RFC 4217 section 11 wants TLS to end here, which cannot be told from an attack on it.
+pub(super) fn rein(session: &mut Session) -> Step {
+    if session.protected {
+        return Reply::new(502, "REIN is not served over TLS; QUIT and connect again.").into();
+    }
+    log_out(session);
+    session.modes = Modes::at_start(false);
+    session.epsv_only = false;
+    Reply::new(220, "Portolan ready.").into()
+}
+
+pub(super) fn auth(session: &mut Session, mechanism: &[u8]) -> Step {
+    if session.tls.is_none() {
+        return Reply::new(502, "This listener has no TLS.").into();
+    }
+    if session.protected {
+        return Reply::new(503, "TLS is in use already.").into();
+    }
+    if !mechanism.eq_ignore_ascii_case(b"TLS") && !mechanism.eq_ignore_ascii_case(b"TLS-C") {
+        return Reply::new(504, "Allowed: AUTH TLS.").into();
+    }
+    // What was proved in plaintext does not count any more (RFC 4217 section 4).
+    log_out(session);
+    Step::StartTls(Reply::new(234, "Begin the TLS handshake."))
+}
+
+/// PBSZ. TLS has no use for a size, so it is 0 whatever was asked (RFC 4217 section 9).
+pub(super) fn pbsz(session: &mut Session, size: &[u8]) -> Step {
+    if !session.protected {
+        return Reply::new(503, "Send AUTH TLS first.").into();
+    }
+    if number(size).is_none() {
+        return Reply::new(501, "Allowed: PBSZ 0.").into();
+    }
+    session.modes.sized = true;
+    Reply::new(200, "PBSZ=0").into()
+}
+
+pub(super) fn prot(session: &mut Session, level: &[u8]) -> Step {
+    if !session.protected || !session.modes.sized {
+        return Reply::new(503, "Send AUTH TLS and PBSZ 0 first.").into();
+    }
+    let protected = match level {
+        b"P" | b"p" => true,
+        b"C" | b"c" if requires_tls(session) => {
+            return Reply::new(534, "Data in plaintext is not allowed here.").into();
+        }
+        b"C" | b"c" => false,
+        b"S" | b"s" | b"E" | b"e" => return Reply::new(536, "TLS protects wholly or not at all.").into(),
+        _ => return Reply::new(504, "Allowed: PROT P, PROT C.").into(),
+    };
+    session.modes.protected = protected;
+    Reply::with(
+        200,
+        format!("Data connections are {}.", if protected { "protected" } else { "in plaintext" }),
+    )
+    .into()
+}
+
+/// CCC would leave the names of all mail, and whatever is changed, open to whoever is on the way.
+pub(super) fn ccc(session: &Session) -> Step {
+    let code = if session.protected { 534 } else { 533 };
+    Reply::new(code, "The control connection stays as it is.").into()
+}
+
+/// HOST. There is one host, whatever it is called.
+pub(super) fn host(session: &Session) -> Step {
+    if session.login.is_some() || session.user.is_some() {
+        return Reply::new(503, "HOST comes before USER.").into();
+    }
+    Reply::new(220, "Portolan ready.").into()
+}
+
+/// CLNT, CSID: the client's name for itself, for those who read the log.
+pub(super) fn client(session: &Session, name: &[u8]) -> Step {
+    let client = portolan_proto::path::display(name);
+    tracing::debug!(session = %session.id, client, "client names itself");
+    Reply::new(200, concat!("Name=Portolan; Version=", env!("CARGO_PKG_VERSION"), ";")).into()
+}

@@ -1,0 +1,168 @@
+//! The handlers of commands, in groups. Each checks its argument, does its part, and says what it comes to.
+
+mod digest;
+mod entry;
+mod login;
+mod name;
+mod option;
+mod port;
+mod transfer;
+
+use std::future::Future;
+
+use portolan_config::checked::frontend::Tls;
+use portolan_proto::path::PathFault;
+
+use super::command::{Command, Verb};
+use super::session::{NextTransfer, Session, Step};
+use crate::auth::Login;
+use crate::ftp::reply::{self, Action, Reply};
+use crate::ftp::transfer::{Transfer, command_failed};
+use crate::tree::{self, VirtualPath};
+
+/// Runs a command.
+pub(super) async fn run(session: &mut Session, command: Command) -> Step {
+    let Command { verb, argument } = command;
+    let argument = &argument[..];
+    // RFC 959 section 5.4: RNTO follows RNFR at once.
+    if verb != Verb::RNTO && verb != Verb::NOOP {
+        session.rename_from = None;
+    }
+    if !verb.is_open() && session.login.is_none() {
+        return Reply::new(530, "Log in first, with USER and PASS.").into();
+    }
+    match verb {
+        Verb::USER => login::user(session, argument),
+        Verb::PASS => login::pass(session, argument).await,
+        Verb::ACCT => Reply::new(202, "No account is needed.").into(),
+        Verb::REIN => login::rein(session),
+        Verb::QUIT => Step::Quit(Reply::new(221, "Good bye.")),
+        Verb::AUTH => login::auth(session, argument),
+        Verb::PBSZ => login::pbsz(session, argument),
+        Verb::PROT => login::prot(session, argument),
+        Verb::CCC => login::ccc(session),
+        Verb::HOST => login::host(session),
+        Verb::CLNT | Verb::CSID => login::client(session, argument),
+
+        Verb::NOOP => noop().into(),
+        Verb::ABOR => Reply::new(226, "Nothing is under way.").into(),
+        Verb::SYST => Reply::new(215, "UNIX Type: L8").into(),
+        Verb::HELP => option::help(argument),
+        Verb::FEAT => option::feat(session),
+        Verb::OPTS => option::opts(session, argument),
+        Verb::LANG => option::lang(argument),
+        Verb::TYPE => option::data_type(session, argument),
+        Verb::MODE => option::mode(session, argument),
+        Verb::STRU => option::structure(argument),
+
+        Verb::PASV => port::pasv(session),
+        Verb::EPSV => port::epsv(session, argument),
+        Verb::PORT => port::port(session, argument),
+        Verb::EPRT => port::eprt(session, argument),
+
+        Verb::CWD | Verb::XCWD => name::cwd(session, argument).await,
+        Verb::CDUP | Verb::XCUP => name::cwd(session, b"..").await,
+        Verb::PWD | Verb::XPWD => name::pwd(session),
+        Verb::MKD | Verb::XMKD => name::mkd(session, argument).await,
+        Verb::RMD | Verb::XRMD => name::rmd(session, argument).await,
+        Verb::DELE => name::dele(session, argument).await,
+        Verb::RNFR => name::rnfr(session, argument).await,
+        Verb::RNTO => name::rnto(session, argument).await,
+
+        Verb::SIZE => entry::size(session, argument).await,
+        Verb::MDTM => entry::mdtm(session, argument).await,
+        Verb::MFMT => entry::mfmt(session, argument).await,
+        Verb::MFF => entry::mff(session, argument).await,
+        Verb::MLST => entry::mlst(session, argument).await,
+        Verb::AVBL => entry::avbl(session, argument).await,
+        Verb::STAT if argument.is_empty() => status(session, None).into(),
+        Verb::STAT => entry::stat(session, argument).await,
+        Verb::SITE => entry::site(session, argument).await,
+
+        Verb::RANG => digest::rang(session, argument),
+        Verb::HASH => digest::hash(session, argument),
+        Verb::XCRC | Verb::XMD5 | Verb::XSHA1 | Verb::XSHA256 | Verb::XSHA512 => {
+            digest::x(session, verb, argument)
+        }
+
+        Verb::ALLO => transfer::allo(session, argument),
+        Verb::REST => transfer::rest(session, argument),
+        Verb::RETR => transfer::retr(session, argument),
+        Verb::STOR => transfer::stor(session, argument),
+        Verb::STOU => transfer::stou(session),
+        Verb::APPE => transfer::appe(session, argument),
+        Verb::LIST | Verb::NLST | Verb::MLSD => transfer::list(session, verb, argument),
+    }
+}
+
+pub(super) fn noop() -> Reply {
+    Reply::new(200, "Here.")
+}
+
+/// STAT without a name (RFC 959 section 4.1.3): the session, and the transfer under way.
+pub(super) fn status(session: &Session, transfer: Option<&Transfer>) -> Reply {
+    let login = session.login.as_ref().map_or("nobody", |login| &login.admin.name);
+    let tls = |protected| if protected { "TLS" } else { "plaintext" };
+    let modes = &session.modes;
+    let mut body = vec![
+        format!("Session {} of {login} from {}", session.id, session.peer),
+        format!("Control connection: {}; data connections: {}", tls(session.protected), tls(modes.protected)),
+        format!(
+            "TYPE {}, MODE {}, STRU F",
+            if modes.ascii { "A" } else { "I" },
+            if modes.deflate { "Z" } else { "S" }
+        ),
+    ];
+    body.push(match transfer {
+        None => "Nothing is under way".to_owned(),
+        Some(transfer) => {
+            let (bytes, seconds) = (transfer.bytes(), transfer.elapsed().as_secs());
+            format!("{} {}: {bytes} bytes in {seconds} s", transfer.verb, transfer.path)
+        }
+    });
+    let body = body.into_iter().map(String::into_bytes).collect();
+    Reply { body, ..Reply::new(211, "Status of Portolan:") }
+}
+
+/// The login that the dispatch has made sure of.
+fn login(session: &Session) -> Login {
+    session.login.clone().expect("only commands that need no login are served before it")
+}
+
+/// The path of an argument; the reply if it is none.
+fn path(session: &Session, argument: &[u8]) -> Result<VirtualPath, Reply> {
+    VirtualPath::resolve(&session.cwd, argument).map_err(bad_name)
+}
+
+fn bad_name(fault: PathFault) -> Reply {
+    reply::of(&fault.into(), Action::Look)
+}
+
+/// What a question to the tree came to.
+async fn asked<T>(
+    session: &Session,
+    verb: Verb,
+    path: &VirtualPath,
+    action: Action,
+    asking: impl Future<Output = tree::Result<T>>,
+) -> Result<T, Reply> {
+    asking.await.map_err(|error| {
+        if let Some(login) = &session.login {
+            command_failed(login, verb.name(), path, &error);
+        }
+        reply::of(&error, action)
+    })
+}
+
+/// Forgets what was said for the next transfer, and gives it.
+fn take_next(session: &mut Session) -> NextTransfer {
+    std::mem::take(&mut session.next)
+}
+
+/// True where this listener demands TLS.
+fn requires_tls(session: &Session) -> bool {
+    match session.service.listener.tls {
+        Tls::Off => false,
+        Tls::Explicit { required, .. } | Tls::Implicit { required, .. } => required,
+    }
+}

@@ -1,0 +1,189 @@
+//! Transfers: what they need is checked and taken from the session; they run beside it.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use portolan_config::checked::frontend::Ascii;
+
+use super::digest::span;
+use super::{bad_name, login, path, requires_tls, take_next};
+use crate::ftp::native::command::{Verb, number, words};
+use crate::ftp::native::data::{Plan, Setup};
+use crate::ftp::native::listing::{self, Asked, Form};
+use crate::ftp::native::session::{Session, Step};
+use crate::ftp::native::transfer::{Job, Outcome, Work};
+use crate::ftp::reply::{self, Action, Reply};
+use crate::ftp::transfer::Transfer;
+use crate::tree::{Begins, VirtualPath};
+
+/// ALLO: the bytes of the next upload; the record size of page structure means nothing here.
+pub(super) fn allo(session: &mut Session, argument: &[u8]) -> Step {
+    let words = words(argument);
+    let bytes = words.first().and_then(|word| number(word));
+    let records = matches!(&words[..], [_] | [_, b"R" | b"r", _]);
+    match bytes {
+        Some(bytes) if records => {
+            session.next.declared = Some(bytes);
+            Reply::with(200, format!("The next upload must bring {bytes} bytes.")).into()
+        }
+        _ => Reply::new(501, "Allowed: ALLO bytes.").into(),
+    }
+}
+
+pub(super) fn rest(session: &mut Session, argument: &[u8]) -> Step {
+    let Some(offset) = number(argument) else {
+        return Reply::new(501, "Allowed: REST with a number of bytes.").into();
+    };
+    if offset > 0 && converts(session) {
+        return Reply::new(504, "There is no place to go on from where line ends are converted; use TYPE I.")
+            .into();
+    }
+    session.next.restart = Some(offset);
+    session.next.range = None;
+    Reply::with(350, format!("The next transfer begins at byte {offset}.")).into()
+}
+
+fn converts(session: &Session) -> bool {
+    session.modes.ascii && session.service.listener.ascii == Ascii::Convert
+}
+
+/// What the data connection of a transfer needs, taken from the session: it serves one transfer.
+fn plan(session: &mut Session) -> Result<Plan, Reply> {
+    let setup = std::mem::take(&mut session.setup);
+    if requires_tls(session) && !session.modes.protected {
+        return Err(Reply::new(521, "Data in plaintext is not allowed here; send PBSZ 0 and PROT P."));
+    }
+    if let Setup::None = setup {
+        return Err(Reply::new(425, "Send PASV or EPSV first."));
+    }
+    let reuse = session.service.listener.session_reuse;
+    Ok(Plan {
+        setup,
+        peer: session.peer,
+        local: session.local.ip(),
+        tls: session.tls.clone().filter(|_| session.modes.protected).map(|tls| (tls, reuse)),
+        close_notify: session.service.listener.close_notify,
+        compression: session.modes.deflate.then_some(session.modes.level),
+    })
+}
+
+fn job(session: &mut Session, verb: Verb, path: &VirtualPath) -> Result<Job, Reply> {
+    let plan = plan(session)?;
+    let login = login(session);
+    Ok(Job {
+        tree: Arc::clone(&session.service.tree),
+        control: Arc::clone(&session.control),
+        plan,
+        transfer: Arc::new(Transfer::begin(&login, verb.name(), path)),
+        login,
+        ascii: session.modes.ascii.then_some(session.service.listener.ascii),
+    })
+}
+
+/// The step of a transfer that could be set up, or of the reply why not.
+fn step(prepared: Result<(Work, Arc<Transfer>), Reply>) -> Step {
+    match prepared {
+        Ok((work, transfer)) => Step::Work(work, Some(transfer)),
+        Err(reply) => reply.into(),
+    }
+}
+
+pub(super) fn retr(session: &mut Session, argument: &[u8]) -> Step {
+    let next = take_next(session);
+    let prepared = path(session, argument).and_then(|path| job(session, Verb::RETR, &path)).map(|job| {
+        let (offset, length) = match next.restart {
+            Some(offset) => (offset, None),
+            None => span(next.range),
+        };
+        let transfer = Arc::clone(&job.transfer);
+        (job.retrieve(offset, length), transfer)
+    });
+    step(prepared)
+}
+
+pub(super) fn stor(session: &mut Session, argument: &[u8]) -> Step {
+    let next = take_next(session);
+    if next.range.is_some() {
+        return Reply::new(503, "RANG is for HASH and RETR; an upload goes on from a place with REST.")
+            .into();
+    }
+    let begins = match next.restart {
+        None | Some(0) => Begins::Replacing,
+        Some(offset) => Begins::At(offset),
+    };
+    let prepared = path(session, argument).and_then(|path| job(session, Verb::STOR, &path)).map(|job| {
+        let transfer = Arc::clone(&job.transfer);
+        (job.store(begins, next.declared), transfer)
+    });
+    step(prepared)
+}
+
+/// STOU: a name that is free, in the working directory.
+pub(super) fn stou(session: &mut Session) -> Step {
+    let next = take_next(session);
+    if next.range.is_some() || next.restart.is_some() {
+        return Reply::new(503, "A new file begins at its beginning; no REST, no RANG.").into();
+    }
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let name = format!("{seconds}.{:016x}", rand::random::<u64>());
+    let prepared = VirtualPath::resolve(&session.cwd, name.as_bytes())
+        .map_err(bad_name)
+        .and_then(|path| job(session, Verb::STOU, &path))
+        .map(|job| {
+            let transfer = Arc::clone(&job.transfer);
+            (job.store(Begins::New, next.declared), transfer)
+        });
+    step(prepared)
+}
+
+pub(super) fn appe(session: &mut Session, argument: &[u8]) -> Step {
+    let next = take_next(session);
+    if next.range.is_some() || next.restart.is_some() {
+        return Reply::new(503, "APPE begins at the end of the file; no REST, no RANG.").into();
+    }
+    let prepared = path(session, argument).and_then(|path| job(session, Verb::APPE, &path)).map(|job| {
+        let transfer = Arc::clone(&job.transfer);
+        (append(job, next.declared), transfer)
+    });
+    step(prepared)
+}
+
+/// Finds out where the file ends, and goes on from there. A size that cannot be told refuses the upload: it
+/// would replace what is there.
+fn append(job: Job, declared: Option<u64>) -> Work {
+    Box::pin(async move {
+        let begins = match job.tree.stat(&job.login, &job.transfer.path).await {
+            Ok(entry) if entry.size > 0 => Begins::At(entry.size),
+            Ok(_) => Begins::Replacing,
+            Err(error) if error.is_not_found() => Begins::Replacing,
+            Err(error) => {
+                job.transfer.failed(&error);
+                return Outcome::Done(reply::of(&error, Action::Write));
+            }
+        };
+        job.store(begins, declared).await
+    })
+}
+
+pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
+    take_next(session);
+    let (form, asked) = match verb {
+        Verb::MLSD => {
+            let asked = Asked { path: argument.to_vec(), ..Asked::default() };
+            (Form::Facts(session.facts), asked)
+        }
+        Verb::NLST => (Form::Names, Asked::parse(argument)),
+        _ => (Form::List, Asked::parse(argument)),
+    };
+    let Asked { recursive, itself, path: said } = asked;
+    let prepared = path(session, &said).and_then(|path| {
+        let plan = plan(session)?;
+        let login = login(session);
+        let transfer = Arc::new(Transfer::begin(&login, verb.name(), &path));
+        let tree = Arc::clone(&session.service.tree);
+        let running = Arc::clone(&transfer);
+        let job = listing::Job { tree, login, plan, transfer, form, recursive, itself, prefix: said };
+        Ok((job.run(), running))
+    });
+    step(prepared)
+}

@@ -1,0 +1,264 @@
+//! Data connections: how one is agreed on, opened, protected, and ended (RFC 959 section 3.2, RFC 2428,
+//! RFC 4217 section 9).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use portolan_config::checked::frontend::{CloseNotify, SessionReuse};
+use portolan_proto::CHUNK_BYTES_MAX;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, sockopt};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::Stream;
+use super::deflate::{Deflate, Inflate};
+use super::tls::{self, SessionTls};
+use crate::ftp::keep_alive;
+use crate::ftp::reply::Reply;
+use crate::ftp::transfer::STALL_MAX;
+
+/// How long a client may take to connect after its transfer was answered with 150, and we to it.
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+
+/// What client and server have agreed on for the next transfer.
+#[derive(Debug, Default)]
+pub(super) enum Setup {
+    #[default]
+    None,
+    /// PASV, EPSV: the client connects here.
+    Passive(TcpListener),
+    /// PORT, EPRT: we connect there.
+    Active(SocketAddr),
+}
+
+/// Everything needed to open a data connection, taken from the session at the start of a transfer.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) setup: Setup,
+    /// The client's address on the control connection: nobody else may be at the other end.
+    pub(super) peer: IpAddr,
+    /// Our own address there, from which we connect.
+    pub(super) local: IpAddr,
+    pub(super) tls: Option<(Arc<SessionTls>, SessionReuse)>,
+    pub(super) close_notify: CloseNotify,
+    /// The level of MODE Z.
+    pub(super) compression: Option<u32>,
+}
+
+/// Why there is no data connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the client did not connect within {CONNECT_MAX:?}")]
+    NotConnected,
+    #[error("the client's data port cannot be reached")]
+    Unreachable(#[source] io::Error),
+    #[error("the data connection could not be accepted")]
+    Accept(#[source] io::Error),
+    #[error("the data connection has no TLS")]
+    Tls(#[from] tls::Error),
+}
+
+impl Error {
+    /// 425 for what may work next time, 522 (RFC 4217 section 12.7) for what will not without TLS resumption.
+    pub(super) fn reply(&self) -> Reply {
+        match self {
+            Error::NotConnected => Reply::new(425, "Nobody opened the data connection in time."),
+            Error::Unreachable(_) => Reply::new(425, "Your data port cannot be reached."),
+            Error::Accept(_) => Reply::new(425, "The data connection could not be opened; try again."),
+            Error::Tls(tls::Error::Handshake(_)) => {
+                Reply::new(425, "The TLS handshake of the data connection failed.")
+            }
+            Error::Tls(tls::Error::Slow) => {
+                Reply::new(425, "The TLS handshake of the data connection took too long.")
+            }
+            Error::Tls(tls::Error::Foreign) => {
+                Reply::new(522, "The data connection resumed a TLS session that is not this client's.")
+            }
+            Error::Tls(tls::Error::NotResumed) => Reply::new(
+                522,
+                "The data connection must resume the TLS session of the control connection (session_reuse).",
+            ),
+        }
+    }
+}
+
+impl Plan {
+    /// Opens the connection; with TLS, after the 150 that the client waits for.
+    pub(super) async fn open(self) -> Result<Connection, Error> {
+        let connecting = async {
+            match &self.setup {
+                // A transfer is refused before it comes here without a setup.
+                Setup::None => Err(Error::NotConnected),
+                Setup::Passive(listener) => self.accept(listener).await,
+                Setup::Active(address) => self.connect(*address).await.map_err(Error::Unreachable),
+            }
+        };
+        let stream =
+            tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(|_| Error::NotConnected)??;
+        // Until its end is known to be in order, closing it is a reset.
+        linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
+        let stream = match &self.tls {
+            None => Stream::Left(stream),
+            Some((tls, reuse)) => {
+                // The client's last messages of a handshake are small and wait for an acknowledgement of the
+                // one before (Nagle), which we would delay by 40 ms.
+                sockopt::set_tcp_quickack(&stream, true).map_err(|errno| Error::Accept(errno.into()))?;
+                Stream::Right(Box::new(tls.accept_data(stream, *reuse).await?))
+            }
+        };
+        let compression = self.compression.map(Deflate::new);
+        Ok(Connection { stream, close_notify: self.close_notify, compression, inflate: None })
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> Result<TcpStream, Error> {
+        loop {
+            let (stream, from) = listener.accept().await.map_err(Error::Accept)?;
+            if from.ip().to_canonical() == self.peer {
+                return Ok(stream);
+            }
+            tracing::warn!(%from, "a data connection from another address than the client's was closed");
+        }
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_nodelay(true)?;
+        keep_alive(&socket)?;
+        // Behind an address family's border the system chooses where we come from.
+        if self.local.is_ipv4() == address.is_ipv4() {
+            socket.bind(SocketAddr::new(self.local, 0))?;
+        }
+        socket.connect(address).await
+    }
+}
+
+/// An open data connection. Dropped before its end, it is reset, so that the client does not take what it got
+/// for the whole.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Stream,
+    close_notify: CloseNotify,
+    compression: Option<Deflate>,
+    inflate: Option<Inflate>,
+}
+
+impl Connection {
+    /// Sends content, or lines of a listing.
+    pub(super) async fn send(&mut self, content: Bytes) -> io::Result<()> {
+        match &mut self.compression {
+            None => write(&mut self.stream, &content).await,
+            Some(deflate) => {
+                let packed = deflate.pack(content).await;
+                write(&mut self.stream, &packed).await
+            }
+        }
+    }
+
+    /// Ends what was sent in order: the client knows that it has all.
+    pub(super) async fn finish(mut self) -> io::Result<()> {
+        if let Some(deflate) = &mut self.compression {
+            let rest = deflate.finish().await;
+            write(&mut self.stream, &rest).await?;
+        }
+        in_time(self.stream.shutdown()).await?;
+        self.linger(None)
+    }
+
+    /// The next content of an upload: a full chunk, or what is left; empty at its end.
+    ///
+    /// # Errors
+    /// The connection broke, or ended in a way that does not tell its end from a cut.
+    pub(super) async fn receive(&mut self) -> io::Result<Bytes> {
+        if self.compression.is_some() {
+            return self.receive_packed().await;
+        }
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
+        while chunk.len() < CHUNK_BYTES_MAX {
+            if self.read(&mut chunk).await? == 0 {
+                break;
+            }
+        }
+        Ok(chunk.freeze())
+    }
+
+    async fn receive_packed(&mut self) -> io::Result<Bytes> {
+        let mut inflate = self.inflate.take().unwrap_or_default();
+        let content = loop {
+            if let Some(content) = inflate.next().await? {
+                break content;
+            }
+            let mut packed = BytesMut::with_capacity(CHUNK_BYTES_MAX);
+            if self.read(&mut packed).await? == 0 {
+                break inflate.finish()?;
+            }
+            inflate.feed(packed.freeze());
+        };
+        self.inflate = Some(inflate);
+        Ok(content)
+    }
+
+    /// Reads once, up to a full chunk; 0 at the end.
+    async fn read(&mut self, chunk: &mut BytesMut) -> io::Result<usize> {
+        let mut limited = chunk.limit(CHUNK_BYTES_MAX - chunk.len());
+        match in_time(self.stream.read_buf(&mut limited)).await {
+            // How the library tells an end without close_notify.
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof
+                    && self.close_notify == CloseNotify::Optional =>
+            {
+                Ok(0)
+            }
+            read => read,
+        }
+    }
+
+    /// Ends an upload in order, after its last byte was read.
+    pub(super) async fn acknowledge_end(mut self) {
+        // The client has sent all; that it may be gone already changes nothing.
+        if in_time(self.stream.shutdown()).await.and_then(|()| self.linger(None)).is_err() {
+            tracing::debug!("the client did not wait for the end of its data connection");
+        }
+    }
+}
+
+impl Connection {
+    fn linger(&self, time: Option<Duration>) -> io::Result<()> {
+        match &self.stream {
+            Stream::Left(stream) => linger(stream, time),
+            Stream::Right(stream) => linger(stream.get_ref().0, time),
+        }
+    }
+}
+
+fn linger(stream: &TcpStream, time: Option<Duration>) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(stream, time)?)
+}
+
+/// Writes all, as long as something moves.
+async fn write(stream: &mut Stream, mut content: &[u8]) -> io::Result<()> {
+    // A fresh socket is not known to be writable before the runtime has looked; a small file fits anyway.
+    if let Stream::Left(plain) = stream {
+        match rustix::net::send(&*plain, content, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) => content = &content[sent..],
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    while !content.is_empty() {
+        let sent = in_time(stream.write(content)).await?;
+        content = &content[sent..];
+    }
+    in_time(stream.flush()).await
+}
+
+/// A step on the data connection, which fails when the client lets it stall.
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

@@ -1,0 +1,30 @@
+//! The `native` engine: FTP as Portolan promises it (RFC 959, 1123, 2228, 2389, 2428, 2640, 3659, 4217, 7151).
+//!
+//! A line comes in by `codec`, is taken apart by `command`, and goes by `session` to its handler in
+//! `commands/`. What takes its time (`transfer`, `listing`, digests) runs beside the control loop, which so
+//! goes on answering; its content goes through `data`.
+//!
+//! Who calls it: `ftp::Service::serve`.
+//! What it calls: `tree`, `auth`.
+//! What it never does: commit an upload of which it is not certain that it is whole.
+
+mod codec;
+mod command;
+mod commands;
+mod data;
+mod deflate;
+mod facts;
+mod listing;
+mod session;
+mod tls;
+mod transfer;
+
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+
+pub(super) use session::serve;
+pub(super) use tls::TlsService;
+
+/// A control or data connection, in plaintext or with TLS.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;

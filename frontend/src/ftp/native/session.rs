@@ -1,0 +1,416 @@
+//! One session: its state, and the loop that reads commands while work is under way.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use portolan_config::checked::frontend::Tls;
+use portolan_proto::id::SessionId;
+use portolan_proto::v1::DigestAlgorithm;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Stream;
+use super::codec::{ControlIo, Line};
+use super::command::{Command, Fault, Verb};
+use super::commands;
+use super::data::Setup;
+use super::facts::Facts;
+use super::tls::SessionTls;
+use super::transfer::{Outcome, Work};
+use crate::auth::Login;
+use crate::ftp::reply::Reply;
+use crate::ftp::transfer::Transfer;
+use crate::ftp::{ControlConnection, Service, TransferUnderWay};
+use crate::tree::VirtualPath;
+
+/// From the greeting to the login, TLS included.
+pub(super) const LOGIN_MAX: Duration = Duration::from_secs(60);
+/// Commands that a client may send ahead while work is under way; then they wait in its own buffers.
+const DEFERRED_MAX: usize = 16;
+/// The level of MODE Z unless OPTS MODE Z LEVEL says another.
+pub(super) const COMPRESSION_LEVEL: u32 = 6;
+
+/// What a client has said and done so far.
+pub(super) struct Session {
+    pub(super) service: Arc<Service>,
+    pub(super) id: SessionId,
+    pub(super) control: Arc<ControlConnection>,
+    /// The client's address, and the one that it connected to; IPv4 as IPv4, however the socket tells it.
+    pub(super) peer: IpAddr,
+    pub(super) local: SocketAddr,
+    /// `None`: this listener has no TLS.
+    pub(super) tls: Option<Arc<SessionTls>>,
+    /// The control connection speaks TLS.
+    pub(super) protected: bool,
+    /// The name of USER, until PASS.
+    pub(super) user: Option<Vec<u8>>,
+    pub(super) login: Option<Login>,
+    /// When a session without a login ends.
+    pub(super) login_by: Instant,
+    pub(super) failed_logins: usize,
+    pub(super) cwd: VirtualPath,
+    /// The name of RNFR, for the RNTO that must follow.
+    pub(super) rename_from: Option<VirtualPath>,
+    pub(super) next: NextTransfer,
+    pub(super) modes: Modes,
+    pub(super) setup: Setup,
+    /// After EPSV ALL no other way of opening data connections is served (RFC 2428 section 4).
+    pub(super) epsv_only: bool,
+    pub(super) digest: DigestAlgorithm,
+    pub(super) facts: Facts,
+}
+
+/// What was said for the next transfer only.
+#[derive(Debug, Default)]
+pub(super) struct NextTransfer {
+    /// REST.
+    pub(super) restart: Option<u64>,
+    /// RANG: the first and the last byte.
+    pub(super) range: Option<(u64, u64)>,
+    /// ALLO.
+    pub(super) declared: Option<u64>,
+}
+
+/// What holds for all transfers until changed.
+#[derive(Debug)]
+pub(super) struct Modes {
+    /// TYPE A.
+    pub(super) ascii: bool,
+    /// MODE Z.
+    pub(super) deflate: bool,
+    pub(super) level: u32,
+    /// PBSZ was said.
+    pub(super) sized: bool,
+    /// PROT P.
+    pub(super) protected: bool,
+}
+
+impl Modes {
+    /// `protected` is for data connections.
+    pub(super) fn at_start(protected: bool) -> Self {
+        Self { ascii: true, deflate: false, level: COMPRESSION_LEVEL, sized: protected, protected }
+    }
+}
+
+/// What a command comes to.
+pub(super) enum Step {
+    Reply(Reply),
+    /// Runs beside the control loop; of a transfer, with its state.
+    Work(Work, Option<Arc<Transfer>>),
+    /// The reply, then the TLS handshake.
+    StartTls(Reply),
+    /// The reply, then the end.
+    Quit(Reply),
+}
+
+impl From<Reply> for Step {
+    fn from(reply: Reply) -> Self {
+        Step::Reply(reply)
+    }
+}
+
+/// Why a session ended otherwise than by QUIT.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the control connection broke")]
+    Control(#[from] io::Error),
+    #[error("the TLS handshake of the control connection failed")]
+    Tls(#[from] super::tls::Error),
+    #[error("{0}")]
+    Refused(&'static str),
+}
+
+/// Serves one control connection until it ends.
+pub(in crate::ftp) async fn serve(
+    service: Arc<Service>,
+    stream: TcpStream,
+    id: SessionId,
+    control: Arc<ControlConnection>,
+) {
+    if let Err(ended) = run(service, stream, id, &control).await {
+        tracing::info!(cause = portolan_agent::process::chain(&ended), "session ended early");
+    }
+    control.close();
+}
+
+async fn run(
+    service: Arc<Service>,
+    stream: TcpStream,
+    id: SessionId,
+    control: &Arc<ControlConnection>,
+) -> Result<(), Ended> {
+    // The urgent byte that some clients send with ABOR belongs to the line.
+    rustix::net::sockopt::set_socket_oobinline(&stream, true).map_err(io::Error::from)?;
+    let peer = stream.peer_addr()?.ip().to_canonical();
+    let local = stream.local_addr()?;
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let tls = service.tls_sessions.as_ref().map(|tls| Arc::new(SessionTls::new(tls, peer)));
+    let implicit = matches!(service.listener.tls, Tls::Implicit { .. });
+    let stream = match &tls {
+        Some(tls) if implicit => Stream::Right(Box::new(tls.accept_control(stream).await?)),
+        _ => Stream::Left(stream),
+    };
+    let session = Session {
+        id,
+        control: Arc::clone(control),
+        peer,
+        local,
+        tls,
+        protected: implicit,
+        user: None,
+        login: None,
+        login_by: Instant::now() + LOGIN_MAX,
+        failed_logins: 0,
+        cwd: VirtualPath::default(),
+        rename_from: None,
+        next: NextTransfer::default(),
+        modes: Modes::at_start(implicit),
+        setup: Setup::None,
+        epsv_only: false,
+        digest: DigestAlgorithm::Sha256,
+        facts: Facts::default(),
+        service,
+    };
+    let mut conversation =
+        Conversation { session, io: ControlIo::new(stream), deferred: VecDeque::new(), running: None };
+    conversation.io.send(&Reply::new(220, "Portolan ready.")).await?;
+    loop {
+        match conversation.turn().await? {
+            Turn::Next => {}
+            Turn::StartTls(reply) => conversation = conversation.start_tls(&reply).await?,
+            Turn::Over => return Ok(()),
+        }
+    }
+}
+
+/// What follows an event.
+enum Turn {
+    Next,
+    /// The reply, then the TLS handshake.
+    StartTls(Reply),
+    Over,
+}
+
+/// A session with its control connection and what is under way.
+struct Conversation {
+    session: Session,
+    io: ControlIo,
+    /// Lines that came while work was under way, to be answered when it is done.
+    deferred: VecDeque<Line>,
+    running: Option<Running>,
+}
+
+struct Running {
+    work: Work,
+    transfer: Option<Arc<Transfer>>,
+    /// Keeps a drain from closing the session before the last reply is out.
+    _under_way: TransferUnderWay,
+}
+
+impl Running {
+    /// Nothing can call it back any more.
+    fn is_committing(&self) -> bool {
+        self.transfer.as_ref().is_some_and(|transfer| transfer.is_committing())
+    }
+
+    fn abort(self, why: &'static str) {
+        if let Some(transfer) = &self.transfer {
+            transfer.broken_off(&why);
+        }
+    }
+}
+
+impl Conversation {
+    /// Takes the next event.
+    async fn turn(&mut self) -> Result<Turn, Ended> {
+        let Some(running) = &mut self.running else {
+            let line = match self.deferred.pop_front() {
+                Some(line) => line,
+                None => match self.next_line().await? {
+                    Some(line) => line,
+                    None => return Ok(Turn::Over),
+                },
+            };
+            return self.line(line).await;
+        };
+        tokio::select! {
+            biased;
+            outcome = &mut running.work => self.worked(outcome).await?,
+            line = self.io.next_line(), if self.deferred.len() < DEFERRED_MAX => {
+                // A connection that fails is one that is closed.
+                return self.line_beside(line.unwrap_or(Line::Closed)).await;
+            }
+        }
+        Ok(Turn::Next)
+    }
+
+    /// The next line of an idle session; `None` when it has been idle for too long.
+    async fn next_line(&mut self) -> Result<Option<Line>, Ended> {
+        let idle = Instant::now() + self.session.service.listener.idle_timeout;
+        let deadline = match self.session.login {
+            Some(_) => idle,
+            None => idle.min(self.session.login_by),
+        };
+        if let Ok(line) = tokio::time::timeout_at(deadline, self.io.next_line()).await {
+            return Ok(Some(line?));
+        }
+        let reply = match self.session.login {
+            Some(_) => Reply::new(421, "Nothing was asked for too long; good bye."),
+            None => Reply::new(421, "Nobody logged in in time; good bye."),
+        };
+        tracing::info!("session closed: its client was silent for too long");
+        self.close(&reply).await?;
+        Ok(None)
+    }
+
+    async fn close(&mut self, reply: &Reply) -> Result<Turn, Ended> {
+        self.io.send(reply).await?;
+        self.io.shutdown().await;
+        Ok(Turn::Over)
+    }
+
+    /// Work has come to something: tells the client, and begins what follows.
+    async fn worked(&mut self, mut outcome: Outcome) -> Result<(), Ended> {
+        loop {
+            let (reply, next) = match outcome {
+                Outcome::More(reply, next) => (reply, Some(next)),
+                Outcome::Done(reply) => (reply, None),
+            };
+            self.io.queue(&reply);
+            let Some((running, next)) = self.running.as_mut().zip(next) else { break };
+            running.work = next;
+            // A small file may be through at once; then both replies go out as one.
+            match futures_util::poll!(&mut running.work) {
+                Poll::Ready(following) => outcome = following,
+                Poll::Pending => return Ok(self.io.flush().await?),
+            }
+        }
+        let sent = self.io.flush().await;
+        self.running = None;
+        Ok(sent?)
+    }
+
+    /// A line of a session that has nothing under way.
+    async fn line(&mut self, line: Line) -> Result<Turn, Ended> {
+        let line = match line {
+            Line::Command(line) => line,
+            Line::TooLong => {
+                self.io.send(&Reply::new(500, "The line is longer than 4096 bytes.")).await?;
+                return Ok(Turn::Next);
+            }
+            Line::Endless => {
+                tracing::warn!("session closed: a line without an end");
+                return self.close(&Reply::new(421, "The line does not end; good bye.")).await;
+            }
+            Line::Tls => {
+                return self.refuse_protocol("the client speaks TLS where plaintext was expected").await;
+            }
+            Line::Closed => return Ok(Turn::Over),
+        };
+        let command = match Command::parse(&line) {
+            Ok(command) => command,
+            Err(fault) => return self.no_command(&line, fault).await,
+        };
+        match commands::run(&mut self.session, command).await {
+            Step::Reply(reply) => self.io.send(&reply).await?,
+            Step::Work(work, transfer) => {
+                let _under_way = self.session.control.begin_transfer();
+                self.running = Some(Running { work, transfer, _under_way });
+            }
+            Step::StartTls(reply) => return Ok(Turn::StartTls(reply)),
+            Step::Quit(reply) => return self.close(&reply).await,
+        }
+        Ok(Turn::Next)
+    }
+
+    async fn refuse_protocol(&mut self, what: &'static str) -> Result<Turn, Ended> {
+        self.close(&Reply::new(421, "This port speaks FTP; good bye.")).await?;
+        Err(Ended::Refused(what))
+    }
+
+    async fn no_command(&mut self, line: &[u8], fault: Fault) -> Result<Turn, Ended> {
+        if self.session.login.is_none()
+            && let Some(protocol) = foreign_protocol(line)
+        {
+            return self.refuse_protocol(protocol).await;
+        }
+        let reply = match fault {
+            Fault::Unknown => Reply::new(500, "There is no such command; HELP lists those there are."),
+            Fault::Bare(verb) => Reply::with(501, format!("{} needs an argument.", verb.name())),
+        };
+        self.io.send(&reply).await?;
+        Ok(Turn::Next)
+    }
+
+    /// A line that came while work is under way.
+    async fn line_beside(&mut self, line: Line) -> Result<Turn, Ended> {
+        let Some(running) = &mut self.running else { return self.line(line).await };
+        let verb = match &line {
+            Line::Command(bytes) => Command::parse(bytes).ok(),
+            Line::TooLong | Line::Tls => None,
+            Line::Endless | Line::Closed => {
+                if running.is_committing() {
+                    // It is being kept whatever happens here; its end is told to the log.
+                    (&mut running.work).await;
+                } else if let Some(running) = self.running.take() {
+                    running.abort("the control connection was closed");
+                }
+                return Ok(Turn::Over);
+            }
+        };
+        let waits = !self.deferred.is_empty();
+        match verb.map(|command| (command.verb, command.argument.is_empty())) {
+            Some((Verb::ABOR, _)) if !running.is_committing() => {
+                // What came before it is not wanted any more either.
+                self.deferred.clear();
+                if let Some(running) = self.running.take() {
+                    running.abort("the client aborted it");
+                }
+                self.io.queue(&Reply::new(426, "The transfer was aborted; nothing was changed."));
+                self.io.send(&Reply::new(226, "ABOR is done.")).await?;
+            }
+            Some((Verb::NOOP, _)) if !waits => self.io.send(&commands::noop()).await?,
+            Some((Verb::STAT, true)) if !waits => {
+                let reply = commands::status(&self.session, running.transfer.as_deref());
+                self.io.send(&reply).await?;
+            }
+            _ => self.deferred.push_back(line),
+        }
+        Ok(Turn::Next)
+    }
+
+    /// Puts TLS around the control connection. What came in plaintext before must not be taken for protected.
+    async fn start_tls(mut self, reply: &Reply) -> Result<Self, Ended> {
+        if !self.io.unread().is_empty() || !self.deferred.is_empty() {
+            self.close(&Reply::new(421, "Commands came after AUTH and before TLS; good bye.")).await?;
+            return Err(Ended::Refused("commands were sent after AUTH and before TLS"));
+        }
+        self.io.send(reply).await?;
+        let Self { mut session, io, deferred, running } = self;
+        let (Some(tls), Stream::Left(stream)) = (session.tls.clone(), io.into_stream()) else {
+            return Err(Ended::Refused("TLS was asked for where there is none, or twice"));
+        };
+        let stream = tls.accept_control(stream).await?;
+        session.protected = true;
+        let io = ControlIo::new(Stream::Right(Box::new(stream)));
+        Ok(Self { session, io, deferred, running })
+    }
+}
+
+/// What else speaks first: a client of another protocol is told once, and not bothered with replies that it
+/// cannot read.
+fn foreign_protocol(line: &[u8]) -> Option<&'static str> {
+    const HTTP: [&[u8]; 8] =
+        [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"CONNECT ", b"OPTIONS ", b"DELETE ", b"PRI "];
+    const SMTP: [&[u8]; 3] = [b"EHLO", b"HELO", b"MAIL FROM"];
+    if HTTP.iter().any(|verb| line.starts_with(verb)) {
+        return Some("the client speaks HTTP");
+    }
+    let speaks_smtp =
+        |verb: &&[u8]| line.get(..verb.len()).is_some_and(|start| start.eq_ignore_ascii_case(verb));
+    SMTP.iter().any(speaks_smtp).then_some("the client speaks SMTP")
+}

@@ -1,0 +1,208 @@
+//! TLS of one listener's sessions, and the proof that a data connection belongs to its session.
+//!
+//! A client that resumes, on its data connection, the TLS session of its control connection shows that it is
+//! the same client. So each ticket that a session hands out carries a random mark of that session. (The
+//! library's own resumption data would do for TLS 1.3, but is not told for TLS 1.2.)
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use portolan_config::checked::frontend::SessionReuse;
+use rustls::server::{NoServerSessionStorage, ProducesTickets};
+use rustls::{HandshakeKind, ServerConfig};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// A handshake that is not done by then is given up.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
+
+const MARK_BYTES: usize = 16;
+type Mark = [u8; MARK_BYTES];
+
+/// What all sessions of a listener share.
+#[derive(Debug)]
+pub(crate) struct TlsService {
+    config: Arc<ServerConfig>,
+    /// The live sessions, by the mark in their tickets.
+    owners: Mutex<HashMap<Mark, Owner>>,
+}
+
+/// Whose a session is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owner {
+    address: IpAddr,
+    /// `None` before the login.
+    admin: Option<String>,
+}
+
+/// Why a data connection has no TLS.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the TLS handshake failed")]
+    Handshake(#[from] io::Error),
+    #[error("the TLS handshake took more than {HANDSHAKE_MAX:?}")]
+    Slow,
+    #[error("the TLS session offered belongs to another client")]
+    Foreign,
+    #[error("the TLS session of the control connection was not resumed")]
+    NotResumed,
+}
+
+impl TlsService {
+    pub(crate) fn new(config: &Arc<ServerConfig>) -> Self {
+        Self { config: Arc::clone(config), owners: Mutex::default() }
+    }
+
+    fn owners(&self) -> MutexGuard<'_, HashMap<Mark, Owner>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// TLS of one session: its control connection's handshake, then those of its data connections.
+#[derive(Debug)]
+pub(super) struct SessionTls {
+    service: Arc<TlsService>,
+    tickets: Arc<SessionTickets>,
+    config: Arc<ServerConfig>,
+}
+
+impl SessionTls {
+    pub(super) fn new(service: &Arc<TlsService>, address: IpAddr) -> Self {
+        let tickets = Arc::new(SessionTickets {
+            shared: Arc::clone(&service.config.ticketer),
+            service: Arc::clone(service),
+            mark: rand::random(),
+            adopted: OnceLock::new(),
+            read: Mutex::default(),
+        });
+        let mut config = ServerConfig::clone(&service.config);
+        config.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
+        // Sessions kept on our side carry no mark.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        service.owners().insert(tickets.mark, Owner { address, admin: None });
+        Self { service: Arc::clone(service), tickets, config: Arc::new(config) }
+    }
+
+    /// An admin has logged in; other sessions of the same admin from the same address are the same client.
+    pub(super) fn set_admin(&self, name: Option<&str>) {
+        if let Some(owner) = self.service.owners().get_mut(&self.tickets.mark) {
+            owner.admin = name.map(str::to_owned);
+        }
+    }
+
+    /// The handshake of the control connection. It may resume whatever session this listener has known.
+    pub(super) async fn accept_control(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+        let stream = self.accept(stream).await?;
+        if let Some(mark) = self.offered(&stream) {
+            // Set once: a session has one control connection.
+            self.tickets.adopted.set(mark).ok();
+        }
+        Ok(stream)
+    }
+
+    /// The mark of the ticket that a handshake has resumed.
+    fn offered(&self, stream: &TlsStream<TcpStream>) -> Option<Mark> {
+        let read = self.tickets.read().take();
+        read.filter(|_| stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed))
+    }
+
+    /// The handshake of a data connection, which must fit the session.
+    pub(super) async fn accept_data(
+        &self,
+        stream: TcpStream,
+        reuse: SessionReuse,
+    ) -> Result<TlsStream<TcpStream>, Error> {
+        let stream = self.accept(stream).await?;
+        let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.tickets.judge(&mark));
+        match (reuse, offered) {
+            (SessionReuse::MatchIfOffered | SessionReuse::Require, Offered::Foreign) => Err(Error::Foreign),
+            (SessionReuse::Require, Offered::Nothing) => Err(Error::NotResumed),
+            (SessionReuse::Off, _) | (SessionReuse::MatchIfOffered, Offered::Nothing) | (_, Offered::Own) => {
+                Ok(stream)
+            }
+        }
+    }
+
+    async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+        let accept = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream);
+        Ok(tokio::time::timeout(HANDSHAKE_MAX, accept).await.map_err(|_| Error::Slow)??)
+    }
+}
+
+impl Drop for SessionTls {
+    fn drop(&mut self) {
+        self.service.owners().remove(&self.tickets.mark);
+    }
+}
+
+/// What a ticket says of the client that offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offered {
+    /// Nothing: there was none, or its session has ended or has no admin yet.
+    Nothing,
+    /// It is a session of this client.
+    Own,
+    /// It is a session of somebody else.
+    Foreign,
+}
+
+/// The listener's tickets with the mark of a session in them.
+#[derive(Debug)]
+struct SessionTickets {
+    shared: Arc<dyn ProducesTickets>,
+    service: Arc<TlsService>,
+    mark: Mark,
+    /// The mark of the ticket that the control connection came with: the client has proved that it is its own.
+    adopted: OnceLock<Mark>,
+    /// The mark of the ticket read last.
+    read: Mutex<Option<Mark>>,
+}
+
+impl SessionTickets {
+    fn read(&self) -> MutexGuard<'_, Option<Mark>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn judge(&self, mark: &Mark) -> Offered {
+        if *mark == self.mark || self.adopted.get() == Some(mark) {
+            return Offered::Own;
+        }
+        let owners = self.service.owners();
+        let (Some(other), Some(own)) = (owners.get(mark), owners.get(&self.mark)) else {
+            return Offered::Nothing;
+        };
+        if other.address != own.address {
+            return Offered::Foreign;
+        }
+        match &other.admin {
+            None => Offered::Nothing,
+            admin if *admin == own.admin => Offered::Own,
+            Some(_) => Offered::Foreign,
+        }
+    }
+}
+
+impl ProducesTickets for SessionTickets {
+    fn enabled(&self) -> bool {
+        self.shared.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.shared.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.shared.encrypt(&[&self.mark[..], plain].concat())
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        let plain = self.shared.decrypt(cipher)?;
+        let (mark, session) = plain.split_first_chunk::<MARK_BYTES>()?;
+        *self.read() = Some(*mark);
+        Some(session.to_vec())
+    }
+}

@@ -1,0 +1,270 @@
+//! RETR, STOR and their kin: content between a data connection and the tree.
+//!
+//! Each is a [`Work`] that the session runs beside its control loop, and drops to abort it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use portolan_config::checked::frontend::Ascii;
+use portolan_proto::path::display;
+
+use super::data::{Connection, Plan};
+use crate::auth::Login;
+use crate::ftp::ControlConnection;
+use crate::ftp::reply::{self, Action, Reply};
+use crate::ftp::transfer::Transfer;
+use crate::tree::{Begins, Tree, VirtualPath};
+
+/// Something that takes its time. It ends in a reply, perhaps after a preliminary one.
+pub(super) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+pub(super) enum Outcome {
+    /// A preliminary reply (1yz), and what follows it.
+    More(Reply, Work),
+    Done(Reply),
+}
+
+/// What a transfer takes from its session.
+pub(super) struct Job {
+    pub(super) tree: Arc<Tree>,
+    pub(super) login: Login,
+    pub(super) control: Arc<ControlConnection>,
+    pub(super) plan: Plan,
+    pub(super) transfer: Arc<Transfer>,
+    /// What TYPE A does; `None` with TYPE I.
+    pub(super) ascii: Option<Ascii>,
+}
+
+impl Job {
+    fn path(&self) -> &VirtualPath {
+        &self.transfer.path
+    }
+
+    fn converts(&self) -> bool {
+        self.ascii == Some(Ascii::Convert)
+    }
+
+    /// RETR. The node begins to send while the data connection is opened.
+    pub(super) fn retrieve(self, offset: u64, length: Option<u64>) -> Work {
+        Box::pin(async move {
+            let Self { tree, login, transfer, .. } = &self;
+            let mut content = match tree.read(login, self.path(), offset, length, transfer.id).await {
+                Ok(content) => content,
+                Err(error) => return Outcome::Done(self.refuse(&error, Action::Read)),
+            };
+            let text = format!("Sending {} bytes of {}.", content.missing(), self.path());
+            let moving = async move {
+                let converts = self.converts();
+                let Self { plan, transfer, .. } = self;
+                let mut connection = match open(plan, &transfer).await {
+                    Ok(connection) => connection,
+                    Err(reply) => return Outcome::Done(reply),
+                };
+                loop {
+                    let chunk = match content.next().await {
+                        Ok(Some(chunk)) => chunk,
+                        Ok(None) => break,
+                        Err(error) => {
+                            let error = error.into();
+                            transfer.failed(&error);
+                            return Outcome::Done(reply::of(&error, Action::Read));
+                        }
+                    };
+                    let count = chunk.len();
+                    let chunk = if converts { to_network_lines(&chunk) } else { chunk };
+                    if let Err(error) = connection.send(chunk).await {
+                        return Outcome::Done(broken(&transfer, &error));
+                    }
+                    transfer.moved(count);
+                }
+                Outcome::Done(match connection.finish().await {
+                    Ok(()) => {
+                        transfer.complete();
+                        Reply::new(226, "Transfer complete.")
+                    }
+                    Err(error) => broken(&transfer, &error),
+                })
+            };
+            Outcome::More(Reply::with(150, text), Box::pin(moving))
+        })
+    }
+
+    /// STOR, STOU, APPE. `declared` is what ALLO announced.
+    pub(super) fn store(self, begins: Begins, declared: Option<u64>) -> Work {
+        Box::pin(async move {
+            let Self { tree, login, transfer, .. } = &self;
+            let mut upload = match tree.write(login, self.path(), begins, transfer.id).await {
+                Ok(upload) => upload,
+                Err(error) => return Outcome::Done(self.refuse(&error, Action::Write)),
+            };
+            // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.
+            let text = match begins {
+                Begins::New => format!("FILE: {}", display(self.path().name())),
+                Begins::Replacing | Begins::At(_) => format!("Ready to store {}.", self.path()),
+            };
+            let moving = async move {
+                let converts = self.converts();
+                let Self { plan, transfer, control, .. } = self;
+                let mut connection = match open(plan, &transfer).await {
+                    Ok(connection) => connection,
+                    Err(reply) => return Outcome::Done(reply),
+                };
+                let mut lines = LocalLines::default();
+                loop {
+                    let mut chunk = match connection.receive().await {
+                        Ok(chunk) => chunk,
+                        Err(error) => return Outcome::Done(broken(&transfer, &error)),
+                    };
+                    let ended = chunk.is_empty();
+                    transfer.moved(chunk.len());
+                    if converts {
+                        chunk = lines.convert(&chunk);
+                    }
+                    if !chunk.is_empty()
+                        && let Err(error) = upload.send(chunk).await
+                    {
+                        let error = error.into();
+                        transfer.failed(&error);
+                        return Outcome::Done(reply::of(&error, Action::Write));
+                    }
+                    if ended {
+                        break;
+                    }
+                }
+                if let Some(reply) = incomplete(&transfer, &control, declared) {
+                    return Outcome::Done(reply);
+                }
+                transfer.set_committing();
+                let committed = upload.finish().await;
+                connection.acknowledge_end().await;
+                match committed {
+                    Ok(committed) => {
+                        transfer.complete();
+                        let (size, crc32) = (committed.size, committed.crc32);
+                        Outcome::Done(Reply::with(
+                            226,
+                            format!("Stored; the file has {size} bytes and CRC-32 {crc32:08x}."),
+                        ))
+                    }
+                    Err(error) => {
+                        let error = error.into();
+                        transfer.failed(&error);
+                        Outcome::Done(reply::of(&error, Action::Write))
+                    }
+                }
+            };
+            Outcome::More(Reply::with(150, text), Box::pin(moving))
+        })
+    }
+
+    fn refuse(&self, error: &crate::tree::Error, action: Action) -> Reply {
+        self.transfer.failed(error);
+        reply::of(error, action)
+    }
+}
+
+/// Opens the data connection of a transfer; the reply if there is none.
+pub(super) async fn open(plan: Plan, transfer: &Transfer) -> Result<Connection, Reply> {
+    plan.open().await.map_err(|error| {
+        transfer.broken_off(&portolan_agent::process::chain(&error));
+        error.reply()
+    })
+}
+
+/// The reply to a data connection that broke.
+pub(super) fn broken(transfer: &Transfer, error: &std::io::Error) -> Reply {
+    transfer.broken_off(error);
+    match error.kind() {
+        std::io::ErrorKind::TimedOut => Reply::new(
+            426,
+            "Nothing moved on the data connection for too long; the transfer is not complete.",
+        ),
+        std::io::ErrorKind::UnexpectedEof => Reply::new(
+            426,
+            "The data connection ended without its closing message, as if cut off; nothing was changed.",
+        ),
+        _ => Reply::new(426, "The data connection broke; the transfer is not complete."),
+    }
+}
+
+/// Why an upload whose data connection ended in order is not to be kept all the same.
+fn incomplete(transfer: &Transfer, control: &ControlConnection, declared: Option<u64>) -> Option<Reply> {
+    let received = transfer.bytes();
+    if let Some(declared) = declared.filter(|declared| received < *declared) {
+        transfer.broken_off(&format_args!("ALLO announced {declared} bytes"));
+        let text = format!("ALLO announced {declared} bytes, {received} came; nothing was changed.");
+        return Some(Reply::with(426, text));
+    }
+    // A client that died has lost its control connection too, and that is an abort (RFC 959 section 3.2).
+    if control.is_closed_by_client() {
+        transfer.broken_off(&"the control connection is closed");
+        return Some(Reply::new(426, "The control connection is closed; nothing was changed."));
+    }
+    None
+}
+
+/// Line ends for the network: LF becomes CR LF.
+fn to_network_lines(content: &[u8]) -> Bytes {
+    let mut converted = BytesMut::with_capacity(content.len() + content.len() / 16);
+    for line in content.split_inclusive(|byte| *byte == b'\n') {
+        match line.strip_suffix(b"\n") {
+            Some(line) => {
+                converted.extend_from_slice(line);
+                converted.extend_from_slice(b"\r\n");
+            }
+            None => converted.extend_from_slice(line),
+        }
+    }
+    converted.freeze()
+}
+
+/// Line ends of the network back to ours: CR LF becomes LF, also where two chunks meet.
+#[derive(Debug, Default)]
+struct LocalLines {
+    /// The chunk before ended in CR.
+    pending: bool,
+}
+
+impl LocalLines {
+    /// An empty chunk is the end.
+    fn convert(&mut self, content: &[u8]) -> Bytes {
+        let mut converted = BytesMut::with_capacity(content.len() + 1);
+        if content.is_empty() && std::mem::take(&mut self.pending) {
+            converted.extend_from_slice(b"\r");
+        }
+        for byte in content {
+            if std::mem::take(&mut self.pending) && *byte != b'\n' {
+                converted.extend_from_slice(b"\r");
+            }
+            if *byte == b'\r' {
+                self.pending = true;
+            } else {
+                converted.extend_from_slice(&[*byte]);
+            }
+        }
+        converted.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_ends_survive_both_ways() {
+        let local = b"a\nb\r\nc\rd\r\r\n\n";
+        let network = to_network_lines(local);
+        assert_eq!(&network[..], b"a\r\nb\r\r\nc\rd\r\r\r\n\r\n");
+        for piece in 1..network.len() {
+            let mut lines = LocalLines::default();
+            let mut back = Vec::new();
+            for chunk in network.chunks(piece) {
+                back.extend(lines.convert(chunk));
+            }
+            back.extend(lines.convert(b""));
+            assert_eq!(back, local, "{piece}");
+        }
+        assert_eq!(&LocalLines { pending: true }.convert(b"")[..], b"\r");
+    }
+}
