@@ -103,12 +103,7 @@ impl Plan {
         linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
         let stream = match &self.tls {
             None => Stream::Left(stream),
-            Some((tls, reuse)) => {
-                // The client's last messages of a handshake are small and wait for an acknowledgement of the
-                // one before (Nagle), which we would delay by 40 ms.
-                sockopt::set_tcp_quickack(&stream, true).map_err(|errno| Error::Accept(errno.into()))?;
-                Stream::Right(Box::new(tls.accept_data(stream, *reuse).await?))
-            }
+            Some((tls, reuse)) => Stream::Right(Box::new(tls.accept_data(stream, *reuse).await?)),
         };
         let compression = self.compression.map(Deflate::new);
         Ok(Connection { stream, close_notify: self.close_notify, compression, inflate: None })

@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use portolan_config::checked::frontend::SessionReuse;
+use rustix::net::sockopt;
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::{HandshakeKind, ServerConfig};
 use tokio::net::TcpStream;
@@ -128,8 +130,20 @@ impl SessionTls {
     }
 
     async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let accept = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream);
-        Ok(tokio::time::timeout(HANDSHAKE_MAX, accept).await.map_err(|_| Error::Slow)??)
+        let mut accept = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream);
+        // The client's last messages are small, and each waits until the one before is acknowledged (Nagle's
+        // algorithm). After we have sent something, the system would put that off by 40 ms.
+        let prompt = std::future::poll_fn(|context| {
+            let polled = Pin::new(&mut accept).poll(context);
+            if polled.is_pending()
+                && let Some(stream) = accept.get_ref()
+                && let Err(errno) = sockopt::set_tcp_quickack(stream, true)
+            {
+                tracing::debug!(%errno, "the handshake may take longer than it must");
+            }
+            polled
+        });
+        Ok(tokio::time::timeout(HANDSHAKE_MAX, prompt).await.map_err(|_| Error::Slow)??)
     }
 }
 
