@@ -10,6 +10,7 @@ mod scan;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
@@ -25,7 +26,7 @@ use listing::TreeListing;
 
 #[derive(Debug)]
 pub struct TreeStore {
-    root: Root,
+    root: Arc<Root>,
     rescan_interval: Duration,
     /// Held as long as the store lives: one agent per root.
     _lock: File,
@@ -34,7 +35,7 @@ pub struct TreeStore {
 impl TreeStore {
     /// Opens the store at `root`, sweeping what a crash left in its staging folder.
     pub fn open(root: &Path, rescan_interval: Duration) -> std::io::Result<Self> {
-        let root = Root::open(root)?;
+        let root = Arc::new(Root::open(root)?);
         let (lock, swept) = recover::recover(&root)?;
         if swept > 0 {
             tracing::warn!(
