@@ -12,6 +12,7 @@ use portolan_agent::store::error::Damage;
 use portolan_agent::store::tree::TreeStore;
 use portolan_agent::store::{
     Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
+    Version,
 };
 use portolan_frontend::Frontend;
 use portolan_proto::path::PathFault;
@@ -124,6 +125,12 @@ impl Content for FaultContent {
     }
     fn modified_ns(&self) -> i64 {
         self.content.modified_ns()
+    }
+    fn version(&self) -> Version {
+        self.content.version()
+    }
+    fn version_now(&self) -> Result<Version> {
+        self.content.version_now()
     }
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         match self.fault.take() {

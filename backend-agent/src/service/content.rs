@@ -1,14 +1,11 @@
-//! Read and Digest: content on its way out.
+//! Read: content on its way out.
 //!
 //! Each chunk is one visit to a blocking thread, so a slow front end holds no thread, and the next chunk is
 //! read while the one before is on its way.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use portolan_proto::CHUNK_BYTES_MAX;
-use portolan_proto::failure::status;
-use portolan_proto::v1::{self, DigestAlgorithm, Reason, read_response::Part};
+use portolan_proto::v1::{self, read_response::Part};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
@@ -18,15 +15,16 @@ use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream, blocking};
 use crate::store::{self, Content, Error, StorePath};
 
 /// A range of a file that is being read.
-struct Range {
-    content: Box<dyn Content>,
-    path: StorePath,
-    at: u64,
-    end: u64,
+pub(super) struct Range {
+    pub(super) content: Box<dyn Content>,
+    pub(super) path: StorePath,
+    /// The next byte.
+    pub(super) at: u64,
+    pub(super) end: u64,
 }
 
 impl Range {
-    fn open(
+    pub(super) fn open(
         store: &dyn store::Store,
         path: StorePath,
         offset: u64,
@@ -43,23 +41,38 @@ impl Range {
 
     /// The next chunk; `None` at the end of the range. A file that ends before it has shrunk.
     fn next(&mut self) -> store::Result<Option<Bytes>> {
-        let rest = self.end - self.at;
-        if rest == 0 {
+        if self.is_done() {
             return Ok(None);
         }
-        let wanted = usize::try_from(rest).map_or(CHUNK_BYTES_MAX, |rest| rest.min(CHUNK_BYTES_MAX));
-        let mut buffer = BytesMut::zeroed(wanted);
-        let count = self.content.read_at(&mut buffer, self.at)?;
-        if count == 0 {
-            return Err(Error::Shrunk { path: self.path.to_string() });
-        }
+        let mut buffer = BytesMut::zeroed(self.rest_bytes().min(CHUNK_BYTES_MAX));
+        let count = self.fill(&mut buffer)?;
         buffer.truncate(count);
-        self.at += count as u64;
         Ok(Some(buffer.freeze()))
     }
 
-    fn is_done(&self) -> bool {
+    /// Fills the beginning of `buffer` and moves on; not to be called at the end. A file that ends before the
+    /// range has shrunk.
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> store::Result<usize> {
+        let wanted = buffer.len().min(self.rest_bytes());
+        let count = self.content.read_at(&mut buffer[..wanted], self.at)?;
+        if count == 0 {
+            return Err(Error::Shrunk { path: self.path.to_string() });
+        }
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    pub(super) fn rest_bytes(&self) -> usize {
+        usize::try_from(self.end - self.at).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn is_done(&self) -> bool {
         self.at == self.end
+    }
+
+    /// Is it the whole file, and nothing of it read?
+    pub(super) fn is_whole(&self) -> bool {
+        self.at == 0 && self.end == self.content.size()
     }
 }
 
@@ -111,52 +124,4 @@ pub(super) async fn read(
         }
     });
     Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-}
-
-pub(super) async fn digest(
-    service: &AgentService,
-    request: v1::DigestRequest,
-) -> Result<Response<v1::DigestResponse>, Status> {
-    let path = authorize(request.caller.as_ref(), &request.path, Need::Read)?;
-    let _permit = service.admit()?;
-    let hash = match request.algorithm() {
-        DigestAlgorithm::Unspecified => {
-            return Err(status(Reason::BadRequest, "the digest's algorithm is not set or not known"));
-        }
-        DigestAlgorithm::Sha256 => hash::<sha2::Sha256>,
-        DigestAlgorithm::Sha512 => hash::<sha2::Sha512>,
-        DigestAlgorithm::Sha1 => hash::<sha1::Sha1>,
-        DigestAlgorithm::Md5 => hash::<md5::Md5>,
-        DigestAlgorithm::Crc32 => crc32,
-    };
-    let (offset, length) = (request.offset, request.length);
-    let _turn = service.digests.acquire().await.expect("the semaphore is never closed");
-    let store = Arc::clone(&service.store);
-    let response = blocking(move || {
-        let mut range = Range::open(&*store, path, offset, length)?;
-        let digest = hash(&mut range)?;
-        Ok(v1::DigestResponse {
-            digest,
-            length: range.at - offset,
-            size: range.content.size(),
-            modified_ns: range.content.modified_ns(),
-        })
-    });
-    Ok(Response::new(response.await?))
-}
-
-fn hash<D: sha2::Digest>(range: &mut Range) -> store::Result<Bytes> {
-    let mut digest = D::new();
-    while let Some(chunk) = range.next()? {
-        digest.update(&chunk);
-    }
-    Ok(Bytes::copy_from_slice(&digest.finalize()))
-}
-
-fn crc32(range: &mut Range) -> store::Result<Bytes> {
-    let mut sum = crc32fast::Hasher::new();
-    while let Some(chunk) = range.next()? {
-        sum.update(&chunk);
-    }
-    Ok(Bytes::copy_from_slice(&sum.finalize().to_be_bytes()))
 }

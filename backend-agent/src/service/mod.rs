@@ -6,6 +6,7 @@
 
 mod caller;
 mod content;
+mod digest;
 pub mod status;
 mod upload;
 
@@ -25,12 +26,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::holdings::HoldingsWatch;
 use crate::store::{self, Entry, Holdings, Kind, Permissions, Store, StorePath};
 use caller::{Need, authorize};
+use digest::Digests;
 
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
 pub const STREAMS_MAX: usize = 1_024;
-
-/// Digests computed at once; each holds a core and a blocking thread. The others wait.
-const DIGESTS_AT_ONCE: usize = 4;
 
 /// Messages of a response stream that may wait for the network.
 const RESPONSES_QUEUED_MAX: usize = 4;
@@ -42,7 +41,7 @@ pub struct AgentService {
     store: Arc<dyn Store>,
     holdings: Arc<HoldingsWatch>,
     streams: Arc<Semaphore>,
-    digests: Arc<Semaphore>,
+    digests: Arc<Digests>,
     tasks: TaskTracker,
     draining: CancellationToken,
     cut: CancellationToken,
@@ -61,7 +60,7 @@ impl AgentService {
         cut: CancellationToken,
     ) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        let digests = Arc::new(Semaphore::new(DIGESTS_AT_ONCE));
+        let digests = Arc::new(Digests::new());
         Self { node, store, holdings, streams, digests, tasks, draining, cut }
     }
 
@@ -309,7 +308,7 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::DigestRequest>,
     ) -> Result<Response<v1::DigestResponse>, Status> {
-        content::digest(self, request.into_inner()).await
+        digest::digest(self, request.into_inner()).await
     }
 }
 
@@ -318,5 +317,105 @@ fn wire_change(change: &store::holdings::Change) -> v1::HoldingChange {
         domain: change.domain.clone().into(),
         object: change.object.clone().map(Into::into),
         removed: change.removed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
+
+    use portolan_proto::failure::reason_of;
+
+    use super::*;
+    use crate::store::tree::TreeStore;
+
+    async fn service(folder: &std::path::Path) -> AgentService {
+        let store: Arc<dyn Store> = Arc::new(TreeStore::open(folder, Duration::from_secs(3_600)).unwrap());
+        let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
+        let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
+        AgentService::new("mail-1".parse().unwrap(), store, holdings, TaskTracker::new(), draining, cut)
+    }
+
+    fn caller(backup: bool, restore: bool) -> Option<v1::Caller> {
+        let grant = Some(v1::Grant { backup, restore, domain: None });
+        Some(v1::Caller { admin: "anna".into(), session_id: "s1".into(), grant })
+    }
+
+    const FILE: &str = "domains/a/users/file";
+
+    /// A store with one file in it.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("domains/a/users")).unwrap();
+        std::fs::write(folder.path().join(FILE), "abc").unwrap();
+        folder
+    }
+
+    #[tokio::test]
+    async fn permissions_are_set_within_the_grant_and_up_to_0777() {
+        let folder = folder();
+        let service = service(folder.path()).await;
+        let set = async |caller, unix_mode| {
+            let request = v1::SetModeRequest { caller, path: FILE.as_bytes().into(), unix_mode };
+            let done = service.set_mode(Request::new(request)).await;
+            done.map(drop).map_err(|status| reason_of(&status).unwrap())
+        };
+        assert_eq!(set(caller(true, false), 0o600).await, Err(Reason::NotGranted));
+        for bits in [0o1000, 0o4755, u32::MAX] {
+            assert_eq!(set(caller(true, true), bits).await, Err(Reason::BadRequest), "{bits:o}");
+        }
+        assert_eq!(set(caller(false, true), 0o604).await, Ok(()));
+        let mode = std::fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o604);
+    }
+
+    #[tokio::test]
+    async fn a_digest_follows_the_content_of_the_file() {
+        let folder = folder();
+        let service = service(folder.path()).await;
+        let digest = async |algorithm: v1::DigestAlgorithm, offset, length| {
+            let (caller, path) = (caller(true, false), FILE.as_bytes().into());
+            let algorithm = algorithm.into();
+            let request = v1::DigestRequest { caller, path, algorithm, offset, length };
+            let done = service.digest(Request::new(request)).await;
+            done.map(Response::into_inner).map_err(|status| reason_of(&status).unwrap())
+        };
+        let crc = v1::DigestAlgorithm::Crc32;
+        assert_eq!(digest(v1::DigestAlgorithm::Unspecified, 0, None).await, Err(Reason::BadRequest));
+        assert_eq!(digest(crc, 4, None).await, Err(Reason::OffsetBeyondEnd));
+        for (content, offset, length, covered) in [
+            ("abc", 0, None, "abc"),
+            ("abcd", 0, None, "abcd"),
+            ("abcd", 1, Some(2), "bc"),
+            ("", 0, None, ""),
+        ] {
+            std::fs::write(folder.path().join(FILE), content).unwrap();
+            for _ in 0..2 {
+                let answer = digest(crc, offset, length).await.unwrap();
+                assert_eq!(answer.digest, crc32fast::hash(covered.as_bytes()).to_be_bytes()[..], "{covered}");
+                assert_eq!((answer.length, answer.size), (covered.len() as u64, content.len() as u64));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_digest_of_a_file_at_rest_is_remembered() {
+        let folder = folder();
+        let service = service(folder.path()).await;
+        let request = || {
+            let (caller, path) = (caller(true, false), FILE.as_bytes().into());
+            let algorithm = v1::DigestAlgorithm::Sha256.into();
+            Request::new(v1::DigestRequest { caller, path, algorithm, offset: 0, length: None })
+        };
+        let store = &service.store;
+        let version = store.read(&StorePath::new(FILE.as_bytes()).unwrap()).unwrap().version();
+        let told = bytes::Bytes::from_static(b"remembered");
+        service.digests.remember((version, v1::DigestAlgorithm::Sha256), told.clone());
+        let answer = service.digest(request()).await.unwrap().into_inner();
+        assert_eq!((answer.digest, answer.length), (told, 3));
+        std::fs::write(folder.path().join(FILE), "abcd").unwrap();
+        let answer = service.digest(request()).await.unwrap().into_inner();
+        assert_eq!((answer.digest.len(), answer.length), (32, 4));
     }
 }

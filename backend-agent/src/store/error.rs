@@ -38,7 +38,7 @@ pub enum Error {
     DiskFault { path: String, source: io::Error },
     #[error("{path} was not stored whole: {what}")]
     Damaged { path: String, what: Damage },
-    #[error("{path} changes too fast to be listed whole")]
+    #[error("{path} changes too fast to be read whole")]
     Changing { path: String },
     #[error("{path} became shorter while it was read")]
     Shrunk { path: String },

@@ -101,12 +101,29 @@ pub trait Listing: Send {
     fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>>;
 }
 
+/// Which content a file has: as long as two are equal, nobody has written in between, as far as time stamps
+/// can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Version {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    /// Nanoseconds since 1970: the content, as anybody may set it.
+    pub modified_ns: i64,
+    /// Nanoseconds since 1970: the content or anything else about the file, as the system sets it.
+    pub changed_ns: i64,
+}
+
 /// A file opened for reading.
 pub trait Content: Send {
     /// Size when it was opened.
     fn size(&self) -> u64;
     /// Nanoseconds since 1970, when it was opened.
     fn modified_ns(&self) -> i64;
+    /// When it was opened.
+    fn version(&self) -> Version;
+    /// As the open file is by now.
+    fn version_now(&self) -> Result<Version>;
     /// Fills `buffer` from `offset` on, as far as the file reaches; 0 at its end.
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize>;
 }

@@ -1,4 +1,4 @@
-//! What every store kind on a disk shares: paths that cannot leave the root, and durable commits.
+//! What every store kind on a disk shares: paths that cannot leave the root, durable commits, sets of names.
 //!
 //! Who calls it: the store kinds.
 //! What it calls: rustix, std::fs.
@@ -6,5 +6,6 @@
 
 pub mod cache;
 pub mod commit;
+pub mod names;
 pub mod path;
 pub mod recover;

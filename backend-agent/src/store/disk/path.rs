@@ -13,7 +13,7 @@ use portolan_proto::path::{self, PathFault};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use crate::store::{Entry, Error, Kind, Result};
+use crate::store::{Entry, Error, Kind, Result, Version};
 
 /// A path below the store's root: checked, relative, components joined by '/'; empty is the root.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -193,7 +193,22 @@ pub fn entry(name: Vec<u8>, stat: &Stat) -> Entry {
 
 /// Modification time in nanoseconds since 1970, held at the ends of what 64 bits can say.
 pub fn modified_ns(stat: &Stat) -> i64 {
-    stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(i64::try_from(stat.st_mtime_nsec).unwrap_or(0))
+    nanoseconds(stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn nanoseconds(seconds: i64, rest: u64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(i64::try_from(rest).unwrap_or(0))
+}
+
+/// The version of an open file.
+pub fn version(stat: &Stat) -> Version {
+    Version {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        modified_ns: modified_ns(stat),
+        changed_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+    }
 }
 
 /// User and group that new entries of a directory get, so that an agent running as root does not leave files

@@ -5,12 +5,15 @@
 //! names that are gone when their turn comes make the directory be read again for those that took their place.
 //! What is there all the time is listed, under one of its names.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
+use crate::store::disk::names::{Gathering, Names, Walk};
 use crate::store::disk::path::{Root, entry};
 use crate::store::{Entry, Error, Listing, Result, StorePath};
 
@@ -24,40 +27,51 @@ const STAMP_TICK: Duration = Duration::from_millis(10);
 const ROUNDS_MAX: usize = 16;
 
 pub(super) struct TreeListing {
+    root: Arc<Root>,
     path: StorePath,
     fd: OwnedFd,
     /// Must the entries come in byte order?
     sorted: bool,
-    /// All names seen so far, in byte order.
-    seen: Vec<Vec<u8>>,
-    /// Names still to be told, the next one last.
-    pending: Vec<Vec<u8>>,
-    /// A name was gone when its turn came.
-    missed: bool,
+    /// The names of all readings, save those that were missed in an earlier round.
+    seen: Names,
+    /// Names still to be told.
+    pending: Walk,
+    /// Names that were gone when their turn came.
+    missed: Gathering,
     rounds: usize,
 }
 
 impl TreeListing {
-    pub(super) fn open(root: &Root, path: &StorePath, sorted: bool) -> Result<Self> {
+    pub(super) fn open(root: &Arc<Root>, path: &StorePath, sorted: bool) -> Result<Self> {
         let fd = root.open_directory(path)?;
-        let seen = settled_names(&fd, path)?;
-        let pending = seen.iter().rev().cloned().collect();
-        Ok(Self { path: path.clone(), fd, sorted, seen, pending, missed: false, rounds: 0 })
+        let seen = settled_names(root, &fd, path)?;
+        let pending = seen.except(&Names::empty()).map_err(|error| Error::from_io(path, error))?;
+        let (root, path, missed) = (Arc::clone(root), path.clone(), Gathering::new(root));
+        Ok(Self { root, path, fd, sorted, seen, pending, missed, rounds: 0 })
     }
 
     /// Looks for names that took the place of missed ones.
     fn look_again(&mut self) -> Result<()> {
-        self.missed = false;
         self.rounds += 1;
         // In byte order a late name could not be put where it belongs.
         if self.sorted || self.rounds > ROUNDS_MAX {
             return Err(Error::Changing { path: self.path.to_string() });
         }
-        let mut new = settled_names(&self.fd, &self.path)?;
-        new.retain(|name| self.seen.binary_search(name).is_err());
-        self.seen.extend(new.iter().cloned());
-        self.seen.sort_unstable();
-        self.pending = new;
+        let present = settled_names(&self.root, &self.fd, &self.path)?;
+        let missed = std::mem::replace(&mut self.missed, Gathering::new(&self.root));
+        self.turn_to(&present, missed).map_err(|error| Error::from_io(&self.path, error))
+    }
+
+    /// Makes pending what was not told yet. A missed name was not: a file may have got it back.
+    fn turn_to(&mut self, present: &Names, missed: Gathering) -> io::Result<()> {
+        let mut told = Gathering::new(&self.root);
+        told.push_all(self.seen.except(&missed.finish()?)?)?;
+        let told = told.finish()?;
+        let mut seen = Gathering::new(&self.root);
+        seen.push_all(told.except(&Names::empty())?)?;
+        self.pending = present.except(&told)?;
+        seen.push_all(present.except(&told)?)?;
+        self.seen = seen.finish()?;
         Ok(())
     }
 }
@@ -67,20 +81,23 @@ impl Listing for TreeListing {
         let mut entries = Vec::new();
         let mut name_bytes = 0;
         while entries.len() < entries_max && name_bytes < portolan_proto::LIST_BATCH_NAME_BYTES_MAX {
-            let Some(name) = self.pending.pop() else {
-                if !self.missed {
+            if !self.pending.advance().map_err(|error| Error::from_io(&self.path, error))? {
+                if self.missed.is_empty() {
                     break;
                 }
                 self.look_again()?;
                 continue;
-            };
-            match rustix::fs::statat(&self.fd, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
+            }
+            let name = self.pending.name();
+            match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
                     name_bytes += name.len();
-                    entries.push(entry(name, &stat));
+                    entries.push(entry(name.to_vec(), &stat));
                 }
                 // Removed, or there under another name.
-                Err(Errno::NOENT) => self.missed = true,
+                Err(Errno::NOENT) => {
+                    self.missed.push(name).map_err(|error| Error::from_io(&self.path, error))?;
+                }
                 Err(errno) => return Err(Error::from_errno(&self.path, errno)),
             }
         }
@@ -88,8 +105,9 @@ impl Listing for TreeListing {
     }
 }
 
-/// The names of a directory as they were at one moment, in byte order.
-fn settled_names(fd: &OwnedFd, path: &StorePath) -> Result<Vec<Vec<u8>>> {
+/// The names of a directory as they were at one moment.
+fn settled_names(root: &Arc<Root>, fd: &OwnedFd, path: &StorePath) -> Result<Names> {
+    let at_io = |error| Error::from_io(path, error);
     let at = |errno| Error::from_errno(path, errno);
     let changed = || {
         let stat = rustix::fs::fstat(fd)?;
@@ -98,29 +116,28 @@ fn settled_names(fd: &OwnedFd, path: &StorePath) -> Result<Vec<Vec<u8>>> {
     for reading in 0..READINGS_MAX {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let before = changed().map_err(at)?;
-        let names = names(fd).map_err(at)?;
+        let names = names(root, fd).map_err(at_io)?;
         let after = changed().map_err(at)?;
         let last = Duration::new(u64::try_from(after.0).unwrap_or(0), u32::try_from(after.1).unwrap_or(0));
         // A directory that never comes to rest for a tick is taken as soon as its stamps agree.
         let at_rest = last + STAMP_TICK < started || reading > READINGS_MAX / 4;
         if before == after && at_rest {
-            return Ok(names);
+            return names.finish().map_err(at_io);
         }
         std::thread::sleep(READING_PAUSE * u32::try_from(reading.min(20)).unwrap_or(20));
     }
     Err(Error::Changing { path: path.to_string() })
 }
 
-fn names(fd: &OwnedFd) -> std::result::Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
+fn names(root: &Arc<Root>, fd: &OwnedFd) -> io::Result<Gathering> {
+    let mut names = Gathering::new(root);
     for entry in Dir::read_from(fd)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(name.to_vec());
+            names.push(name)?;
         }
     }
-    names.sort_unstable();
     Ok(names)
 }
 
@@ -137,7 +154,7 @@ mod tests {
         for number in 0..1_000 {
             std::fs::write(folder.path().join(format!("{number}:2,")), "").unwrap();
         }
-        let root = Root::open(folder.path()).unwrap();
+        let root = Arc::new(Root::open(folder.path()).unwrap());
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -168,5 +185,85 @@ mod tests {
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    /// All that the listing still has to tell.
+    fn rest(listing: &mut TreeListing) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        loop {
+            let batch = listing.next_batch(7)?;
+            if batch.is_empty() {
+                return Ok(names);
+            }
+            names.extend(batch.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_name_that_was_missed_and_came_back_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let path = StorePath::new(b"").unwrap();
+        let (back, away) = (folder.path().join("b"), folder.path().join("e"));
+        let mut listing = TreeListing::open(&root, &path, false).unwrap();
+        std::fs::rename(&back, &away).unwrap();
+        std::fs::rename(folder.path().join("c"), folder.path().join("f")).unwrap();
+        let first = listing.next_batch(3).unwrap();
+        std::fs::rename(&away, &back).unwrap();
+        assert_eq!(first.len(), 3, "a, d and what took the place of one of the others");
+        let told: Vec<String> =
+            first.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect();
+        assert_eq!([told, rest(&mut listing).unwrap()].concat(), ["a", "d", "e", "f"]);
+
+        let mut listing = TreeListing::open(&root, &path, false).unwrap();
+        std::fs::rename(&back, &away).unwrap();
+        let told = listing.next_batch(2).unwrap();
+        assert_eq!((&told[0].name[..], &told[1].name[..]), (&b"a"[..], &b"d"[..]));
+        std::fs::rename(&away, &back).unwrap();
+        let mut told = rest(&mut listing).unwrap();
+        told.sort();
+        assert_eq!(told, ["b", "f"]);
+    }
+
+    #[test]
+    fn in_byte_order_a_vanished_name_is_told_as_busy() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..20 {
+            std::fs::write(folder.path().join(format!("{number:02}")), "").unwrap();
+        }
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let path = StorePath::new(b"").unwrap();
+        let mut listing = TreeListing::open(&root, &path, true).unwrap();
+        let in_order: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+        assert_eq!(rest(&mut listing).unwrap(), in_order);
+        let mut listing = TreeListing::open(&root, &path, true).unwrap();
+        std::fs::remove_file(folder.path().join("07")).unwrap();
+        assert!(matches!(rest(&mut listing), Err(Error::Changing { .. })));
+    }
+
+    #[test]
+    fn a_folder_past_the_memory_limit_is_listed_whole_while_others_rename_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |number: usize, flags: &str| format!("{number}-{}:2,{flags}", "x".repeat(150));
+        let inside = folder.path().join("domains");
+        std::fs::create_dir(&inside).unwrap();
+        for number in 0..8_000 {
+            std::fs::write(inside.join(name(number, "")), "").unwrap();
+        }
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let (_lock, _) = crate::store::disk::recover::recover(&root).unwrap();
+        let mut listing = TreeListing::open(&root, &StorePath::new(b"domains").unwrap(), false).unwrap();
+        let mut found: BTreeSet<String> =
+            listing.next_batch(10).unwrap().into_iter().map(|e| String::from_utf8(e.name).unwrap()).collect();
+        for number in 0..8_000 {
+            let flags = if number % 3 == 0 { "S" } else { "RS" };
+            std::fs::rename(inside.join(name(number, "")), inside.join(name(number, flags))).unwrap();
+        }
+        found.extend(rest(&mut listing).unwrap());
+        let files: BTreeSet<&str> = found.iter().map(|name| name.split('-').next().unwrap()).collect();
+        assert_eq!(files.len(), 8_000);
     }
 }

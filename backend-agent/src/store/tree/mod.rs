@@ -10,22 +10,24 @@ mod scan;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 
 use super::disk::cache::{self, Found};
 use super::disk::commit::{Staged, set_modified};
-use super::disk::path::{Root, modified_ns, root_is_fixed};
+use super::disk::path::{Root, root_is_fixed, version};
 use super::disk::recover;
 use super::{
     Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
+    Version,
 };
 use listing::TreeListing;
 
 #[derive(Debug)]
 pub struct TreeStore {
-    root: Root,
+    root: Arc<Root>,
     rescan_interval: Duration,
     /// Held as long as the store lives: one agent per root.
     _lock: File,
@@ -34,7 +36,7 @@ pub struct TreeStore {
 impl TreeStore {
     /// Opens the store at `root`, sweeping what a crash left in its staging folder.
     pub fn open(root: &Path, rescan_interval: Duration) -> std::io::Result<Self> {
-        let root = Root::open(root)?;
+        let root = Arc::new(Root::open(root)?);
         let (lock, swept) = recover::recover(&root)?;
         if swept > 0 {
             tracing::warn!(
@@ -86,13 +88,7 @@ impl Store for TreeStore {
 
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
         let (file, stat) = self.root.open_file(path)?;
-        Ok(Box::new(TreeContent {
-            path: path.clone(),
-            file,
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            modified_ns: modified_ns(&stat),
-            found: None,
-        }))
+        Ok(Box::new(TreeContent { path: path.clone(), file, version: version(&stat), found: None }))
     }
 
     fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>> {
@@ -155,19 +151,28 @@ impl Store for TreeStore {
 struct TreeContent {
     path: StorePath,
     file: File,
-    size: u64,
-    modified_ns: i64,
+    /// When it was opened.
+    version: Version,
     /// How the first read found the cache.
     found: Option<Found>,
 }
 
 impl Content for TreeContent {
     fn size(&self) -> u64 {
-        self.size
+        self.version.size
     }
 
     fn modified_ns(&self) -> i64 {
-        self.modified_ns
+        self.version.modified_ns
+    }
+
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn version_now(&self) -> Result<Version> {
+        let stat = rustix::fs::fstat(&self.file).map_err(|errno| Error::from_errno(&self.path, errno))?;
+        Ok(version(&stat))
     }
 
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
