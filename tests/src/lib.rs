@@ -178,6 +178,11 @@ impl Cluster {
         self.frontend = start_frontend(self.folder.path());
     }
 
+    /// Restarts the front end with more keys on its listener.
+    pub fn restart_with(&mut self, keys: &str) {
+        self.restart_frontend(|config| config.replace("passive_ports", &format!("{keys}\npassive_ports")));
+    }
+
     /// Waits until the front end has noticed that a node is away.
     pub fn wait_until_away(&self, number: usize) {
         let line = format!("\"node\":\"mail-{number}\"");

@@ -41,7 +41,7 @@ fn garbage_and_half_open_connections_do_not_disturb_others() {
 #[test]
 fn sessions_past_the_limit_are_told_so_and_places_come_free() {
     let mut cluster = Cluster::start(tree::fill);
-    cluster.restart_frontend(|config| config.replace("passive_ports", "sessions_max = 3\npassive_ports"));
+    cluster.restart_with("sessions_max = 3");
     let address = cluster.frontend.address;
     let mut sessions: Vec<Control> = (0..3).map(|_| Control::connect(address)).collect();
     let mut refused = TcpStream::connect(address).unwrap();
@@ -61,7 +61,7 @@ fn sessions_past_the_limit_are_told_so_and_places_come_free() {
 #[test]
 fn plaintext_logins_are_refused_where_tls_is_required() {
     let mut cluster = Cluster::start(tree::fill);
-    cluster.restart_frontend(|config| config.replace("passive_ports", "tls_required = true\npassive_ports"));
+    cluster.restart_with("tls_required = true");
     let mut control = Control::connect(cluster.frontend.address);
     let (code, _) = control.ask("USER admin");
     assert!(code >= 500, "{code}");

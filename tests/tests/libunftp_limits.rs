@@ -4,15 +4,23 @@
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use portolan_tests::Cluster;
 use portolan_tests::client::{Control, lftp, text};
 use portolan_tests::tree::{self, put};
 
+/// A cluster whose front end serves with the library.
+fn libunftp(fill: impl FnOnce(&Path)) -> Cluster {
+    let mut cluster = Cluster::start(fill);
+    cluster.restart_with("engine = \"libunftp\"");
+    cluster
+}
+
 #[test]
 fn a_name_that_is_not_utf8_is_shown_and_its_download_fails_aloud() {
     let name = OsStr::from_bytes(b"caf\xe9.eml");
-    let cluster = Cluster::start(|folder| {
+    let cluster = libunftp(|folder| {
         tree::fill(folder);
         put(&folder.join("node-1/domains/one.example/users/alice/folders/Latin").join(name), b"latin-1");
     });
@@ -41,7 +49,7 @@ fn a_name_that_is_not_utf8_is_shown_and_its_download_fails_aloud() {
 
 #[test]
 fn an_offset_left_over_from_a_failed_transfer_never_shortens_the_next_file() {
-    let cluster = Cluster::start(tree::fill);
+    let cluster = libunftp(tree::fill);
     let address = cluster.frontend.address;
     let file = "/domains/one.example/domainRegistry.bin";
     let mut control = Control::login(address, "admin");
@@ -59,7 +67,7 @@ fn an_offset_left_over_from_a_failed_transfer_never_shortens_the_next_file() {
 
 #[test]
 fn a_name_with_a_line_break_is_shown_and_cannot_be_asked_for() {
-    let cluster = Cluster::start(|folder| {
+    let cluster = libunftp(|folder| {
         tree::fill(folder);
         put(&folder.join("node-1/domains/one.example/users/alice/a\nb.eml"), b"x");
     });
@@ -73,7 +81,7 @@ fn a_name_with_a_line_break_is_shown_and_cannot_be_asked_for() {
 
 #[test]
 fn names_listed_alone_fail_for_good_where_a_node_is_away() {
-    let mut cluster = Cluster::start(tree::fill);
+    let mut cluster = libunftp(tree::fill);
     cluster.kill_agent(2);
     cluster.wait_until_away(2);
     let mut control = Control::login(cluster.frontend.address, "admin");
@@ -84,7 +92,7 @@ fn names_listed_alone_fail_for_good_where_a_node_is_away() {
 
 #[test]
 fn commands_that_it_does_not_know() {
-    let cluster = Cluster::start(tree::fill);
+    let cluster = libunftp(tree::fill);
     let mut control = Control::login(cluster.frontend.address, "admin");
     let file = "/domains/one.example/domainRegistry.bin";
     for command in [
@@ -101,7 +109,7 @@ fn commands_that_it_does_not_know() {
 
 #[test]
 fn a_data_connection_that_ends_early_counts_as_complete_while_the_control_connection_stands() {
-    let cluster = Cluster::start(tree::fill);
+    let cluster = libunftp(tree::fill);
     let mut control = Control::login(cluster.frontend.address, "admin");
     let mut data = control.passive();
     assert_eq!(control.ask("STOR /domains/one.example/users/alice/half.eml").0, 150);

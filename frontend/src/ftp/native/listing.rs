@@ -11,7 +11,7 @@ use super::facts::{Facts, list_line, on_one_line};
 use super::transfer::{Outcome, Work, broken, open};
 use crate::auth::Login;
 use crate::ftp::reply::{self, Action, Reply};
-use crate::ftp::transfer::Transfer;
+use crate::ftp::transfer::{Transfer, command_failed};
 use crate::tree::{self, Entry, Kind, Listing, Permissions, Tree, VirtualPath};
 
 /// Bytes that `-R` may spend on remembering directories that it has seen and not yet entered.
@@ -87,7 +87,8 @@ impl Job {
             let (source, path, prefix) = match self.find().await {
                 Ok(found) => found,
                 Err(error) => {
-                    self.transfer.failed(&error);
+                    let Self { login, transfer, .. } = &self;
+                    command_failed(login, transfer.verb, &transfer.path, &error);
                     let reply = reply::of(&error, Action::List);
                     let is_file = matches!(self.form, Form::Facts(_)) && error.is_not_a_directory();
                     // RFC 3659 section 7.2.1: what is no directory is an error in the parameter.
