@@ -52,12 +52,24 @@ pub(crate) const ENTRANTS: &[Entrant] = &[
     },
     Entrant {
         name: "portolan",
+        shape: "native, mTLS to the agent",
+        packages: &[],
+        start: |ground, place| portolan::start(ground, place, "native", portolan::Hop::MutualTls),
+    },
+    Entrant {
+        name: "portolan-plain",
+        shape: "native, plaintext to the agent",
+        packages: &[],
+        start: |ground, place| portolan::start(ground, place, "native", portolan::Hop::Plaintext),
+    },
+    Entrant {
+        name: "portolan-libunftp",
         shape: "libunftp, mTLS to the agent",
         packages: &[],
         start: |ground, place| portolan::start(ground, place, "libunftp", portolan::Hop::MutualTls),
     },
     Entrant {
-        name: "portolan-plain",
+        name: "portolan-libunftp-plain",
         shape: "libunftp, plaintext to the agent",
         packages: &[],
         start: |ground, place| portolan::start(ground, place, "libunftp", portolan::Hop::Plaintext),
