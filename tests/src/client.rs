@@ -79,6 +79,17 @@ impl Control {
         self.reader.get_mut().write_all(bytes)
     }
 
+    /// Sends one byte as urgent data.
+    pub fn send_urgent(&mut self, byte: u8) {
+        let flags = rustix::net::SendFlags::OOB;
+        rustix::net::send(self.reader.get_ref(), &[byte], flags).expect("the connection stands");
+    }
+
+    /// Gives the connection up.
+    pub fn into_stream(self) -> TcpStream {
+        self.reader.into_inner()
+    }
+
     /// The next reply: code and text; code 0 when the connection is closed.
     pub fn reply(&mut self) -> (u16, String) {
         let mut whole = String::new();
@@ -133,8 +144,13 @@ impl Control {
 
     /// Runs STOR with content; the final code.
     pub fn store(&mut self, path: &str, content: &[u8]) -> u16 {
+        self.upload(&format!("STOR {path}"), content)
+    }
+
+    /// Runs a command that takes data from here; the final code.
+    pub fn upload(&mut self, command: &str, content: &[u8]) -> u16 {
         let mut stream = self.passive();
-        let (code, _) = self.ask(&format!("STOR {path}"));
+        let (code, _) = self.ask(command);
         if code != 150 {
             return code;
         }
