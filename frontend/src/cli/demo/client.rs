@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use suppaftp::list::ListParser;
 use suppaftp::types::FileType;
-use suppaftp::{FtpError, RustlsConnector, RustlsFtpStream};
+use suppaftp::{FtpError, RustlsConnector, RustlsFtpStream, Status};
 
 use super::{Error, cluster};
 
@@ -103,7 +104,7 @@ impl Client {
         })
     }
 
-    /// Copies a folder into a directory of the server.
+    /// Copies a folder into a directory of the server, with times.
     pub(super) fn upload(&self, local: &Path, remote: &str) -> Result<Transferred, Error> {
         let first = Job::Directory { remote: remote.to_owned(), local: local.to_owned() };
         self.work("restore", first, |session, job, queue| match job {
@@ -123,13 +124,15 @@ impl Client {
                 }
                 Ok(0)
             }
-            Job::File { remote, local, size, .. } => {
+            Job::File { remote, local, size, modified } => {
                 let mut content = session.put_with_stream(&remote)?;
                 let copied = io::copy(&mut BufReader::new(File::open(&local)?), &mut content)?;
                 content.finish()?;
                 if copied != size {
                     return Err(format!("{remote}: {copied} bytes were sent of {size}").into());
                 }
+                let time = DateTime::<Utc>::from(modified).format("%Y%m%d%H%M%S");
+                session.custom_command(format!("MFMT {time} {remote}"), &[Status::File])?;
                 Ok(copied)
             }
         })

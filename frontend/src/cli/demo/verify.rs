@@ -1,4 +1,5 @@
-//! The proof: every file of the nodes is in the backup, byte for byte, and nothing else is.
+//! The proof: every file of the nodes is in the backup, byte for byte and with its time, and
+//! nothing else is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -9,13 +10,6 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
-
-/// Whether modification times must agree, to the second that MLSD tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Times {
-    Compared,
-    Ignored,
-}
 
 /// What was compared.
 pub(super) struct Checked {
@@ -39,16 +33,16 @@ struct Contents {
 }
 
 /// Compares the trees of all nodes below `nodes` with `backup`.
-pub(super) fn same(nodes: &Path, backup: &Path, times: Times) -> Result<Checked, Error> {
+pub(super) fn same(nodes: &Path, backup: &Path) -> Result<Checked, Error> {
     let mut expected = Contents::default();
     for node in fs::read_dir(nodes)? {
         let node = node?.path();
         // `domains` only: the agent's own folder lies beside it.
         expected.directories.insert(PathBuf::from("domains"));
-        expected.read(&node, &node.join("domains"), times)?;
+        expected.read(&node, &node.join("domains"))?;
     }
     let mut found = Contents::default();
-    found.read(backup, backup, times)?;
+    found.read(backup, backup)?;
     if let Some(path) = expected.directories.symmetric_difference(&found.directories).next() {
         return Err(format!("the directory {} is only on one side", path.display()).into());
     }
@@ -71,21 +65,19 @@ pub(super) fn same(nodes: &Path, backup: &Path, times: Times) -> Result<Checked,
 
 impl Contents {
     /// Adds what lies below `folder`, by its path from `base`.
-    fn read(&mut self, base: &Path, folder: &Path, times: Times) -> Result<(), Error> {
+    fn read(&mut self, base: &Path, folder: &Path) -> Result<(), Error> {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
             let path = entry.path();
             let name = path.strip_prefix(base)?.to_owned();
             if entry.file_type()?.is_dir() {
                 self.directories.insert(name);
-                self.read(base, &path, times)?;
+                self.read(base, &path)?;
                 continue;
             }
             let metadata = entry.metadata()?;
-            let modified = match times {
-                Times::Compared => metadata.modified()?.duration_since(UNIX_EPOCH)?.as_secs(),
-                Times::Ignored => 0,
-            };
+            // To the second, which is what MLSD tells.
+            let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
             let print = Print { sha256: sha256(&path)?, bytes: metadata.len(), modified };
             if self.files.insert(name.clone(), print).is_some() {
                 return Err(format!("{} lies on two nodes", name.display()).into());
