@@ -27,9 +27,9 @@ pub const HOLDINGS_BATCH_CHANGES_MAX: usize = 1_000;
 /// HTTP/2 DATA frame that a receiver accepts. Set on both ends, because the receiver decides.
 pub const HTTP2_FRAME_BYTES_MAX: u32 = 256 * 1024;
 /// HTTP/2 flow-control window of one stream: what one slow reader can pile up in memory.
-pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// HTTP/2 flow-control window of a connection. Far above any number of streams times their window, so that
-/// transfers whose clients are slow never stop the others on the same connection.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// HTTP/2 flow-control window of a connection: as many streams as an agent serves at once times their window,
+/// so that transfers whose clients are slow never stop the others on the same connection.
 pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 
 /// Metadata key of the transfer's id.

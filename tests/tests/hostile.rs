@@ -179,7 +179,14 @@ async fn an_upload_without_its_finish_changes_nothing() {
     let begin = || {
         let path = path.as_bytes().to_vec().into();
         let caller = caller(None, false, true);
-        Part::Begin(v1::WriteBegin { caller, path, offset: 0, modified_ns: None, exclusive: false })
+        Part::Begin(v1::WriteBegin {
+            caller,
+            path,
+            offset: 0,
+            modified_ns: None,
+            exclusive: false,
+            append: false,
+        })
     };
     let chunk = |bytes: &'static [u8]| Part::Chunk(bytes.into());
     let finish = |length, crc32c| Part::Finish(v1::WriteFinish { length, crc32c });

@@ -128,6 +128,88 @@ fn whatever_cuts_an_upload_leaves_the_old_content() {
     assert_eq!(control.store("kept.eml", b"exact"), 226);
     assert_eq!(fs::read(folder.join("kept.eml")).unwrap(), b"exact");
     assert_eq!(control.store("kept.eml", b"any"), 226, "ALLO was for one upload");
+    // It waits for that upload, whatever comes between; and a resumed one may have announced the whole.
+    assert_eq!(control.ask("ALLO 5").0, 200);
+    assert_eq!(control.fetch("LIST").0, 226);
+    assert_eq!(control.ask("HASH kept.eml").0, 213);
+    assert_eq!(control.store("kept.eml", b"four"), 426);
+    assert_eq!(control.ask("ALLO 5").0, 200);
+    assert_eq!(control.ask("REST 3").0, 350);
+    assert_eq!(control.store("kept.eml", b"+2"), 226);
+    assert_eq!(fs::read(folder.join("kept.eml")).unwrap(), b"any+2");
+}
+
+#[test]
+fn an_abort_that_comes_before_the_end_of_the_data_counts() {
+    let (cluster, mut control, folder) = cluster();
+    for round in 0..40 {
+        let mut data = control.passive();
+        assert_eq!(control.ask("STOR kept.eml").0, 150);
+        data.write_all(b"half").unwrap();
+        // Commands sent ahead do not hide it, and are answered after it.
+        control.send(&b"PWD\r\n".repeat(20)).unwrap();
+        control.send(b"ABOR\r\n").unwrap();
+        drop(data);
+        let replies: Vec<u16> = (0..22).map(|_| control.reply().0).collect();
+        assert_eq!((&replies[..2], &replies[2..]), (&[426, 226][..], &[257; 20][..]), "{round}");
+        assert_untouched(&cluster, &folder);
+    }
+}
+
+#[test]
+fn a_client_that_dies_in_plaintext_changes_nothing() {
+    let (cluster, _, folder) = cluster();
+    let address = cluster.frontend.address;
+    for _ in 0..5 {
+        let mut curl = std::process::Command::new("curl")
+            .args(["--silent", "--limit-rate", "50k", "--upload-file", "-", "--user"])
+            .arg(format!("admin:{}", portolan_tests::PASSWORD))
+            .arg(format!("ftp://{address}{INBOX}/kept.eml"))
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = curl.stdin.take().unwrap();
+        input.write_all(&vec![b'x'; 60_000]).unwrap();
+        eventually("the upload is under way", || cluster.frontend.log().contains("login").then_some(()));
+        std::thread::sleep(Duration::from_millis(300));
+        curl.kill().unwrap();
+        curl.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_untouched(&cluster, &folder);
+    }
+    // The data connection ends first, in order; the control connection a moment later.
+    for round in 0..20 {
+        let mut control = standing(address);
+        let mut data = control.passive();
+        assert_eq!(control.ask("STOR kept.eml").0, 150);
+        data.write_all(b"half").unwrap();
+        drop(data);
+        std::thread::sleep(Duration::from_millis(round / 2));
+        drop(control);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_untouched(&cluster, &folder);
+}
+
+#[test]
+fn appending_twice_at_once_loses_neither_part_in_silence() {
+    let (_cluster, mut one, folder) = cluster();
+    let mut two = standing(_cluster.frontend.address);
+    let mut data_one = one.passive();
+    assert_eq!(one.ask("APPE kept.eml").0, 150);
+    let mut data_two = two.passive();
+    assert_eq!(two.ask("APPE kept.eml").0, 150);
+    data_one.write_all(b"+one").unwrap();
+    data_two.write_all(b"+two").unwrap();
+    drop(data_one);
+    let first = one.reply().0;
+    drop(data_two);
+    let second = two.reply().0;
+    let content = fs::read(folder.join("kept.eml")).unwrap();
+    assert_eq!(first, 226);
+    // The second began on what the first has replaced, unless its node was asked only after that.
+    let expected: &[u8] = if second == 226 { b"the old content+one+two" } else { b"the old content+one" };
+    assert!((second == 226 || second == 450) && content == expected, "{second}");
 }
 
 #[test]
@@ -208,9 +290,16 @@ fn an_offset_or_range_holds_for_one_transfer() {
 #[test]
 fn names_are_bytes() {
     let (_cluster, mut control, folder) = cluster();
-    for name in
-        [&b"caf\xe9.eml"[..], b"caf\xe8.eml", b" blanks ", b"\"quoted\"", b"[1]*?{a,b}", b"-dash", b"\xffy"]
-    {
+    for name in [
+        &b"caf\xe9.eml"[..],
+        b"caf\xe8.eml",
+        b" blanks ",
+        b"\"quoted\"",
+        b"[1]*?{a,b}",
+        b"-dash",
+        b"\xffy",
+        b"\xff\xf2.eml",
+    ] {
         let path = folder.join(std::ffi::OsStr::from_bytes(name));
         let command = |verb: &[u8]| [verb, b" ", name, b"\r\n"].concat();
         let mut data = control.passive();
@@ -364,6 +453,10 @@ fn line_ends_are_converted_only_where_the_listener_says_so() {
     assert_eq!(control.store("text", b"a\r\nb\r\nc\r"), 226);
     assert_eq!(fs::read(folder.join("text")).unwrap(), b"a\nb\nc\r");
     assert_eq!(control.fetch("RETR text"), (226, b"a\r\nb\r\nc\r".to_vec()));
+    // A chunk that grows by the end of the one before.
+    let long = [&vec![b'x'; 262_143][..], b"\r", &vec![b'y'; 262_144]].concat();
+    assert_eq!(control.store("long", &long), 226);
+    assert!(fs::read(folder.join("long")).unwrap() == long);
     assert_eq!(control.ask("SIZE text").0, 550);
     assert_eq!(control.ask("REST 1").0, 504);
     assert_eq!(control.ask("TYPE I").0, 200);

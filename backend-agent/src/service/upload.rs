@@ -60,16 +60,17 @@ pub(super) async fn write(
     let Part::Begin(begin) = next(service, &mut messages).await? else {
         return bad("an upload begins with Begin");
     };
-    let WriteBegin { caller, path, offset, modified_ns, exclusive } = begin;
-    if exclusive && offset > 0 {
-        return bad("an exclusive upload begins at offset 0");
+    let WriteBegin { caller, path, offset, modified_ns, exclusive, append } = begin;
+    if usize::from(exclusive) + usize::from(append) + usize::from(offset > 0) > 1 {
+        return bad("an upload is exclusive, or appends, or begins at an offset");
     }
     let path = authorize(caller.as_ref(), &path, Need::Change)?;
     let touched = path.clone();
-    let begin = Begin { offset, modified_ns, exclusive };
+    let begin = Begin { offset, modified_ns, exclusive, append };
     let mut incoming = Incoming { path, begin, upload: None, gathered: Vec::new(), gathered_bytes: 0 };
-    if exclusive {
-        // Whoever asks for a free name wants to know before the content is sent.
+    if exclusive || begin.goes_on() {
+        // Whoever asks for a free name wants to know before the content is sent; and what the content goes on
+        // from is what is there now.
         incoming = flushed(service, incoming).await?;
     }
     let finish = loop {

@@ -59,6 +59,15 @@ pub struct Begin {
     pub modified_ns: Option<i64>,
     /// The name must be free when the upload begins and when it is committed.
     pub exclusive: bool,
+    /// The new content is all of the present file, then what is written.
+    pub append: bool,
+}
+
+impl Begin {
+    /// Part of the new content is that of the present file.
+    pub fn goes_on(&self) -> bool {
+        self.append || self.offset > 0
+    }
 }
 
 /// Permission bits that anybody may set: none that lend a program another user's rights.

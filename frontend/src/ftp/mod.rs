@@ -140,6 +140,12 @@ impl ControlConnection {
         poll(&mut polled, Some(&now)).is_err() || polled[0].revents().intersects(gone)
     }
 
+    /// True when bytes have come that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        // A socket that cannot be asked is one that is closed, which is looked at elsewhere.
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Counts a transfer as long as the guard lives.
     pub fn begin_transfer(self: &Arc<Self>) -> TransferUnderWay {
         self.transfers.fetch_add(1, Ordering::AcqRel);

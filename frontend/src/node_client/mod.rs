@@ -63,6 +63,8 @@ pub enum Begins {
     Replacing,
     /// It follows the first bytes, this many, of the present content.
     At(u64),
+    /// It follows all of the present content.
+    End,
     /// Nothing may be there.
     New,
 }
@@ -197,13 +199,15 @@ impl NodeClient {
         transfer: TransferId,
     ) -> Result<Upload> {
         let client = self.ready()?;
-        let (offset, exclusive) = match begins {
-            Begins::Replacing => (0, false),
-            Begins::At(offset) => (offset, false),
-            Begins::New => (0, true),
+        let (offset, exclusive, append) = match begins {
+            Begins::Replacing => (0, false, false),
+            Begins::At(offset) => (offset, false, false),
+            Begins::End => (0, false, true),
+            Begins::New => (0, true, false),
         };
         let path = path.to_vec().into();
-        let begin = v1::WriteBegin { caller: Some(caller), path, offset, modified_ns: None, exclusive };
+        let begin =
+            v1::WriteBegin { caller: Some(caller), path, offset, modified_ns: None, exclusive, append };
         Ok(Upload::begin(self.name.clone(), client, begin, transfer))
     }
 

@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
 
-use super::path::{Owner, Root, modified_ns};
+use super::path::{Owner, Root, modified_ns, version};
 use super::{cache, recover};
 use crate::store::error::Damage;
-use crate::store::{Begin, Committed, Error, Finish, Result, StorePath, Upload};
+use crate::store::{Begin, Committed, Error, Finish, Result, StorePath, Upload, Version};
 
 /// Permission bits of a file that did not exist before.
 const FILE_MODE: Mode = Mode::from_raw_mode(0o660);
@@ -36,11 +37,16 @@ pub struct Staged {
     crc32: crc32fast::Hasher,
     modified_ns: Option<i64>,
     exclusive: bool,
+    /// The file that the first bytes were copied from, which must still be there at the commit.
+    base: Option<Version>,
     renamed: bool,
 }
 
+/// Held from the last look at what is replaced to its replacement.
+static REPLACING: Mutex<()> = Mutex::new(());
+
 impl Staged {
-    /// Begins a new content of `target`: its first `offset` bytes are copied from the present file.
+    /// Begins a new content of `target`. Bytes of the present file that it begins with are copied at once.
     pub fn begin(root: &Root, target: &StorePath, begin: Begin) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let at = |errno| Error::from_errno(target, errno);
@@ -76,11 +82,14 @@ impl Staged {
             crc32: crc32fast::Hasher::new(),
             modified_ns: begin.modified_ns,
             exclusive: begin.exclusive,
+            base: None,
             renamed: false,
         };
         staged.take_over(present.as_ref())?;
         if begin.offset > 0 {
-            staged.copy_prefix(root, begin.offset)?;
+            staged.copy_prefix(root, Some(begin.offset))?;
+        } else if begin.append && present.is_some() {
+            staged.copy_prefix(root, None)?;
         }
         Ok(staged)
     }
@@ -103,9 +112,12 @@ impl Staged {
         rustix::fs::fchmod(&self.file, mode).map_err(at)
     }
 
-    fn copy_prefix(&mut self, root: &Root, offset: u64) -> Result<()> {
+    /// Copies the first `offset` bytes of the present file, or all.
+    fn copy_prefix(&mut self, root: &Root, offset: Option<u64>) -> Result<()> {
         let (present, stat) = root.open_file(&self.target)?;
+        self.base = Some(version(&stat));
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let offset = offset.unwrap_or(size);
         let short = |size| Error::OffsetBeyondEnd { path: self.target.to_string(), size, offset };
         if offset > size {
             return Err(short(size));
@@ -160,7 +172,17 @@ impl Upload for Staged {
         let stat = rustix::fs::fstat(&self.file).map_err(at)?;
         let (_, last) = self.target.split_last().expect("the root is refused by open_parent");
         let flags = if self.exclusive { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
-        rustix::fs::renameat_with(&self.staging, &self.name, &self.directory, last, flags).map_err(at)?;
+        {
+            let _replacing = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(base) = self.base {
+                let present =
+                    rustix::fs::statat(&self.directory, last, AtFlags::SYMLINK_NOFOLLOW).map_err(at)?;
+                if version(&present) != base {
+                    return Err(Error::Changing { path: self.target.to_string() });
+                }
+            }
+            rustix::fs::renameat_with(&self.staging, &self.name, &self.directory, last, flags).map_err(at)?;
+        }
         self.renamed = true;
         rustix::fs::fsync(&self.directory).map_err(at)?;
         cache::drop_pages(&self.file);
@@ -211,7 +233,7 @@ mod tests {
 
     fn upload(root: &Root, target: &str, offset: u64, content: &[u8], finish: Finish) -> Result<Committed> {
         let target = StorePath::new(target.as_bytes()).unwrap();
-        let begin = Begin { offset, modified_ns: Some(1_500_000_000), exclusive: false };
+        let begin = Begin { offset, modified_ns: Some(1_500_000_000), ..Begin::default() };
         let mut staged = Box::new(Staged::begin(root, &target, begin)?);
         staged.write(content)?;
         staged.commit(finish)
@@ -275,6 +297,30 @@ mod tests {
         let whole = [&old[..prefix], b"new end"].concat();
         assert_eq!(std::fs::read(folder.path().join("domains/a/f")).unwrap(), whole);
         assert_eq!(second.crc32, crc32fast::hash(&whole));
+    }
+
+    #[test]
+    fn what_goes_on_from_a_file_that_was_replaced_meanwhile_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let _lock = recover::recover(&root).unwrap();
+        let file = folder.path().join("domains/a/f");
+        let target = StorePath::new(b"domains/a/f").unwrap();
+        let append = Begin { append: true, ..Begin::default() };
+        let appended = |content: &[u8]| {
+            let mut staged = Box::new(Staged::begin(&root, &target, append)?);
+            staged.write(content)?;
+            staged.commit(crc(content))
+        };
+        appended(b"base").unwrap();
+        for begin in [append, Begin { offset: 2, ..Begin::default() }] {
+            let mut staged = Box::new(Staged::begin(&root, &target, begin).unwrap());
+            staged.write(b"lost").unwrap();
+            appended(b"+kept").unwrap();
+            assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"base+kept+kept");
+        assert!(staging_is_empty(folder.path()));
     }
 
     #[test]

@@ -35,6 +35,16 @@ pub(super) enum Line {
     Closed,
 }
 
+impl Line {
+    /// Bytes that it takes to remember it.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Line::Command(line) => line.len(),
+            Line::TooLong | Line::Endless | Line::Tls | Line::Closed => 0,
+        }
+    }
+}
+
 /// The control connection of one session.
 #[derive(Debug)]
 pub(super) struct ControlIo {
@@ -148,28 +158,25 @@ impl ControlIo {
     }
 }
 
-/// A line without its CR and without Telnet commands. A byte 255 that begins none is kept: names are bytes,
-/// and few clients double it as RFC 854 wants.
+/// A line without its CR and without the Telnet commands before its verb, where those stand that come with an
+/// ABOR (RFC 959 section 4.1.3). Behind it a byte 255 is part of a name, and whether it was doubled (RFC 854) or,
+/// as by most clients, not, is told by what follows.
 fn without_telnet(line: &[u8]) -> Vec<u8> {
     const IAC: u8 = 255;
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let mut plain = Vec::with_capacity(line.len());
-    let mut rest = line;
-    loop {
-        rest = match rest {
-            [IAC, IAC, rest @ ..] => {
-                plain.push(IAC);
-                rest
-            }
-            // WILL, WONT, DO, DONT and their option; then the commands of two bytes.
-            [IAC, 251..=254, _, rest @ ..] | [IAC, 240..=254, rest @ ..] => rest,
-            [byte, rest @ ..] => {
-                plain.push(*byte);
-                rest
-            }
-            [] => return plain,
+    let mut rest = line.strip_suffix(b"\r").unwrap_or(line);
+    // WILL, WONT, DO, DONT and their option; then the commands of two bytes.
+    while let [IAC, 251..=254, _, after @ ..] | [IAC, 240..=254, after @ ..] = rest {
+        rest = after;
+    }
+    let mut plain = Vec::with_capacity(rest.len());
+    while let [byte, after @ ..] = rest {
+        plain.push(*byte);
+        rest = match (byte, after) {
+            (&IAC, [IAC, after @ ..]) => after,
+            _ => after,
         };
     }
+    plain
 }
 
 #[cfg(test)]
@@ -194,7 +201,8 @@ mod tests {
         for (line, plain) in [
             (&b"NOOP\r"[..], &b"NOOP"[..]),
             (b"\xff\xf4\xff\xf2ABOR\r", b"ABOR"),
-            (b"\xff\xfb\x01NO\xff\xfe\x03OP", b"NOOP"),
+            (b"\xff\xfb\x01\xff\xfe\x03NOOP", b"NOOP"),
+            (b"STOR \xff\xf2.eml", b"STOR \xff\xf2.eml"),
             (b"RETR a\xff\xffb", b"RETR a\xffb"),
             (b"RETR \xffa\xff", b"RETR \xffa\xff"),
             (b"", b""),

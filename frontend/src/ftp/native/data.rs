@@ -214,6 +214,12 @@ impl Connection {
         }
     }
 
+    /// True where the end of an upload can be told from a cut.
+    pub(super) fn marks_its_end(&self) -> bool {
+        let by_tls = matches!(self.stream, Stream::Right(_)) && self.close_notify == CloseNotify::Required;
+        by_tls || self.compression.is_some()
+    }
+
     /// Ends an upload in order, after its last byte was read.
     pub(super) async fn acknowledge_end(mut self) {
         // The client has sent all; that it may be gone already changes nothing.

@@ -29,8 +29,10 @@ use crate::tree::VirtualPath;
 
 /// From the greeting to the login, TLS included.
 pub(super) const LOGIN_MAX: Duration = Duration::from_secs(60);
-/// Commands that a client may send ahead while work is under way; then they wait in its own buffers.
-const DEFERRED_MAX: usize = 16;
+/// Lines, and their bytes, that a client may send ahead while work is under way. Reading goes on all the time,
+/// so that an ABOR and the end of the connection are seen; so what is more ends the session.
+const DEFERRED_MAX: usize = 64;
+const DEFERRED_BYTES_MAX: usize = 64 * 1024;
 /// The level of MODE Z unless OPTS MODE Z LEVEL says another.
 pub(super) const COMPRESSION_LEVEL: u32 = 6;
 
@@ -175,11 +177,23 @@ async fn run(
         facts: Facts::default(),
         service,
     };
-    let mut conversation =
-        Conversation { session, io: ControlIo::new(stream), deferred: VecDeque::new(), running: None };
+    let mut conversation = Conversation {
+        session,
+        io: ControlIo::new(stream),
+        deferred: VecDeque::new(),
+        deferred_bytes: 0,
+        running: None,
+    };
     conversation.io.send(&Reply::new(220, "Portolan ready.")).await?;
     loop {
-        match conversation.turn().await? {
+        let turn = match conversation.turn().await {
+            Ok(turn) => turn,
+            Err(ended) => {
+                conversation.end_work().await;
+                return Err(ended);
+            }
+        };
+        match turn {
             Turn::Next => {}
             Turn::StartTls(reply) => conversation = conversation.start_tls(&reply).await?,
             Turn::Over => return Ok(()),
@@ -201,6 +215,7 @@ struct Conversation {
     io: ControlIo,
     /// Lines that came while work was under way, to be answered when it is done.
     deferred: VecDeque<Line>,
+    deferred_bytes: usize,
     running: Option<Running>,
 }
 
@@ -229,7 +244,10 @@ impl Conversation {
     async fn turn(&mut self) -> Result<Turn, Ended> {
         let Some(running) = &mut self.running else {
             let line = match self.deferred.pop_front() {
-                Some(line) => line,
+                Some(line) => {
+                    self.deferred_bytes -= line.bytes();
+                    line
+                }
                 None => match self.next_line().await? {
                     Some(line) => line,
                     None => return Ok(Turn::Over),
@@ -239,11 +257,12 @@ impl Conversation {
         };
         tokio::select! {
             biased;
-            outcome = &mut running.work => self.worked(outcome).await?,
-            line = self.io.next_line(), if self.deferred.len() < DEFERRED_MAX => {
+            // Before the work, which must not end well when an ABOR has come.
+            line = self.io.next_line() => {
                 // A connection that fails is one that is closed.
                 return self.line_beside(line.unwrap_or(Line::Closed)).await;
             }
+            outcome = &mut running.work => self.worked(outcome).await?,
         }
         Ok(Turn::Next)
     }
@@ -353,20 +372,13 @@ impl Conversation {
             Line::Command(bytes) => Command::parse(bytes).ok(),
             Line::TooLong | Line::Tls => None,
             Line::Endless | Line::Closed => {
-                if running.is_committing() {
-                    // It is being kept whatever happens here; its end is told to the log.
-                    (&mut running.work).await;
-                } else if let Some(running) = self.running.take() {
-                    running.abort("the control connection was closed");
-                }
+                self.end_work().await;
                 return Ok(Turn::Over);
             }
         };
         let waits = !self.deferred.is_empty();
         match verb.map(|command| (command.verb, command.argument.is_empty())) {
             Some((Verb::ABOR, _)) if !running.is_committing() => {
-                // What came before it is not wanted any more either.
-                self.deferred.clear();
                 if let Some(running) = self.running.take() {
                     running.abort("the client aborted it");
                 }
@@ -378,9 +390,28 @@ impl Conversation {
                 let reply = commands::status(&self.session, running.transfer.as_deref());
                 self.io.send(&reply).await?;
             }
-            _ => self.deferred.push_back(line),
+            _ => {
+                self.deferred_bytes += line.bytes();
+                self.deferred.push_back(line);
+                if self.deferred.len() > DEFERRED_MAX || self.deferred_bytes > DEFERRED_BYTES_MAX {
+                    self.end_work().await;
+                    return self
+                        .close(&Reply::new(421, "Too many commands were sent ahead; good bye."))
+                        .await;
+                }
+            }
         }
         Ok(Turn::Next)
+    }
+
+    /// Ends what is under way with the session. What is being kept is kept, and its end told to the log.
+    async fn end_work(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        if running.is_committing() {
+            (&mut running.work).await;
+        } else {
+            running.abort("the control connection was closed");
+        }
     }
 
     /// Puts TLS around the control connection. What came in plaintext before must not be taken for protected.
@@ -390,14 +421,14 @@ impl Conversation {
             return Err(Ended::Refused("commands were sent after AUTH and before TLS"));
         }
         self.io.send(reply).await?;
-        let Self { mut session, io, deferred, running } = self;
+        let Self { mut session, io, deferred, deferred_bytes, running } = self;
         let (Some(tls), Stream::Left(stream)) = (session.tls.clone(), io.into_stream()) else {
             return Err(Ended::Refused("TLS was asked for where there is none, or twice"));
         };
         let stream = tls.accept_control(stream).await?;
         session.protected = true;
         let io = ControlIo::new(Stream::Right(Box::new(stream)));
-        Ok(Self { session, io, deferred, running })
+        Ok(Self { session, io, deferred, deferred_bytes, running })
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! Each is a [`Work`] that the session runs beside its control loop, and drops to abort it.
 
+use std::cmp::Ordering;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use portolan_config::checked::frontend::Ascii;
+use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::path::display;
 
 use super::data::{Connection, Plan};
@@ -94,6 +97,13 @@ impl Job {
     /// STOR, STOU, APPE. `declared` is what ALLO announced.
     pub(super) fn store(self, begins: Begins, declared: Option<u64>) -> Work {
         Box::pin(async move {
+            let declared = match declared {
+                None => None,
+                Some(bytes) => match self.present(begins).await {
+                    Ok(present) => Some(Declared { bytes, present }),
+                    Err(reply) => return Outcome::Done(reply),
+                },
+            };
             let Self { tree, login, transfer, .. } = &self;
             let mut upload = match tree.write(login, self.path(), begins, transfer.id).await {
                 Ok(upload) => upload,
@@ -102,7 +112,7 @@ impl Job {
             // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.
             let text = match begins {
                 Begins::New => format!("FILE: {}", display(self.path().name())),
-                Begins::Replacing | Begins::At(_) => format!("Ready to store {}.", self.path()),
+                Begins::Replacing | Begins::At(_) | Begins::End => format!("Ready to store {}.", self.path()),
             };
             let moving = async move {
                 let converts = self.converts();
@@ -122,19 +132,29 @@ impl Job {
                     if converts {
                         chunk = lines.convert(&chunk);
                     }
-                    if !chunk.is_empty()
-                        && let Err(error) = upload.send(chunk).await
-                    {
-                        let error = error.into();
-                        transfer.failed(&error);
-                        return Outcome::Done(reply::of(&error, Action::Write));
+                    // Line ends that were held back make a chunk grow.
+                    while !chunk.is_empty() {
+                        let piece = chunk.split_to(chunk.len().min(CHUNK_BYTES_MAX));
+                        if let Err(error) = upload.send(piece).await {
+                            let error = error.into();
+                            transfer.failed(&error);
+                            return Outcome::Done(reply::of(&error, Action::Write));
+                        }
                     }
                     if ended {
                         break;
                     }
                 }
-                if let Some(reply) = incomplete(&transfer, &control, declared) {
-                    return Outcome::Done(reply);
+                let doubt = match declared.map(|declared| declared.compare(transfer.bytes())) {
+                    Some(Ordering::Less) => Some(Doubt::Short),
+                    Some(Ordering::Equal) => control_doubt(&control, true).await,
+                    Some(Ordering::Greater) | None => {
+                        control_doubt(&control, connection.marks_its_end()).await
+                    }
+                };
+                if let Some(doubt) = doubt {
+                    transfer.broken_off(&doubt);
+                    return Outcome::Done(Reply::with(426, format!("{doubt}; nothing was changed.")));
                 }
                 transfer.set_committing();
                 let committed = upload.finish().await;
@@ -157,6 +177,19 @@ impl Job {
             };
             Outcome::More(Reply::with(150, text), Box::pin(moving))
         })
+    }
+
+    /// Bytes that the new content takes over from the present one.
+    async fn present(&self, begins: Begins) -> Result<u64, Reply> {
+        match begins {
+            Begins::Replacing | Begins::New => Ok(0),
+            Begins::At(offset) => Ok(offset),
+            Begins::End => match self.tree.stat(&self.login, self.path()).await {
+                Ok(entry) => Ok(entry.size),
+                Err(error) if error.is_not_found() => Ok(0),
+                Err(error) => Err(self.refuse(&error, Action::Write)),
+            },
+        }
     }
 
     fn refuse(&self, error: &crate::tree::Error, action: Action) -> Reply {
@@ -183,26 +216,62 @@ pub(super) fn broken(transfer: &Transfer, error: &std::io::Error) -> Reply {
         ),
         std::io::ErrorKind::UnexpectedEof => Reply::new(
             426,
-            "The data connection ended without its closing message, as if cut off; nothing was changed.",
+            "The data connection ended before its content did, as if cut off; nothing was changed.",
         ),
         _ => Reply::new(426, "The data connection broke; the transfer is not complete."),
     }
 }
 
-/// Why an upload whose data connection ended in order is not to be kept all the same.
-fn incomplete(transfer: &Transfer, control: &ControlConnection, declared: Option<u64>) -> Option<Reply> {
-    let received = transfer.bytes();
-    if let Some(declared) = declared.filter(|declared| received < *declared) {
-        transfer.broken_off(&format_args!("ALLO announced {declared} bytes"));
-        let text = format!("ALLO announced {declared} bytes, {received} came; nothing was changed.");
-        return Some(Reply::with(426, text));
+/// What ALLO announced: the bytes to come, or those of the whole file with the ones that are there.
+struct Declared {
+    bytes: u64,
+    present: u64,
+}
+
+impl Declared {
+    /// How what came compares with what was announced.
+    fn compare(&self, received: u64) -> Ordering {
+        if self.present + received == self.bytes { Ordering::Equal } else { received.cmp(&self.bytes) }
     }
-    // A client that died has lost its control connection too, and that is an abort (RFC 959 section 3.2).
-    if control.is_closed_by_client() {
-        transfer.broken_off(&"the control connection is closed");
-        return Some(Reply::new(426, "The control connection is closed; nothing was changed."));
+}
+
+/// Why an upload whose data connection ended in order is not kept all the same.
+#[derive(Debug, thiserror::Error)]
+enum Doubt {
+    #[error("Fewer bytes came than ALLO announced")]
+    Short,
+    #[error("The control connection was closed")]
+    Closed,
+    #[error("Commands on the control connection wait to be read")]
+    Unread,
+}
+
+/// The end of a plaintext data connection looks the same whether the client is done or dead, and when it is
+/// dead its control connection ends too, but perhaps a moment later. So such an upload waits this long before
+/// it is kept.
+const END_GRACE: Duration = Duration::from_millis(50);
+/// Commands that have come are read by the session meanwhile; this is far more than that takes.
+const READ_MAX: Duration = Duration::from_secs(1);
+
+/// Looks at the control connection after the end of an upload's data: an ABOR that came before that end counts,
+/// and so does the loss of the connection (RFC 959 section 3.2). `certain`: the end of the data was told apart
+/// from a cut. The session reads commands while this waits, and drops the work on an ABOR.
+async fn control_doubt(control: &ControlConnection, certain: bool) -> Option<Doubt> {
+    if certain {
+        // Lets the runtime see what has come.
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(END_GRACE).await;
     }
-    None
+    let read = async {
+        while control.has_unread() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    if tokio::time::timeout(READ_MAX, read).await.is_err() {
+        return Some(Doubt::Unread);
+    }
+    control.is_closed_by_client().then_some(Doubt::Closed)
 }
 
 /// Line ends for the network: LF becomes CR LF.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use portolan_proto::v1::{DigestAlgorithm, DigestResponse};
 
-use super::{login, path, take_next};
+use super::{login, path};
 use crate::ftp::native::command::{Verb, number, words};
 use crate::ftp::native::facts::on_one_line;
 use crate::ftp::native::session::{Session, Step};
@@ -56,7 +56,7 @@ pub(super) fn hash(session: &mut Session, argument: &[u8]) -> Step {
         Err(reply) => return reply.into(),
     };
     let algorithm = session.digest;
-    let (offset, length) = span(take_next(session).range);
+    let (offset, length) = span(session.next.range.take());
     let shown = on_one_line(argument);
     work(session, Verb::HASH, path, algorithm, offset, length, move |digest| {
         let last = (offset + digest.length).saturating_sub(1).max(offset);

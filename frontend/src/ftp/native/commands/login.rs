@@ -1,13 +1,15 @@
 //! Who the client is, and how the connections are protected: USER to HOST (RFC 959, 2228, 4217, 7151).
 
 use portolan_config::admins::NAME_BYTES_MAX;
+use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
-use super::{requires_tls, take_next};
+use super::requires_tls;
 use crate::auth::Login;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
-use crate::ftp::native::session::{LOGIN_MAX, Modes, Session, Step};
+use crate::ftp::native::facts::Facts;
+use crate::ftp::native::session::{LOGIN_MAX, Modes, NextTransfer, Session, Step};
 use crate::ftp::reply::Reply;
 use crate::tree::VirtualPath;
 
@@ -70,11 +72,13 @@ fn refuse(session: &mut Session, name: &str, reason: &str) -> Step {
 /// Back to before USER. What the connections are protected by stays.
 fn log_out(session: &mut Session) {
     session.user = None;
-    session.login = None;
-    session.login_by = Instant::now() + LOGIN_MAX;
+    // A client that never logs in gains no time by trying.
+    if session.login.take().is_some() {
+        session.login_by = Instant::now() + LOGIN_MAX;
+    }
     session.cwd = VirtualPath::default();
     session.setup = Setup::None;
-    take_next(session);
+    session.next = NextTransfer::default();
     if let Some(tls) = &session.tls {
         tls.set_admin(None);
     }
@@ -87,6 +91,8 @@ pub(super) fn rein(session: &mut Session) -> Step {
     }
     log_out(session);
     session.modes = Modes::at_start(false);
+    session.facts = Facts::default();
+    session.digest = DigestAlgorithm::Sha256;
     session.epsv_only = false;
     Reply::new(220, "Portolan ready.").into()
 }

@@ -14,7 +14,7 @@ use portolan_config::checked::frontend::Tls;
 use portolan_proto::path::PathFault;
 
 use super::command::{Command, Verb};
-use super::session::{NextTransfer, Session, Step};
+use super::session::{Session, Step};
 use crate::auth::Login;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::{Transfer, command_failed};
@@ -152,11 +152,6 @@ async fn asked<T>(
         }
         reply::of(&error, action)
     })
-}
-
-/// Forgets what was said for the next transfer, and gives it.
-fn take_next(session: &mut Session) -> NextTransfer {
-    std::mem::take(&mut session.next)
 }
 
 /// True where this listener demands TLS.

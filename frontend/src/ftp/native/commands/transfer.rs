@@ -6,13 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use portolan_config::checked::frontend::Ascii;
 
 use super::digest::span;
-use super::{bad_name, login, path, requires_tls, take_next};
+use super::{bad_name, login, path, requires_tls};
 use crate::ftp::native::command::{Verb, number, words};
 use crate::ftp::native::data::{Plan, Setup};
 use crate::ftp::native::listing::{self, Asked, Form};
-use crate::ftp::native::session::{Session, Step};
-use crate::ftp::native::transfer::{Job, Outcome, Work};
-use crate::ftp::reply::{self, Action, Reply};
+use crate::ftp::native::session::{NextTransfer, Session, Step};
+use crate::ftp::native::transfer::{Job, Work};
+use crate::ftp::reply::Reply;
 use crate::ftp::transfer::Transfer;
 use crate::tree::{Begins, VirtualPath};
 
@@ -89,11 +89,11 @@ fn step(prepared: Result<(Work, Arc<Transfer>), Reply>) -> Step {
 }
 
 pub(super) fn retr(session: &mut Session, argument: &[u8]) -> Step {
-    let next = take_next(session);
+    let (restart, range) = (session.next.restart.take(), session.next.range.take());
     let prepared = path(session, argument).and_then(|path| job(session, Verb::RETR, &path)).map(|job| {
-        let (offset, length) = match next.restart {
+        let (offset, length) = match restart {
             Some(offset) => (offset, None),
-            None => span(next.range),
+            None => span(range),
         };
         let transfer = Arc::clone(&job.transfer);
         (job.retrieve(offset, length), transfer)
@@ -102,7 +102,7 @@ pub(super) fn retr(session: &mut Session, argument: &[u8]) -> Step {
 }
 
 pub(super) fn stor(session: &mut Session, argument: &[u8]) -> Step {
-    let next = take_next(session);
+    let next = std::mem::take(&mut session.next);
     if next.range.is_some() {
         return Reply::new(503, "RANG is for HASH and RETR; an upload goes on from a place with REST.")
             .into();
@@ -120,8 +120,8 @@ pub(super) fn stor(session: &mut Session, argument: &[u8]) -> Step {
 
 /// STOU: a name that is free, in the working directory.
 pub(super) fn stou(session: &mut Session) -> Step {
-    let next = take_next(session);
-    if next.range.is_some() || next.restart.is_some() {
+    let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
+    if range.is_some() || restart.is_some() {
         return Reply::new(503, "A new file begins at its beginning; no REST, no RANG.").into();
     }
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -131,42 +131,26 @@ pub(super) fn stou(session: &mut Session) -> Step {
         .and_then(|path| job(session, Verb::STOU, &path))
         .map(|job| {
             let transfer = Arc::clone(&job.transfer);
-            (job.store(Begins::New, next.declared), transfer)
+            (job.store(Begins::New, declared), transfer)
         });
     step(prepared)
 }
 
 pub(super) fn appe(session: &mut Session, argument: &[u8]) -> Step {
-    let next = take_next(session);
-    if next.range.is_some() || next.restart.is_some() {
+    let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
+    if range.is_some() || restart.is_some() {
         return Reply::new(503, "APPE begins at the end of the file; no REST, no RANG.").into();
     }
     let prepared = path(session, argument).and_then(|path| job(session, Verb::APPE, &path)).map(|job| {
         let transfer = Arc::clone(&job.transfer);
-        (append(job, next.declared), transfer)
+        (job.store(Begins::End, declared), transfer)
     });
     step(prepared)
 }
 
-/// Finds out where the file ends, and goes on from there. A size that cannot be told refuses the upload: it
-/// would replace what is there.
-fn append(job: Job, declared: Option<u64>) -> Work {
-    Box::pin(async move {
-        let begins = match job.tree.stat(&job.login, &job.transfer.path).await {
-            Ok(entry) if entry.size > 0 => Begins::At(entry.size),
-            Ok(_) => Begins::Replacing,
-            Err(error) if error.is_not_found() => Begins::Replacing,
-            Err(error) => {
-                job.transfer.failed(&error);
-                return Outcome::Done(reply::of(&error, Action::Write));
-            }
-        };
-        job.store(begins, declared).await
-    })
-}
-
 pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
-    take_next(session);
+    // RFC 3659 section 5.3: REST holds for the command that follows.
+    (session.next.restart, session.next.range) = (None, None);
     let (form, asked) = match verb {
         Verb::MLSD => {
             let asked = Asked { path: argument.to_vec(), ..Asked::default() };
