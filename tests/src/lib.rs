@@ -97,11 +97,14 @@ impl Server {
         rustix::process::kill_process(id.expect("a process id"), signal).expect("our child can be signalled");
     }
 
-    /// Resident memory in KiB.
+    /// Memory that the process itself has taken, in KiB: not the pages of its program file.
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("our child runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS is there");
-        line.trim().trim_end_matches("kB").trim().parse().expect("a number")
+        let field = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux tells it");
+            line.trim().trim_end_matches("kB").trim().parse().expect("a number")
+        };
+        field("RssAnon:") + field("RssShmem:")
     }
 }
 
