@@ -136,11 +136,14 @@ impl SessionTls {
         reuse: SessionReuse,
         direction: Direction,
     ) -> Result<TlsStream<TcpStream>, Error> {
-        let config = match direction {
-            Direction::ToClient => &self.config,
+        let config = match (direction, reuse) {
             // The tickets of TLS 1.3 come after the handshake. A client that only sends, such as Perl's Net::FTP,
             // would close its socket with them unread, and that resets the connection: the upload is lost.
-            Direction::FromClient => &self.without_tickets,
+            (Direction::FromClient, SessionReuse::Off | SessionReuse::MatchIfOffered) => {
+                &self.without_tickets
+            }
+            // A client that must resume may use each ticket once, as curl does, and needs the next one.
+            (Direction::FromClient, SessionReuse::Require) | (Direction::ToClient, _) => &self.config,
         };
         let stream = accept(config, stream).await?;
         let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.marked.judge(&mark));
