@@ -36,26 +36,27 @@ fn standing_as(address: SocketAddr, name: &str) -> Control {
 }
 
 fn staged(cluster: &Cluster) -> usize {
-    fs::read_dir(cluster.path().join("node-1/.portolan/staging")).unwrap().count()
+    fs::read_dir(cluster.path().join("node-1/.portolan/staging")).expect("our own sockets and files").count()
 }
 
 /// Begins an upload and waits until it is being staged.
 fn half_an_upload(cluster: &Cluster, control: &mut Control) -> TcpStream {
     let mut data = control.passive();
     assert_eq!(control.ask("STOR kept.eml").0, 150);
-    data.write_all(&vec![b'x'; 4_000_000]).unwrap();
+    data.write_all(&vec![b'x'; 4_000_000]).expect("our own sockets and files");
     eventually("the upload is staged", || (staged(cluster) == 1).then_some(()));
     data
 }
 
 fn assert_untouched(cluster: &Cluster, folder: &Path) {
     eventually("nothing is left in the staging folder", || (staged(cluster) == 0).then_some(()));
-    assert_eq!(fs::read(folder.join("kept.eml")).unwrap(), b"the old content");
+    assert_eq!(fs::read(folder.join("kept.eml")).expect("our own sockets and files"), b"the old content");
 }
 
 /// Makes closing a connection a reset.
 fn reset(stream: TcpStream) {
-    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))
+        .expect("our own sockets and files");
 }
 
 #[test]
@@ -564,9 +565,10 @@ fn a_stranger_at_the_data_port_gets_nothing() {
 /// Connects from an address of our own.
 fn connect_from(own: &str, to: SocketAddr) -> TcpStream {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-    bind(&socket, &own.parse::<SocketAddr>().unwrap()).unwrap();
-    connect(&socket, &to).unwrap();
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("our own sockets and files");
+    bind(&socket, &own.parse::<SocketAddr>().expect("our own sockets and files"))
+        .expect("our own sockets and files");
+    connect(&socket, &to).expect("our own sockets and files");
     TcpStream::from(socket)
 }
 
