@@ -1,8 +1,9 @@
 //! TLS of one listener's sessions, and the proof that a data connection belongs to its session.
 //!
 //! A client that resumes, on its data connection, the TLS session of its control connection shows that it is
-//! the same client. So each ticket that a session hands out carries a random mark of that session. (The
-//! library's own resumption data would do for TLS 1.3, but is not told for TLS 1.2.)
+//! the same client. So whatever a session leaves for resumption carries a random mark of that session: its
+//! tickets, and with TLS 1.2 also what is kept here by session id, for clients without tickets such as curl.
+//! (The library's own resumption data would do for TLS 1.3, but is not told for TLS 1.2.)
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use portolan_config::checked::frontend::SessionReuse;
 use rustix::net::sockopt;
-use rustls::server::{NoServerSessionStorage, ProducesTickets};
+use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::{HandshakeKind, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -68,30 +69,30 @@ impl TlsService {
 #[derive(Debug)]
 pub(super) struct SessionTls {
     service: Arc<TlsService>,
-    tickets: Arc<SessionTickets>,
+    marked: Arc<Marked>,
     config: Arc<ServerConfig>,
 }
 
 impl SessionTls {
     pub(super) fn new(service: &Arc<TlsService>, address: IpAddr) -> Self {
-        let tickets = Arc::new(SessionTickets {
-            shared: Arc::clone(&service.config.ticketer),
+        let marked = Arc::new(Marked {
+            tickets: Arc::clone(&service.config.ticketer),
+            kept: Arc::clone(&service.config.session_storage),
             service: Arc::clone(service),
             mark: rand::random(),
             adopted: OnceLock::new(),
             read: Mutex::default(),
         });
         let mut config = ServerConfig::clone(&service.config);
-        config.ticketer = Arc::clone(&tickets) as Arc<dyn ProducesTickets>;
-        // Sessions kept on our side carry no mark.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        service.owners().insert(tickets.mark, Owner { address, admin: None });
-        Self { service: Arc::clone(service), tickets, config: Arc::new(config) }
+        config.ticketer = Arc::clone(&marked) as Arc<dyn ProducesTickets>;
+        config.session_storage = Arc::clone(&marked) as Arc<dyn StoresServerSessions>;
+        service.owners().insert(marked.mark, Owner { address, admin: None });
+        Self { service: Arc::clone(service), marked, config: Arc::new(config) }
     }
 
     /// An admin has logged in; other sessions of the same admin from the same address are the same client.
     pub(super) fn set_admin(&self, name: Option<&str>) {
-        if let Some(owner) = self.service.owners().get_mut(&self.tickets.mark) {
+        if let Some(owner) = self.service.owners().get_mut(&self.marked.mark) {
             owner.admin = name.map(str::to_owned);
         }
     }
@@ -101,14 +102,14 @@ impl SessionTls {
         let stream = self.accept(stream).await?;
         if let Some(mark) = self.offered(&stream) {
             // Set once: a session has one control connection.
-            self.tickets.adopted.set(mark).ok();
+            self.marked.adopted.set(mark).ok();
         }
         Ok(stream)
     }
 
-    /// The mark of the ticket that a handshake has resumed.
+    /// The mark of the TLS session that a handshake has resumed.
     fn offered(&self, stream: &TlsStream<TcpStream>) -> Option<Mark> {
-        let read = self.tickets.read().take();
+        let read = self.marked.read().take();
         read.filter(|_| stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
@@ -119,7 +120,7 @@ impl SessionTls {
         reuse: SessionReuse,
     ) -> Result<TlsStream<TcpStream>, Error> {
         let stream = self.accept(stream).await?;
-        let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.tickets.judge(&mark));
+        let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.marked.judge(&mark));
         match (reuse, offered) {
             (SessionReuse::MatchIfOffered | SessionReuse::Require, Offered::Foreign) => Err(Error::Foreign),
             (SessionReuse::Require, Offered::Nothing) => Err(Error::NotResumed),
@@ -149,11 +150,11 @@ impl SessionTls {
 
 impl Drop for SessionTls {
     fn drop(&mut self) {
-        self.service.owners().remove(&self.tickets.mark);
+        self.service.owners().remove(&self.marked.mark);
     }
 }
 
-/// What a ticket says of the client that offers it.
+/// What a TLS session says of the client that offers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Offered {
     /// Nothing: there was none, or its session has ended or has no admin yet.
@@ -164,21 +165,35 @@ enum Offered {
     Foreign,
 }
 
-/// The listener's tickets with the mark of a session in them.
+/// The listener's tickets and kept TLS sessions, with the mark of a session in them.
 #[derive(Debug)]
-struct SessionTickets {
-    shared: Arc<dyn ProducesTickets>,
+struct Marked {
+    tickets: Arc<dyn ProducesTickets>,
+    /// By session id; for TLS 1.2 only, because TLS 1.3 uses the tickets.
+    kept: Arc<dyn StoresServerSessions>,
     service: Arc<TlsService>,
     mark: Mark,
-    /// The mark of the ticket that the control connection came with: the client has proved that it is its own.
+    /// The mark of the TLS session that the control connection resumed: the client has proved that it is its
+    /// own.
     adopted: OnceLock<Mark>,
-    /// The mark of the ticket read last.
+    /// The mark read last.
     read: Mutex<Option<Mark>>,
 }
 
-impl SessionTickets {
+impl Marked {
     fn read(&self) -> MutexGuard<'_, Option<Mark>> {
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_mark(&self, session: &[u8]) -> Vec<u8> {
+        [&self.mark[..], session].concat()
+    }
+
+    /// Takes the mark off a TLS session, and notes it.
+    fn take_mark(&self, marked: &[u8]) -> Option<Vec<u8>> {
+        let (mark, session) = marked.split_first_chunk::<MARK_BYTES>()?;
+        *self.read() = Some(*mark);
+        Some(session.to_vec())
     }
 
     fn judge(&self, mark: &Mark) -> Offered {
@@ -200,23 +215,38 @@ impl SessionTickets {
     }
 }
 
-impl ProducesTickets for SessionTickets {
+impl ProducesTickets for Marked {
     fn enabled(&self) -> bool {
-        self.shared.enabled()
+        self.tickets.enabled()
     }
 
     fn lifetime(&self) -> u32 {
-        self.shared.lifetime()
+        self.tickets.lifetime()
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.shared.encrypt(&[&self.mark[..], plain].concat())
+        self.tickets.encrypt(&self.add_mark(plain))
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        let plain = self.shared.decrypt(cipher)?;
-        let (mark, session) = plain.split_first_chunk::<MARK_BYTES>()?;
-        *self.read() = Some(*mark);
-        Some(session.to_vec())
+        self.take_mark(&self.tickets.decrypt(cipher)?)
+    }
+}
+
+impl StoresServerSessions for Marked {
+    fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
+        self.kept.put(id, self.add_mark(&session))
+    }
+
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        self.take_mark(&self.kept.get(id)?)
+    }
+
+    fn take(&self, id: &[u8]) -> Option<Vec<u8>> {
+        self.take_mark(&self.kept.take(id)?)
+    }
+
+    fn can_cache(&self) -> bool {
+        self.kept.can_cache()
     }
 }
