@@ -7,6 +7,8 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Stream;
@@ -59,10 +61,30 @@ impl ControlIo {
             if let Some(line) = self.take_line() {
                 return Ok(line);
             }
+            if self.read_at_once()? {
+                continue;
+            }
             self.buffer.reserve(LINE_BYTES_MAX);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Ok(Line::Closed);
             }
+        }
+    }
+
+    /// Reads what has come already. A read ends before an urgent byte, such as the last one of an ABOR that was
+    /// sent so (RFC 959 section 4.1.3). The runtime takes that short read for a sign that no more is there, and
+    /// would wait for what comes after; so the socket itself is asked before each wait.
+    fn read_at_once(&mut self) -> io::Result<bool> {
+        let Stream::Left(plain) = &self.stream else { return Ok(false) };
+        let mut bytes = [0; LINE_BYTES_MAX];
+        match rustix::net::recv(plain, &mut bytes, RecvFlags::DONTWAIT) {
+            // The end is told by the wait.
+            Ok((_, 0)) | Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Ok((_, count)) => {
+                self.buffer.extend_from_slice(&bytes[..count]);
+                Ok(true)
+            }
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -191,6 +213,19 @@ mod tests {
         drop(client);
         assert_eq!(io.next_line().await.unwrap(), command(b"QUIT"));
         assert_eq!(io.next_line().await.unwrap(), Line::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_line_with_an_urgent_byte_is_read_whole() {
+        let (mut io, client) = pair().await;
+        let Stream::Left(server) = &io.stream else { unreachable!("pair() is without TLS") };
+        rustix::net::sockopt::set_socket_oobinline(server, true).unwrap();
+        // Where the line comes while it is waited for, the wait must not go on behind the urgent byte.
+        let (line, ()) = tokio::join!(io.next_line(), async {
+            tokio::task::yield_now().await;
+            rustix::net::send(&client, b"ABOR\r\n", rustix::net::SendFlags::OOB).unwrap();
+        });
+        assert_eq!(line.unwrap(), command(b"ABOR"));
     }
 
     #[tokio::test]
