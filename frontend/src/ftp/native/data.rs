@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::Stream;
 use super::deflate::{Deflate, Inflate};
-use super::tls::{self, SessionTls};
+use super::tls::{self, Direction, SessionTls};
 use crate::ftp::keep_alive;
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::STALL_MAX;
@@ -88,7 +88,7 @@ impl Error {
 
 impl Plan {
     /// Opens the connection; with TLS, after the 150 that the client waits for.
-    pub(super) async fn open(self) -> Result<Connection, Error> {
+    pub(super) async fn open(self, direction: Direction) -> Result<Connection, Error> {
         let connecting = async {
             match &self.setup {
                 // A transfer is refused before it comes here without a setup.
@@ -103,7 +103,7 @@ impl Plan {
         linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
         let stream = match &self.tls {
             None => Stream::Left(stream),
-            Some((tls, reuse)) => Stream::Right(Box::new(tls.accept_data(stream, *reuse).await?)),
+            Some((tls, reuse)) => Stream::Right(Box::new(tls.accept_data(stream, *reuse, direction).await?)),
         };
         let compression = self.compression.map(Deflate::new);
         Ok(Connection { stream, close_notify: self.close_notify, compression, inflate: None })

@@ -8,6 +8,7 @@ use portolan_proto::path::domain_of;
 
 use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line};
+use super::tls::Direction;
 use super::transfer::{Outcome, Work, broken, open};
 use crate::auth::Login;
 use crate::ftp::reply::{self, Action, Reply};
@@ -98,7 +99,7 @@ impl Job {
             let text = format!("Listing {}.", self.transfer.path);
             let moving = async move {
                 let Self { tree, login, plan, transfer, form, recursive, .. } = self;
-                let connection = match open(plan, &transfer).await {
+                let connection = match open(plan, &transfer, Direction::ToClient).await {
                     Ok(connection) => connection,
                     Err(reply) => return Outcome::Done(reply),
                 };

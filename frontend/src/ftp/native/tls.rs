@@ -71,6 +71,15 @@ pub(super) struct SessionTls {
     service: Arc<TlsService>,
     marked: Arc<Marked>,
     config: Arc<ServerConfig>,
+    /// The same, without tickets after the handshake.
+    without_tickets: Arc<ServerConfig>,
+}
+
+/// Which way the content of a data connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    ToClient,
+    FromClient,
 }
 
 impl SessionTls {
@@ -87,7 +96,14 @@ impl SessionTls {
         config.ticketer = Arc::clone(&marked) as Arc<dyn ProducesTickets>;
         config.session_storage = Arc::clone(&marked) as Arc<dyn StoresServerSessions>;
         service.owners().insert(marked.mark, Owner { address, admin: None });
-        Self { service: Arc::clone(service), marked, config: Arc::new(config) }
+        let mut without_tickets = config.clone();
+        without_tickets.send_tls13_tickets = 0;
+        Self {
+            service: Arc::clone(service),
+            marked,
+            config: Arc::new(config),
+            without_tickets: Arc::new(without_tickets),
+        }
     }
 
     /// An admin has logged in; other sessions of the same admin from the same address are the same client.
@@ -99,7 +115,7 @@ impl SessionTls {
 
     /// The handshake of the control connection. It may resume whatever session this listener has known.
     pub(super) async fn accept_control(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let stream = self.accept(stream).await?;
+        let stream = accept(&self.config, stream).await?;
         if let Some(mark) = self.offered(&stream) {
             // Set once: a session has one control connection.
             self.marked.adopted.set(mark).ok();
@@ -118,8 +134,18 @@ impl SessionTls {
         &self,
         stream: TcpStream,
         reuse: SessionReuse,
+        direction: Direction,
     ) -> Result<TlsStream<TcpStream>, Error> {
-        let stream = self.accept(stream).await?;
+        let config = match (direction, reuse) {
+            // The tickets of TLS 1.3 come after the handshake. A client that only sends, such as Perl's Net::FTP,
+            // would close its socket with them unread, and that resets the connection: the upload is lost.
+            (Direction::FromClient, SessionReuse::Off | SessionReuse::MatchIfOffered) => {
+                &self.without_tickets
+            }
+            // A client that must resume may use each ticket once, as curl does, and needs the next one.
+            (Direction::FromClient, SessionReuse::Require) | (Direction::ToClient, _) => &self.config,
+        };
+        let stream = accept(config, stream).await?;
         let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.marked.judge(&mark));
         match (reuse, offered) {
             (SessionReuse::MatchIfOffered | SessionReuse::Require, Offered::Foreign) => Err(Error::Foreign),
@@ -129,23 +155,23 @@ impl SessionTls {
             }
         }
     }
+}
 
-    async fn accept(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let mut accept = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream);
-        // The client's last messages are small, and each waits until the one before is acknowledged (Nagle's
-        // algorithm). After we have sent something, the system would put that off by 40 ms.
-        let prompt = std::future::poll_fn(|context| {
-            let polled = Pin::new(&mut accept).poll(context);
-            if polled.is_pending()
-                && let Some(stream) = accept.get_ref()
-                && let Err(errno) = sockopt::set_tcp_quickack(stream, true)
-            {
-                tracing::debug!(%errno, "the handshake may take longer than it must");
-            }
-            polled
-        });
-        Ok(tokio::time::timeout(HANDSHAKE_MAX, prompt).await.map_err(|_| Error::Slow)??)
-    }
+async fn accept(config: &Arc<ServerConfig>, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+    let mut accept = TlsAcceptor::from(Arc::clone(config)).accept(stream);
+    // The client's last messages are small, and each waits until the one before is acknowledged (Nagle's
+    // algorithm). After we have sent something, the system would put that off by 40 ms.
+    let prompt = std::future::poll_fn(|context| {
+        let polled = Pin::new(&mut accept).poll(context);
+        if polled.is_pending()
+            && let Some(stream) = accept.get_ref()
+            && let Err(errno) = sockopt::set_tcp_quickack(stream, true)
+        {
+            tracing::debug!(%errno, "the handshake may take longer than it must");
+        }
+        polled
+    });
+    Ok(tokio::time::timeout(HANDSHAKE_MAX, prompt).await.map_err(|_| Error::Slow)??)
 }
 
 impl Drop for SessionTls {

@@ -10,6 +10,7 @@ use portolan_config::checked::frontend::Ascii;
 use portolan_proto::path::display;
 
 use super::data::{Connection, Plan};
+use super::tls::Direction;
 use crate::auth::Login;
 use crate::ftp::ControlConnection;
 use crate::ftp::reply::{self, Action, Reply};
@@ -57,7 +58,7 @@ impl Job {
             let moving = async move {
                 let converts = self.converts();
                 let Self { plan, transfer, .. } = self;
-                let mut connection = match open(plan, &transfer).await {
+                let mut connection = match open(plan, &transfer, Direction::ToClient).await {
                     Ok(connection) => connection,
                     Err(reply) => return Outcome::Done(reply),
                 };
@@ -106,7 +107,7 @@ impl Job {
             let moving = async move {
                 let converts = self.converts();
                 let Self { plan, transfer, control, .. } = self;
-                let mut connection = match open(plan, &transfer).await {
+                let mut connection = match open(plan, &transfer, Direction::FromClient).await {
                     Ok(connection) => connection,
                     Err(reply) => return Outcome::Done(reply),
                 };
@@ -165,8 +166,8 @@ impl Job {
 }
 
 /// Opens the data connection of a transfer; the reply if there is none.
-pub(super) async fn open(plan: Plan, transfer: &Transfer) -> Result<Connection, Reply> {
-    plan.open().await.map_err(|error| {
+pub(super) async fn open(plan: Plan, transfer: &Transfer, direction: Direction) -> Result<Connection, Reply> {
+    plan.open(direction).await.map_err(|error| {
         transfer.broken_off(&portolan_agent::process::chain(&error));
         error.reply()
     })
