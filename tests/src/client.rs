@@ -2,47 +2,123 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::{Cluster, PASSWORD};
 
+/// How a client protects its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    Plain,
+    /// AUTH TLS.
+    Explicit,
+    /// TLS from the first byte on; the front end needs [`Cluster::restart_with_implicit_tls`].
+    Implicit,
+}
+
+impl Protection {
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Explicit, Self::Implicit];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Explicit => "explicit",
+            Self::Implicit => "implicit",
+        }
+    }
+
+    pub fn scheme(self) -> &'static str {
+        if self == Self::Implicit { "ftps" } else { "ftp" }
+    }
+
+    pub fn address(self, cluster: &Cluster) -> SocketAddr {
+        let addresses = &cluster.frontend.addresses;
+        if self == Self::Implicit { addresses[1] } else { addresses[0] }
+    }
+}
+
 /// Runs an lftp script as `admin` over explicit TLS. lftp gives up after one try.
 pub fn lftp(cluster: &Cluster, script: &str) -> Output {
+    lftp_over(Protection::Explicit, cluster, script)
+}
+
+pub fn lftp_over(protection: Protection, cluster: &Cluster, script: &str) -> Output {
+    let tls = protection != Protection::Plain;
     let settings = format!(
-        "set ssl:ca-file {}; set ftp:ssl-force true; set ftp:ssl-protect-data true; set net:max-retries 1; \
-         set net:timeout 20; set net:persist-retries 0; set net:reconnect-interval-base 1; set cmd:fail-exit true; \
-         open -u admin,{PASSWORD} ftp://{}; {script}",
+        "set ssl:ca-file {}; set ftp:ssl-allow {tls}; set ftp:ssl-force {tls}; set ftp:ssl-protect-data true; \
+         set net:max-retries 1; set net:timeout 20; set net:persist-retries 0; \
+         set net:reconnect-interval-base 1; set cmd:fail-exit true; \
+         open -u admin,{PASSWORD} {}://{}; {script}",
         cluster.authority().display(),
-        cluster.frontend.address
+        protection.scheme(),
+        protection.address(cluster)
     );
     run(Command::new("timeout").args(["120", "lftp", "-c", &settings]).env("HOME", cluster.path()))
 }
 
 /// Runs curl as `admin` over explicit TLS, with `path` of the tree appended to the address.
 pub fn curl(cluster: &Cluster, arguments: &[&str], path: &str) -> Output {
+    curl_over(Protection::Explicit, cluster, arguments, path)
+}
+
+pub fn curl_over(protection: Protection, cluster: &Cluster, arguments: &[&str], path: &str) -> Output {
     let mut command = Command::new("curl");
     command
-        .args([
-            "--silent",
-            "--show-error",
-            "--ssl-reqd",
-            "--max-time",
-            "60",
-            "--user",
-            &format!("admin:{PASSWORD}"),
-        ])
+        .args(["--silent", "--show-error", "--max-time", "60", "--user", &format!("admin:{PASSWORD}")])
+        .args((protection == Protection::Explicit).then_some("--ssl-reqd"))
         .arg("--cacert")
         .arg(cluster.authority())
         .args(arguments)
-        .arg(format!("ftp://{}{path}", cluster.frontend.address));
+        .arg(format!("{}://{}{path}", protection.scheme(), protection.address(cluster)));
     run(&mut command)
 }
 
+/// A script of `tests/clients/`, to be run by `program`.
+pub fn script(program: &str, name: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["120", program]).arg(format!("{}/clients/{name}", env!("CARGO_MANIFEST_DIR")));
+    // Names are UTF-8, whatever the machine's locale says.
+    command.env("PYTHONUTF8", "1").env("NODE_PATH", node_modules());
+    command
+}
+
+/// Where `tests/run` installs what npm brings.
+fn node_modules() -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own executable");
+    let target = own.ancestors().nth(3).expect("tests lie in target/<profile>/deps");
+    target.join("clients/node_modules")
+}
+
+/// Runs a client that must succeed; what it printed.
+pub fn succeed(command: &mut Command) -> String {
+    succeeded(&run(command))
+}
+
+/// What a client printed, which must have succeeded.
+pub fn succeeded(output: &Output) -> String {
+    let text = text(output);
+    assert!(output.status.success(), "{}: {text}", output.status);
+    text
+}
+
+/// Runs a client that is told what to do by lines on its standard input; what it printed.
+pub fn converse(command: &mut Command, lines: &str) -> String {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.unwrap_or_else(|error| not_there(command, &error));
+    let mut input = child.stdin.take().expect("stdin is piped");
+    input.write_all(lines.as_bytes()).expect("the client reads its commands");
+    drop(input);
+    succeeded(&child.wait_with_output().expect("the client ends"))
+}
+
 fn run(command: &mut Command) -> Output {
-    command.output().unwrap_or_else(|error| {
-        panic!("{} does not run ({error}): `tests/run` installs it", command.get_program().display())
-    })
+    command.output().unwrap_or_else(|error| not_there(command, &error))
+}
+
+fn not_there(command: &Command, error: &io::Error) -> ! {
+    panic!("{} does not run ({error}): `tests/run` installs it", command.get_program().display())
 }
 
 /// What a program printed, both ways.

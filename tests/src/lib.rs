@@ -50,12 +50,18 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 pub struct Server {
     child: Child,
     log: Arc<Mutex<String>>,
+    /// The first one.
     pub address: SocketAddr,
+    /// All of them, in the order of the configuration.
+    pub addresses: Vec<SocketAddr>,
 }
 
 impl Server {
-    /// Starts a program with a configuration file and waits until it says which address it serves.
+    /// Starts a program with a configuration file and waits until it says which addresses it serves.
     fn start(name: &str, config: &Path) -> Self {
+        let text = fs::read_to_string(config).expect("our file");
+        // An agent has one address, which is no [[listeners]].
+        let count = text.matches("[[listeners]]").count().max(1);
         let mut child = Command::new(program(name))
             .arg("--config")
             .arg(config)
@@ -65,7 +71,7 @@ impl Server {
             .expect("the program starts");
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(count);
         let copy = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -77,10 +83,13 @@ impl Server {
                 log.push('\n');
             }
         });
-        let address = receiver.recv_timeout(DEADLINE);
-        let address =
-            address.unwrap_or_else(|_| panic!("{name} does not serve: {}", log.lock().expect("log")));
-        Self { child, log, address }
+        let addresses: Vec<SocketAddr> = (0..count)
+            .map(|_| {
+                let address = receiver.recv_timeout(DEADLINE);
+                address.unwrap_or_else(|_| panic!("{name} does not serve: {}", log.lock().expect("log")))
+            })
+            .collect();
+        Self { child, log, address: addresses[0], addresses }
     }
 
     pub fn log(&self) -> String {
@@ -181,6 +190,16 @@ impl Cluster {
     /// Restarts the front end with more keys on its listener.
     pub fn restart_with(&mut self, keys: &str) {
         self.restart_frontend(|config| config.replace("passive_ports", &format!("{keys}\npassive_ports")));
+    }
+
+    /// Restarts the front end with a second listener, for implicit TLS.
+    pub fn restart_with_implicit_tls(&mut self) {
+        self.restart_frontend(|config| {
+            config
+                + "[[listeners]]\naddress = \"127.0.0.1:0\"\ntls = \"implicit\"\n\
+                   certificate = \"pki/front-1.pem\"\nkey = \"pki/front-1-key.pem\"\n\
+                   passive_ports = \"10000-19999\"\n"
+        });
     }
 
     /// Waits until the front end has noticed that a node is away.

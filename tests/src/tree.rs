@@ -15,10 +15,69 @@ pub type Contents = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
 /// Writes a file and its folders, with an old time.
 pub fn put(path: &Path, content: &[u8]) {
+    put_at(path, content, 1_600_000_000);
+}
+
+/// Writes a file and its folders, with a time in seconds.
+pub fn put_at(path: &Path, content: &[u8], seconds: u64) {
     fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("our folder");
     fs::write(path, content).expect("our file");
     let file = fs::File::options().write(true).open(path).expect("our file");
-    file.set_modified(UNIX_EPOCH + Duration::from_secs(1_600_000_000)).expect("our file");
+    file.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).expect("our file");
+}
+
+/// Names that clients and servers get wrong: what a shell, a listing, an address or a quoted reply would alter.
+const AWKWARD_NAMES: [&str; 27] = [
+    "plain.eml",
+    " leading space.eml",
+    "with space.eml",
+    "two  spaces.eml",
+    "trailing space ",
+    "quote\"double.eml",
+    "quote'single.eml",
+    ".dot",
+    "..dots.eml",
+    ".hidden/inner.eml",
+    "brackets[1].eml",
+    "[x]/{y}(z).eml",
+    "Ünïcode é.eml",
+    "受信箱/Привет.eml",
+    "back\\slash.eml",
+    "star*.eml",
+    "question?.eml",
+    "semi;colon,comma=.eml",
+    "hash#percent%&amp.eml",
+    "-dash.eml",
+    "~tilde.eml",
+    "arrow -> target.eml",
+    "plus+at@colon:.eml",
+    "$dollar`tick.eml",
+    "sub/deeper/deepest/inner.eml",
+    "INBOX/1.eml",
+    "INBOX/plain.eml",
+];
+
+/// A small tree of awkward names, each file with a time of its own, an empty file and an empty folder. The same
+/// at each call.
+pub fn fill_awkward(folder: &Path) {
+    let mut random = ChaCha8Rng::seed_from_u64(11);
+    let mut seconds = 1_000_000_001;
+    for name in AWKWARD_NAMES {
+        let mut content = vec![0; random.random_range(1..40_000)];
+        random.fill_bytes(&mut content);
+        // Years and odd seconds, from 2001 to 2010.
+        seconds += 11_111_117;
+        put_at(&folder.join(name), &content, seconds);
+    }
+    put_at(&folder.join("empty.eml"), b"", seconds + 7);
+    fs::create_dir_all(folder.join("Empty folder")).expect("our folder");
+}
+
+/// Some content without a pattern.
+pub fn noise(count: usize) -> Vec<u8> {
+    let mut content = vec![0; count];
+    ChaCha8Rng::seed_from_u64(13).fill_bytes(&mut content);
+    content
 }
 
 /// The mail of a small cluster: names in several scripts, an empty folder, an empty file, spaces and dots.
@@ -78,6 +137,12 @@ fn add(base: &Path, folder: &Path, contents: &mut Contents) {
             contents.insert(name, Some(fs::read(&path).expect("a readable file")));
         }
     }
+}
+
+/// Modification time of each file below a folder, in seconds.
+pub fn times(folder: &Path) -> BTreeMap<PathBuf, i64> {
+    let files = read(folder).into_iter().filter(|(_, content)| content.is_some());
+    files.map(|(path, _)| (path.clone(), modified(&folder.join(path)))).collect()
 }
 
 /// Fails with the paths that differ, not with megabytes of content.
