@@ -159,7 +159,7 @@ impl ControlConnection {
         none && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
     }
 
-    /// An admin has logged in.
+    /// An admin has logged in (libunftp; the native engine keeps its own deadline).
     pub fn set_logged_in(&self) {
         self.logged_in.store(true, Ordering::Release);
     }

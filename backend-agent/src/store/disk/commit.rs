@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
+use rustix::io::Errno;
 
 use super::path::{Owner, Root, modified_ns, version};
 use super::{cache, recover};
@@ -37,9 +38,18 @@ pub struct Staged {
     crc32: crc32fast::Hasher,
     modified_ns: Option<i64>,
     exclusive: bool,
-    /// The file that the first bytes were copied from, which must still be there at the commit.
-    base: Option<Version>,
+    base: Base,
     renamed: bool,
+}
+
+/// What must be at the name at the commit.
+#[derive(Debug, Clone, Copy)]
+enum Base {
+    /// Whatever it is, the new content stands for itself.
+    Anything,
+    Nothing,
+    /// The file that the first bytes were copied from.
+    File(Version),
 }
 
 /// Held from the last look at what is replaced to its replacement.
@@ -53,7 +63,7 @@ impl Staged {
         let (directory, last) = root.open_parent_for_create(target)?;
         let present = match rustix::fs::statat(&directory, last, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Some(stat),
-            Err(rustix::io::Errno::NOENT) => None,
+            Err(Errno::NOENT) => None,
             Err(errno) => return Err(at(errno)),
         };
         if begin.exclusive && present.is_some() {
@@ -82,7 +92,7 @@ impl Staged {
             crc32: crc32fast::Hasher::new(),
             modified_ns: begin.modified_ns,
             exclusive: begin.exclusive,
-            base: None,
+            base: if begin.exclusive || begin.append { Base::Nothing } else { Base::Anything },
             renamed: false,
         };
         staged.take_over(present.as_ref())?;
@@ -115,7 +125,7 @@ impl Staged {
     /// Copies the first `offset` bytes of the present file, or all.
     fn copy_prefix(&mut self, root: &Root, offset: Option<u64>) -> Result<()> {
         let (present, stat) = root.open_file(&self.target)?;
-        self.base = Some(version(&stat));
+        self.base = Base::File(version(&stat));
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let offset = offset.unwrap_or(size);
         let short = |size| Error::OffsetBeyondEnd { path: self.target.to_string(), size, offset };
@@ -126,6 +136,26 @@ impl Staged {
         let copied = std::io::copy(&mut std::io::Read::take(&present, offset), &mut self.file)
             .map_err(|error| Error::from_io(&self.target, error))?;
         if copied < offset { Err(short(copied)) } else { self.sum_prefix(offset) }
+    }
+
+    /// Puts the new file in the place of what is there, if that may be there.
+    fn replace(&self, last: &[u8]) -> Result<()> {
+        let at = |errno| Error::from_errno(&self.target, errno);
+        let changing = || Error::Changing { path: self.target.to_string() };
+        let _replacing = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Base::File(base) = self.base {
+            match rustix::fs::statat(&self.directory, last, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(present) if version(&present) == base => {}
+                Ok(_) | Err(Errno::NOENT) => return Err(changing()),
+                Err(errno) => return Err(at(errno)),
+            }
+        }
+        let flags = match self.base {
+            Base::Nothing => RenameFlags::NOREPLACE,
+            Base::Anything | Base::File(_) => RenameFlags::empty(),
+        };
+        rustix::fs::renameat_with(&self.staging, &self.name, &self.directory, last, flags)
+            .map_err(|errno| if errno == Errno::EXIST && !self.exclusive { changing() } else { at(errno) })
     }
 
     /// Takes the prefix into the checksum of the whole, as it stands in the new file.
@@ -171,18 +201,7 @@ impl Upload for Staged {
         rustix::fs::fsync(&self.file).map_err(at)?;
         let stat = rustix::fs::fstat(&self.file).map_err(at)?;
         let (_, last) = self.target.split_last().expect("the root is refused by open_parent");
-        let flags = if self.exclusive { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
-        {
-            let _replacing = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(base) = self.base {
-                let present =
-                    rustix::fs::statat(&self.directory, last, AtFlags::SYMLINK_NOFOLLOW).map_err(at)?;
-                if version(&present) != base {
-                    return Err(Error::Changing { path: self.target.to_string() });
-                }
-            }
-            rustix::fs::renameat_with(&self.staging, &self.name, &self.directory, last, flags).map_err(at)?;
-        }
+        self.replace(last)?;
         self.renamed = true;
         rustix::fs::fsync(&self.directory).map_err(at)?;
         cache::drop_pages(&self.file);
@@ -320,6 +339,16 @@ mod tests {
             assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"base+kept+kept");
+        // Gone at the commit, or there only then.
+        let mut staged = Box::new(Staged::begin(&root, &target, append).unwrap());
+        staged.write(b"lost").unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
+        let mut staged = Box::new(Staged::begin(&root, &target, append).unwrap());
+        staged.write(b"lost").unwrap();
+        appended(b"first").unwrap();
+        assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
+        assert_eq!(std::fs::read(&file).unwrap(), b"first");
         assert!(staging_is_empty(folder.path()));
     }
 

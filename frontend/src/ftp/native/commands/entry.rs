@@ -114,6 +114,8 @@ async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -
     let path = path(session, name)?;
     let login = login(session);
     let tree = &session.service.tree;
+    // A drain waits for its reply.
+    let _under_way = session.control.begin_transfer();
     if let Some(unix_mode) = changes.unix_mode {
         let setting = tree.set_mode(&login, &path, unix_mode);
         asked(session, verb, &path, Action::Change, setting).await?;

@@ -45,7 +45,6 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
     match session.service.auth.login(name, password).await {
         Ok(admin) => {
             tracing::info!(session = %id, admin = admin.name, %from, "login");
-            session.control.set_logged_in();
             if let Some(tls) = &session.tls {
                 tls.set_admin(Some(&admin.name));
             }

@@ -80,6 +80,8 @@ async fn change(
 ) -> Result<VirtualPath, Reply> {
     let path = path(session, argument)?;
     let login = login(session);
+    // A drain waits for its reply.
+    let _under_way = session.control.begin_transfer();
     let doing = work(&session.service.tree, &login, &path);
     asked(session, verb, &path, Action::Change, doing).await?;
     tracing::info!(verb = verb.name(), %path, admin = login.admin.name, session = %session.id, "changed");
