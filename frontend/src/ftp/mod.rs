@@ -27,6 +27,11 @@ use passive::PassivePorts;
 /// TLS sessions remembered for resumption with TLS 1.2; TLS 1.3 uses tickets.
 const TLS_SESSIONS_MAX: usize = 4_096;
 
+/// From the greeting to the login, TLS included.
+const LOGIN_MAX: Duration = Duration::from_secs(60);
+/// Failed logins of one session at most; then it is closed.
+const FAILED_LOGINS_MAX: usize = 5;
+
 /// What the sessions of one listener share.
 pub struct Service {
     pub(crate) listener: Listener,

@@ -1,5 +1,6 @@
 //! One info line for each transfer that ends, and the cause of each failure, once.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,12 @@ use crate::auth::Login;
 use crate::tree::{self, VirtualPath};
 
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
-pub const STALL_MAX: Duration = Duration::from_secs(300);
+const STALL_MAX: Duration = Duration::from_secs(300);
+
+/// A step on a data connection, which fails when the client lets it stall.
+pub(super) async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
 
 /// A transfer under way: how far it is, and how its end is told to the log.
 #[derive(Debug)]

@@ -14,10 +14,7 @@ use unftp_core::auth::{
 };
 
 use crate::auth::{self, Login};
-use crate::ftp::ControlConnection;
-
-/// Failed logins of one session at most; then it is closed.
-const FAILURES_MAX: usize = 5;
+use crate::ftp::{ControlConnection, FAILED_LOGINS_MAX};
 
 /// Checks names and passwords of one session.
 #[derive(Debug)]
@@ -48,10 +45,10 @@ impl PasswordCheck {
 
     fn refuse(&self, name: &str, from: IpAddr, reason: &str) -> AuthenticationError {
         let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
-        if failures <= FAILURES_MAX {
+        if failures <= FAILED_LOGINS_MAX {
             tracing::warn!(session = %self.session, name, %from, reason, "login refused");
         }
-        if failures == FAILURES_MAX {
+        if failures == FAILED_LOGINS_MAX {
             tracing::warn!(session = %self.session, %from, failures, "session closed: too many failed logins");
             self.control.close();
         }
@@ -73,7 +70,7 @@ impl Authenticator for PasswordCheck {
         let Ok(_one_at_a_time) = self.checking.try_lock() else {
             return Err(self.refuse(name, from, "another password of this session is being checked"));
         };
-        if self.failures.load(Ordering::Acquire) >= FAILURES_MAX {
+        if self.failures.load(Ordering::Acquire) >= FAILED_LOGINS_MAX {
             return Err(AuthenticationError::BadPassword);
         }
         let password = credentials.password.as_deref().ok_or(AuthenticationError::BadPassword)?;

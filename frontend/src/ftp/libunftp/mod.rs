@@ -12,7 +12,6 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use libunftp::ServerBuilder;
 use libunftp::options::{Binder, FtpsRequired, PassiveHost};
@@ -21,13 +20,10 @@ use portolan_proto::id::SessionId;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::passive::PassivePorts;
-use super::{ControlConnection, Service};
+use super::{ControlConnection, LOGIN_MAX, Service};
 use accounts::{FtpUser, FtpUsers, PasswordCheck};
 use storage::TreeStorage;
 pub(super) use threads::Threads;
-
-/// From the greeting to the login, TLS included.
-const LOGIN_MAX: Duration = Duration::from_secs(60);
 
 /// The service's greeting (RFC 959 section 5.4, 220).
 const GREETING: &str = "Portolan ready.";

@@ -19,7 +19,7 @@ use unftp_core::storage::{
 };
 
 use super::accounts::FtpUser;
-use crate::ftp::transfer::{STALL_MAX, Transfer, command_failed};
+use crate::ftp::transfer::{Transfer, command_failed, in_time};
 use crate::ftp::{ControlConnection, reply};
 use crate::tree::{self, Begins, Entry, Kind, Tree, VirtualPath};
 
@@ -244,11 +244,6 @@ impl TreeStorage {
         transfer.complete();
         Ok(transfer.bytes())
     }
-}
-
-/// A step on the data connection, which fails when the client lets it stall.
-async fn in_time<T>(step: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
-    tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// A chunk that is full, or the last one; empty at the end.

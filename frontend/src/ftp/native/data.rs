@@ -19,7 +19,7 @@ use super::deflate::{Deflate, Inflate};
 use super::tls::{self, Direction, SessionTls};
 use crate::ftp::keep_alive;
 use crate::ftp::reply::Reply;
-use crate::ftp::transfer::STALL_MAX;
+use crate::ftp::transfer::in_time;
 
 /// How long a client may take to connect after its transfer was answered with 150, and we to it.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -227,9 +227,7 @@ impl Connection {
             tracing::debug!("the client did not wait for the end of its data connection");
         }
     }
-}
 
-impl Connection {
     fn linger(&self, time: Option<Duration>) -> io::Result<()> {
         match &self.stream {
             Stream::Left(stream) => linger(stream, time),
@@ -257,9 +255,4 @@ async fn write(stream: &mut Stream, mut content: &[u8]) -> io::Result<()> {
         content = &content[sent..];
     }
     in_time(stream.flush()).await
-}
-
-/// A step on the data connection, which fails when the client lets it stall.
-async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use portolan_config::checked::frontend::Tls;
 use portolan_proto::id::SessionId;
@@ -24,17 +23,15 @@ use super::transfer::{Outcome, Work};
 use crate::auth::Login;
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::Transfer;
-use crate::ftp::{ControlConnection, Service, TransferUnderWay};
+use crate::ftp::{ControlConnection, LOGIN_MAX, Service, TransferUnderWay};
 use crate::tree::VirtualPath;
 
-/// From the greeting to the login, TLS included.
-pub(super) const LOGIN_MAX: Duration = Duration::from_secs(60);
 /// Lines, and their bytes, that a client may send ahead while work is under way. Reading goes on all the time,
 /// so that an ABOR and the end of the connection are seen; so what is more ends the session.
 const DEFERRED_MAX: usize = 64;
 const DEFERRED_BYTES_MAX: usize = 64 * 1024;
 /// The level of MODE Z unless OPTS MODE Z LEVEL says another.
-pub(super) const COMPRESSION_LEVEL: u32 = 6;
+const COMPRESSION_LEVEL: u32 = 6;
 
 /// What a client has said and done so far.
 pub(super) struct Session {
@@ -43,7 +40,7 @@ pub(super) struct Session {
     pub(super) control: Arc<ControlConnection>,
     /// The client's address, and the one that it connected to; IPv4 as IPv4, however the socket tells it.
     pub(super) peer: IpAddr,
-    pub(super) local: SocketAddr,
+    pub(super) local: IpAddr,
     /// `None`: this listener has no TLS.
     pub(super) tls: Option<Arc<SessionTls>>,
     /// The control connection speaks TLS.
@@ -148,8 +145,7 @@ async fn run(
     // The urgent byte that some clients send with ABOR belongs to the line.
     rustix::net::sockopt::set_socket_oobinline(&stream, true).map_err(io::Error::from)?;
     let peer = stream.peer_addr()?.ip().to_canonical();
-    let local = stream.local_addr()?;
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let local = stream.local_addr()?.ip().to_canonical();
     let tls = service.tls_sessions.as_ref().map(|tls| Arc::new(SessionTls::new(tls, peer)));
     let implicit = matches!(service.listener.tls, Tls::Implicit { .. });
     let stream = match &tls {

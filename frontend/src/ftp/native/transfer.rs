@@ -231,7 +231,11 @@ struct Declared {
 impl Declared {
     /// How what came compares with what was announced.
     fn compare(&self, received: u64) -> Ordering {
-        if self.present + received == self.bytes { Ordering::Equal } else { received.cmp(&self.bytes) }
+        if self.present.saturating_add(received) == self.bytes {
+            Ordering::Equal
+        } else {
+            received.cmp(&self.bytes)
+        }
     }
 }
 

@@ -9,12 +9,10 @@ use crate::auth::Login;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::facts::Facts;
-use crate::ftp::native::session::{LOGIN_MAX, Modes, NextTransfer, Session, Step};
+use crate::ftp::native::session::{Modes, NextTransfer, Session, Step};
 use crate::ftp::reply::Reply;
+use crate::ftp::{FAILED_LOGINS_MAX, LOGIN_MAX};
 use crate::tree::VirtualPath;
-
-/// Failed logins of one session at most; then it is closed.
-const FAILED_LOGINS_MAX: usize = 5;
 
 pub(super) fn user(session: &mut Session, name: &[u8]) -> Step {
     if requires_tls(session) && !session.protected {

@@ -16,7 +16,7 @@ pub(super) fn pasv(session: &mut Session) -> Step {
     if session.epsv_only {
         return Reply::new(503, EPSV_ONLY).into();
     }
-    let address = match (session.service.listener.passive_address, session.local.ip()) {
+    let address = match (session.service.listener.passive_address, session.local) {
         (Some(address), _) | (None, IpAddr::V4(address)) => address,
         (None, IpAddr::V6(_)) => return Reply::new(425, "PASV knows IPv4 only; use EPSV.").into(),
     };
@@ -35,7 +35,7 @@ pub(super) fn epsv(session: &mut Session, argument: &[u8]) -> Step {
         session.epsv_only = true;
         return Reply::new(200, "From now on there is only EPSV.").into();
     }
-    let own = protocol(session.local.ip());
+    let own = protocol(session.local);
     if !argument.is_empty() && argument != own.as_bytes() {
         return Reply::with(522, format!("This connection's network protocol is another, use ({own})."))
             .into();
@@ -54,7 +54,7 @@ fn protocol(address: IpAddr) -> &'static str {
 /// Waits for the client on a port; an earlier one is given up.
 fn listen(session: &mut Session) -> Result<u16, Reply> {
     session.setup = Setup::None;
-    let bound = session.service.passive.listen(session.local.ip());
+    let bound = session.service.passive.listen(session.local);
     let listening = bound.and_then(|listener| {
         let port = listener.local_addr()?.port();
         Ok((listener, port))

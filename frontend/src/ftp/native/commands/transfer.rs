@@ -60,7 +60,7 @@ fn plan(session: &mut Session) -> Result<Plan, Reply> {
     Ok(Plan {
         setup,
         peer: session.peer,
-        local: session.local.ip(),
+        local: session.local,
         tls: session.tls.clone().filter(|_| session.modes.protected).map(|tls| (tls, reuse)),
         close_notify: session.service.listener.close_notify,
         compression: session.modes.deflate.then_some(session.modes.level),
