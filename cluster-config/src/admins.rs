@@ -10,12 +10,12 @@ use crate::error::{Fault, Faults};
 use crate::secret::{Secret, read_secret_file};
 
 /// The admins of a file; names are distinct.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminsFile {
     pub admins: Vec<Admin>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
     pub name: String,
     /// PHC string, `$argon2id$v=19$m=...$salt$hash`.

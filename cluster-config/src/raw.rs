@@ -40,6 +40,10 @@ pub(crate) type Text = Option<Field<String>>;
 #[serde(default)]
 pub(crate) struct Frontend {
     pub(crate) version: Option<Field<u64>>,
+    pub(crate) threads: Threads,
+    pub(crate) control: Control,
+    pub(crate) global: Global,
+    pub(crate) ftp: Ftp,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) admins: Admins,
     pub(crate) cluster: Cluster,
@@ -51,13 +55,100 @@ pub(crate) struct Frontend {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+pub(crate) struct Threads {
+    pub(crate) min: Option<Field<u64>>,
+    pub(crate) max: Option<Field<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Control {
+    pub(crate) socket: Text,
+}
+
+/// What holds for all services of a front end.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Global {
+    pub(crate) ipv6_prefix: Option<Field<u64>>,
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) errors: Errors,
+}
+
+/// What holds for all listeners of FTP.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ftp {
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) errors: Errors,
+    pub(crate) bans: Bans,
+    pub(crate) admin_bandwidth: Bandwidth,
+}
+
+/// `None` and an empty list are not the same: the empty one denies.
+pub(crate) type Access = Option<Vec<AccessRule>>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct AccessRule {
+    pub(crate) allow: Text,
+    pub(crate) deny: Text,
+    pub(crate) priority: Option<Field<u64>>,
+    pub(crate) limits: Option<Limits>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Limits {
+    pub(crate) simultaneous: Option<Field<u64>>,
+    pub(crate) simultaneous_per_address: Option<Field<u64>>,
+    pub(crate) new: Option<Field<u64>>,
+    pub(crate) new_per_address: Option<Field<u64>>,
+    pub(crate) interval: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Errors {
+    pub(crate) wrong_commands_max: Option<Field<u64>>,
+    pub(crate) failed_logins_max: Option<Field<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Bans {
+    pub(crate) address_failures: Option<Field<u64>>,
+    pub(crate) name_failures: Option<Field<u64>>,
+    pub(crate) window: Text,
+    pub(crate) duration: Text,
+    pub(crate) delay_max: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Bandwidth {
+    pub(crate) down: Text,
+    pub(crate) up: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Listener {
     pub(crate) address: Text,
+    pub(crate) enable: Option<Field<bool>>,
     pub(crate) engine: Text,
+    pub(crate) banner: Text,
     pub(crate) tls: Text,
     pub(crate) tls_required: Option<Field<bool>>,
+    pub(crate) tls_data_required: Option<Field<bool>>,
+    pub(crate) tls_versions: Option<Field<Vec<String>>>,
     pub(crate) certificate: Text,
     pub(crate) key: Text,
+    pub(crate) more_certificates: Vec<CertificateFiles>,
+    pub(crate) client_certificate: Text,
+    pub(crate) client_ca: Text,
     pub(crate) insecure: Option<Field<bool>>,
     pub(crate) session_reuse: Text,
     pub(crate) close_notify: Text,
@@ -65,8 +156,37 @@ pub(crate) struct Listener {
     pub(crate) ascii: Text,
     pub(crate) passive_ports: Text,
     pub(crate) passive_address: Text,
+    pub(crate) passive_addresses: Vec<PassiveAddress>,
+    pub(crate) proxy_protocol: ProxyProtocol,
     pub(crate) idle_timeout: Text,
-    pub(crate) sessions_max: Option<Field<u64>>,
+    pub(crate) login_timeout: Text,
+    pub(crate) handshake_timeout: Text,
+    pub(crate) access: Access,
+    pub(crate) limits: Limits,
+    pub(crate) errors: Errors,
+    pub(crate) bandwidth: Bandwidth,
+    pub(crate) session_bandwidth: Bandwidth,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct CertificateFiles {
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct PassiveAddress {
+    pub(crate) clients: Text,
+    pub(crate) address: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ProxyProtocol {
+    pub(crate) trusted: Option<Field<Vec<String>>>,
+    pub(crate) data: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

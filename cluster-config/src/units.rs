@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use ipnet::{IpNet, Ipv4Net};
+
 /// Text that does not parse: what would.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("allowed: {0}")]
@@ -45,6 +47,99 @@ impl FromStr for PortRange {
         match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
             (Ok(first), Ok(last)) if 1024 <= first && first <= last => Ok(Self { first, last }),
             _ => Err(allowed),
+        }
+    }
+}
+
+/// Bytes a second, both ends included in the range; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate(pub u64);
+
+impl Rate {
+    /// Below, a transfer would seem to stand still.
+    pub const LEAST: u64 = 16 * 1024;
+    pub const MOST: u64 = 1 << 40;
+}
+
+impl FromStr for Rate {
+    type Err = Allowed;
+
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        let rate = text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64());
+        rate.filter(|rate| *rate == 0 || (Self::LEAST..=Self::MOST).contains(rate)).map(Self).ok_or(Allowed(
+            "bytes a second such as \"500KiB\" or \"10MB\", from 16KiB to 1TiB, or \"0\" for no limit",
+        ))
+    }
+}
+
+/// Addresses of clients: all, one, a range or a network. An IPv4 address written as IPv6 (RFC 4291 section
+/// 2.5.5.2) is the IPv4 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Addresses {
+    All,
+    Network(IpNet),
+    /// First and last, of one family, the first not above the last.
+    Range(IpAddr, IpAddr),
+}
+
+impl Addresses {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        match self {
+            Addresses::All => true,
+            Addresses::Network(network) => network.contains(&address),
+            Addresses::Range(first, last) => {
+                first.is_ipv4() == address.is_ipv4() && (*first..=*last).contains(&address)
+            }
+        }
+    }
+}
+
+impl FromStr for Addresses {
+    type Err = Allowed;
+
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        let allowed = || {
+            Allowed(
+                "\"all\", an IP address, a range FIRST-LAST of them, or a network such as 10.0.0.0/8 without host bits",
+            )
+        };
+        let address = |text: &str| text.trim().parse::<IpAddr>().map(|address| address.to_canonical()).ok();
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        if let Some((first, last)) = text.split_once('-') {
+            let (first, last) = address(first).zip(address(last)).ok_or_else(allowed)?;
+            let ordered = first.is_ipv4() == last.is_ipv4() && first <= last;
+            return ordered.then_some(Self::Range(first, last)).ok_or_else(allowed);
+        }
+        if let Some(address) = address(text) {
+            return Ok(Self::Network(address.into()));
+        }
+        let network = text.parse::<IpNet>().ok().filter(|network| network.trunc() == *network);
+        network.map(|network| Self::Network(as_ipv4(network))).ok_or_else(allowed)
+    }
+}
+
+/// A network of IPv4 addresses that is written as IPv6, as IPv4.
+fn as_ipv4(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    match mapped.and_then(|(address, prefix)| Ipv4Net::new(address, prefix).ok()) {
+        Some(v4) => v4.into(),
+        None => network,
+    }
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Addresses::All => f.write_str("all"),
+            Addresses::Network(network) if network.prefix_len() == network.max_prefix_len() => {
+                network.addr().fmt(f)
+            }
+            Addresses::Network(network) => network.fmt(f),
+            Addresses::Range(first, last) => write!(f, "{first}-{last}"),
         }
     }
 }
@@ -99,6 +194,57 @@ mod tests {
         let range: PortRange = "50000-50999".parse().unwrap();
         assert_eq!(range.count(), 1000);
         assert_eq!("1024-65535".parse::<PortRange>().unwrap().count(), 64512);
+    }
+
+    #[test]
+    fn rates() {
+        for bad in ["", "fast", "-1", "1", "16383", "2TiB", "10MiB/s"] {
+            assert!(bad.parse::<Rate>().is_err(), "{bad}");
+        }
+        for (good, bytes) in
+            [("0", 0), ("16KiB", 16_384), ("10MB", 10_000_000), ("1.5 MiB", 1_572_864), ("1TiB", 1 << 40)]
+        {
+            assert_eq!(good.parse::<Rate>(), Ok(Rate(bytes)), "{good}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_clients() {
+        for bad in [
+            "",
+            "any",
+            "10.0.0",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "10.0.0.9-10.0.0.1",
+            "10.0.0.1-::1",
+            "1-2",
+            "::/129",
+            "-",
+            "localhost",
+        ] {
+            assert!(bad.parse::<Addresses>().is_err(), "{bad}");
+        }
+        for (text, inside, outside) in [
+            ("10.0.0.1", "10.0.0.1", "10.0.0.2"),
+            ("10.0.0.1", "::ffff:10.0.0.1", "::ffff:10.0.0.2"),
+            ("::ffff:10.0.0.1", "10.0.0.1", "::10.0.0.1"),
+            ("10.0.0.0/8", "10.255.255.255", "11.0.0.0"),
+            ("::ffff:10.0.0.0/104", "10.1.2.3", "11.1.2.3"),
+            ("10.0.0.5-10.0.1.4", "10.0.0.255", "10.0.1.5"),
+            ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::"),
+            ("2001:db8::1-2001:db8::ff", "2001:db8::ff", "2001:db8::100"),
+            ("0.0.0.0/0", "192.0.2.1", "2001:db8::1"),
+            ("::/0", "2001:db8::1", "192.0.2.1"),
+            ("::/0", "::1", "::ffff:192.0.2.1"),
+        ] {
+            let addresses: Addresses = text.parse().unwrap();
+            assert!(addresses.contains(inside.parse().unwrap()), "{text} {inside}");
+            assert!(!addresses.contains(outside.parse().unwrap()), "{text} {outside}");
+            assert_eq!(addresses.to_string().parse(), Ok(addresses), "{text}");
+        }
+        let all: Addresses = "all".parse().unwrap();
+        assert!(all.contains("::1".parse().unwrap()) && all.contains("192.0.2.1".parse().unwrap()));
     }
 
     #[test]

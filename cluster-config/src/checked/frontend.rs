@@ -1,25 +1,38 @@
 //! A front end's configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portolan_proto::id::NodeId;
 use portolan_proto::path;
 
-use super::agent::socket_address;
+use super::access::{Bandwidth, Bans, Errors, Limits, Scope};
+use super::listener::{Inherited, Listener, listeners};
 use super::tls::{Anchors, Identity};
 use super::{Checker, Log, span};
 use crate::admins::AdminsFile;
 use crate::error::Faults;
 use crate::raw::{self, Document};
-use crate::units::{HostPort, PortRange};
+use crate::units::HostPort;
 
 /// What a front end needs to run. Keys and defaults: docs/configuration.md.
 #[derive(Debug, Clone)]
 pub struct Frontend {
-    /// At least one.
+    /// Where it was read from.
+    pub file: PathBuf,
+    pub threads: Threads,
+    pub control: Control,
+    /// Limits over all services.
+    pub global_limits: Limits,
+    /// How many bits of an IPv6 address are one client's.
+    pub ipv6_prefix: u8,
+    /// Limits over all listeners of FTP.
+    pub ftp_limits: Limits,
+    pub bans: Bans,
+    /// Of all sessions of one admin together.
+    pub admin_bandwidth: Bandwidth,
+    /// Those that are enabled; at least one.
     pub listeners: Vec<Listener>,
     pub admins: AdminsFile,
     pub cluster: Security,
@@ -30,91 +43,39 @@ pub struct Frontend {
     pub log: Log,
 }
 
-#[derive(Debug, Clone)]
-pub struct Listener {
-    pub address: SocketAddr,
-    pub engine: Engine,
-    pub tls: Tls,
-    pub session_reuse: SessionReuse,
-    pub close_notify: CloseNotify,
-    /// Whether PORT and EPRT are served.
-    pub active: bool,
-    pub ascii: Ascii,
-    pub passive_ports: PortRange,
-    /// The address that PASV names; `None`: the one the client connected to.
-    pub passive_address: Option<Ipv4Addr>,
-    pub idle_timeout: Duration,
-    pub sessions_max: usize,
-}
-
-/// Which implementation of the FTP protocol serves a listener.
+/// Threads of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// Ours.
-    Native,
-    /// The library's.
-    Libunftp,
+pub struct Threads {
+    pub min: usize,
+    pub max: usize,
 }
 
-#[derive(Debug, Clone)]
-pub enum Tls {
-    Off,
-    /// AUTH TLS (RFC 4217); `required` refuses logins and data in plaintext.
-    Explicit {
-        identity: Identity,
-        required: bool,
-    },
-    /// TLS from the first byte on; data is protected unless the client says PROT C.
-    Implicit {
-        identity: Identity,
-        /// Refuses data in plaintext; the control connection is always protected.
-        required: bool,
-    },
+/// Where the operator's command reaches a running front end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    pub socket: PathBuf,
+    /// Named by the configuration: the front end does not run without it.
+    pub required: bool,
 }
 
-/// Whether a data connection must resume the TLS session of its control connection, which proves that both
-/// have the same client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionReuse {
-    Off,
-    /// A client that offers to resume a session must offer one of its own.
-    MatchIfOffered,
-    Require,
-}
-
-/// What the end of an upload over TLS without the closing alert (RFC 8446 section 6.1) means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloseNotify {
-    /// It was cut off: nothing is stored.
-    Required,
-    /// It is complete, as without TLS.
-    Optional,
-}
-
-/// What TYPE A does to content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ascii {
-    /// Nothing: bytes are never altered.
-    Verbatim,
-    /// Line ends become CR LF on the way out and LF on the way in (RFC 959 section 3.1.1.1).
-    Convert,
-}
+/// Where the control socket is unless the configuration says otherwise.
+pub const CONTROL_SOCKET: &str = "/run/portolan/frontend.sock";
 
 /// How connections to the agents are protected.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Security {
     Mutual { identity: Identity, ca: Anchors },
     Plain,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     pub name: NodeId,
     pub address: HostPort,
 }
 
 /// Where domains and their objects lie.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map {
     /// In the order in which they decide; at least one.
     pub sources: Vec<MapSource>,
@@ -139,7 +100,7 @@ pub enum Placement {
     HomeNode,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapDomain {
     pub name: Vec<u8>,
     /// At least one; the first is the home node.
@@ -164,11 +125,26 @@ pub(crate) fn check(document: Document) -> Result<Frontend, Faults> {
 
 fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     checker.version(&raw.version);
-    if raw.listeners.is_empty() {
-        checker.fault(None, "listeners", "at least one [[listeners]] is required");
-    }
-    let listeners: Vec<_> =
-        raw.listeners.iter().enumerate().map(|(index, raw)| listener(raw, index, checker)).collect();
+    let threads = threads(&raw.threads, checker);
+    let control = Control {
+        socket: checker
+            .path(&raw.control.socket, "control.socket")
+            .unwrap_or_else(|| PathBuf::from(CONTROL_SOCKET)),
+        required: raw.control.socket.is_some(),
+    };
+    let ipv6_prefix = checker.number(&raw.global.ipv6_prefix, "global.ipv6_prefix", 32, 128, 64);
+    let global_access = checker.access(&raw.global.access, "global.access", Scope::Global);
+    let ftp_access = checker.access(&raw.ftp.access, "ftp.access", Scope::Ftp);
+    let global_limits = checker.limits(&raw.global.limits, "global.limits", Limits::default());
+    let ftp_limits = checker.limits(&raw.ftp.limits, "ftp.limits", Limits::default());
+    checker.nested((&raw.ftp.limits, ftp_limits, "ftp.limits"), (global_limits, "global.limits"));
+    let errors = Errors { wrong_commands_max: 20, failed_logins_max: 5 };
+    let errors = checker.errors(&raw.global.errors, "global.errors", errors);
+    let errors = checker.errors(&raw.ftp.errors, "ftp.errors", errors);
+    let bans = checker.bans(&raw.ftp.bans);
+    let admin_bandwidth = checker.bandwidth(&raw.ftp.admin_bandwidth, "ftp.admin_bandwidth");
+    let inherited = Inherited { access: ftp_access.or(global_access), limits: ftp_limits, errors };
+    let listeners = listeners(&raw.listeners, checker, &inherited);
     let admins = admins(raw, checker);
     let nodes = nodes(&raw.nodes, checker);
     let cluster = cluster(raw, checker, &nodes);
@@ -176,7 +152,15 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
     let log = checker.log(&raw.log);
     Some(Frontend {
-        listeners: listeners.into_iter().collect::<Option<_>>()?,
+        file: checker.document.path().to_owned(),
+        threads,
+        control,
+        global_limits,
+        ipv6_prefix: u8::try_from(ipv6_prefix).expect("at most 128"),
+        ftp_limits,
+        bans,
+        admin_bandwidth,
+        listeners: listeners?,
         admins: admins?,
         cluster: cluster?,
         nodes,
@@ -186,122 +170,18 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     })
 }
 
-fn listener(raw: &raw::Listener, index: usize, checker: &mut Checker) -> Option<Listener> {
-    let key = |name: &str| format!("listeners[{index}].{name}");
-    checker.required(&raw.address, &key("address"));
-    let address = socket_address(checker, &raw.address, &key("address"));
-    let engines = [("native", Engine::Native), ("libunftp", Engine::Libunftp)];
-    let engine = checker.choice(&raw.engine, &key("engine"), &engines, Engine::Native);
-    let tls = tls(raw, index, checker, address);
-    let reuses = [
-        ("off", SessionReuse::Off),
-        ("match-if-offered", SessionReuse::MatchIfOffered),
-        ("require", SessionReuse::Require),
-    ];
-    let session_reuse =
-        checker.choice(&raw.session_reuse, &key("session_reuse"), &reuses, SessionReuse::MatchIfOffered);
-    let notifies = [("required", CloseNotify::Required), ("optional", CloseNotify::Optional)];
-    let close_notify =
-        checker.choice(&raw.close_notify, &key("close_notify"), &notifies, CloseNotify::Required);
-    let active = checker.optional(&raw.active, &key("active")).copied().unwrap_or(false);
-    let asciis = [("verbatim", Ascii::Verbatim), ("convert", Ascii::Convert)];
-    let ascii = checker.choice(&raw.ascii, &key("ascii"), &asciis, Ascii::Verbatim);
-    if engine == Engine::Libunftp {
-        only_native(raw, index, checker, tls.as_ref());
+fn threads(raw: &raw::Threads, checker: &mut Checker) -> Threads {
+    let min = checker.number(&raw.min, "threads.min", 1, 128, 2);
+    let max = checker.number(&raw.max, "threads.max", 1, 128, min.max(20));
+    if max < min {
+        checker.fault(
+            span(&raw.max),
+            "threads.max",
+            format!("{max} is less than threads.min, which is {min}"),
+        );
     }
-    let passive_ports = checker
-        .parse::<PortRange>(&raw.passive_ports, &key("passive_ports"))
-        .unwrap_or(PortRange { first: 50_000, last: 50_999 });
-    let passive_address = checker.optional(&raw.passive_address, &key("passive_address")).cloned();
-    let passive_address = passive_address.and_then(|text| match text.parse() {
-        Ok(address) => Some(address),
-        Err(_) => {
-            let message = format!("{text:?} is not an address; allowed: an IPv4 address");
-            checker.fault(span(&raw.passive_address), &key("passive_address"), message);
-            None
-        }
-    });
-    let idle_timeout = checker.duration(&raw.idle_timeout, &key("idle_timeout"), 10, 86_400, 300);
-    let sessions_max = match checker.optional(&raw.sessions_max, &key("sessions_max")) {
-        None => 200,
-        Some(count @ 1..=100_000) => usize::try_from(*count).expect("below 100000"),
-        Some(count) => {
-            let message = format!("{count} is out of range; allowed: 1 to 100000");
-            checker.fault(span(&raw.sessions_max), &key("sessions_max"), message);
-            200
-        }
-    };
-    Some(Listener {
-        address: address?,
-        engine,
-        tls: tls?,
-        session_reuse,
-        close_notify,
-        active,
-        ascii,
-        passive_ports,
-        passive_address,
-        idle_timeout,
-        sessions_max,
-    })
-}
-
-/// What the library cannot do must not be asked of it.
-fn only_native(raw: &raw::Listener, index: usize, checker: &mut Checker, tls: Option<&Tls>) {
-    let key = |name: &str| format!("listeners[{index}].{name}");
-    let message = "engine = \"libunftp\" cannot do this; engine = \"native\" can";
-    if let Some(Tls::Implicit { .. }) = tls {
-        checker.fault(span(&raw.tls), &key("tls"), message);
-    }
-    for (text, name) in
-        [(&raw.session_reuse, "session_reuse"), (&raw.close_notify, "close_notify"), (&raw.ascii, "ascii")]
-    {
-        if text.is_some() {
-            checker.fault(span(text), &key(name), message);
-        }
-    }
-    if raw.active.is_some() {
-        checker.fault(span(&raw.active), &key("active"), message);
-    }
-}
-
-fn tls(raw: &raw::Listener, index: usize, checker: &mut Checker, address: Option<SocketAddr>) -> Option<Tls> {
-    let key = |name: &str| format!("listeners[{index}].{name}");
-    let loopback = address.is_none_or(|address| address.ip().is_loopback());
-    let modes = [("off", TlsMode::Off), ("explicit", TlsMode::Explicit), ("implicit", TlsMode::Implicit)];
-    let mode = checker.choice(&raw.tls, &key("tls"), &modes, TlsMode::Explicit);
-    let identity = checker.identity(&raw.certificate, &raw.key, &format!("listeners[{index}]."));
-    let required = checker.optional(&raw.tls_required, &key("tls_required")).copied().unwrap_or(!loopback);
-    let insecure = checker.optional(&raw.insecure, &key("insecure")).copied().unwrap_or(false);
-    let protected = mode != TlsMode::Off && required;
-    if !(loopback || insecure || protected) {
-        let message = "not a loopback address, so TLS is required (tls = \"explicit\" or \"implicit\", \
-                       tls_required = true); insecure = true allows passwords and mail in plaintext";
-        checker.fault(span(&raw.address), &key("address"), message);
-    }
-    if mode == TlsMode::Off {
-        if required && raw.tls_required.is_some() {
-            checker.fault(span(&raw.tls_required), &key("tls_required"), "cannot be true with tls = \"off\"");
-        }
-        return Some(Tls::Off);
-    }
-    if raw.certificate.is_none() && raw.key.is_none() {
-        let message = "required with tls = \"explicit\" (the default) and \"implicit\"";
-        checker.fault(span(&raw.tls), &key("certificate"), message);
-    }
-    let identity = identity?;
-    Some(match mode {
-        TlsMode::Implicit => Tls::Implicit { identity, required },
-        TlsMode::Off | TlsMode::Explicit => Tls::Explicit { identity, required },
-    })
-}
-
-/// The values of the key `tls`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TlsMode {
-    Off,
-    Explicit,
-    Implicit,
+    let count = |number| usize::try_from(number).expect("at most 128");
+    Threads { min: count(min), max: count(max) }
 }
 
 fn admins(raw: &raw::Frontend, checker: &mut Checker) -> Option<AdminsFile> {

@@ -4,8 +4,10 @@
 //! What it calls: `raw`, `units`, `secret`; the file system for the certificates and lists that are named.
 //! What it never does: open a socket, look up a name, or give up at the first fault.
 
+pub mod access;
 pub mod agent;
 pub mod frontend;
+pub mod listener;
 pub mod tls;
 
 use std::fmt::Display;
@@ -112,6 +114,23 @@ impl Checker {
         let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
         self.fault(span(field), key, format!("{text:?} is not valid; allowed: {}", words.join(", ")));
         default
+    }
+
+    /// A number from `least` to `most`.
+    pub(crate) fn number(
+        &mut self,
+        field: &Option<Field<u64>>,
+        key: &str,
+        least: u64,
+        most: u64,
+        default: u64,
+    ) -> u64 {
+        let Some(number) = self.optional(field, key).copied() else { return default };
+        if !(least..=most).contains(&number) {
+            self.fault(span(field), key, format!("{number} is out of range; allowed: {least} to {most}"));
+            return default;
+        }
+        number
     }
 
     /// A duration from `least` to `most`.

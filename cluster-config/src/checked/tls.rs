@@ -1,6 +1,6 @@
 //! Certificates, keys and trust anchors that a configuration names, read and matched.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -10,11 +10,19 @@ use crate::raw::Text;
 use crate::secret::{Secret, read_secret_file};
 
 /// A certificate chain and its private key; the key belongs to the first certificate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     pub chain_pem: Vec<u8>,
     pub key_pem: Secret<Vec<u8>>,
+    pub chain_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+/// Which of the two files of an identity is at fault, and why.
+enum IdentityFault {
+    Chain(String),
+    Key(String),
 }
 
 impl Identity {
@@ -23,12 +31,63 @@ impl Identity {
         PrivateKeyDer::from_pem_slice(self.key_pem.expose())
             .expect("parsed when the configuration was checked")
     }
+
+    /// What the files hold now.
+    ///
+    /// # Errors
+    /// A sentence; the files may be in the middle of being replaced.
+    pub fn reread(&self) -> Result<Self, String> {
+        Self::read(self.chain_file.clone(), self.key_file.clone()).map_err(|faults| {
+            let words = faults.into_iter().map(|fault| match fault {
+                IdentityFault::Chain(message) | IdentityFault::Key(message) => message,
+            });
+            words.collect::<Vec<_>>().join("; ")
+        })
+    }
+
+    fn read(chain_file: PathBuf, key_file: PathBuf) -> Result<Self, Vec<IdentityFault>> {
+        let (chain, key_pem) = (read_chain(&chain_file), read_key(&key_file));
+        let ((chain, chain_pem), key_pem) = match (chain, key_pem) {
+            (Ok(chain), Ok(key)) => (chain, key),
+            (chain, key) => {
+                let chain = chain.err().map(IdentityFault::Chain);
+                return Err(chain.into_iter().chain(key.err().map(IdentityFault::Key)).collect());
+            }
+        };
+        let identity = Self { chain, chain_pem, key_pem: Secret::new(key_pem), chain_file, key_file };
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        match rustls::sign::CertifiedKey::from_der(identity.chain.clone(), identity.key(), &provider) {
+            Ok(_) => Ok(identity),
+            Err(error) => {
+                let key = identity.key_file.display();
+                let message = format!("{key} does not belong to the certificate, or is not usable: {error}");
+                Err(vec![IdentityFault::Key(message)])
+            }
+        }
+    }
 }
 
 /// Trust anchors, as PEM; at least one certificate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Anchors {
     pub pem: Vec<u8>,
+    pub certificates: Vec<CertificateDer<'static>>,
+    pub file: PathBuf,
+}
+
+impl Anchors {
+    /// What the file holds now.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn reread(&self) -> Result<Self, String> {
+        Self::read(self.file.clone())
+    }
+
+    fn read(file: PathBuf) -> Result<Self, String> {
+        let (certificates, pem) = read_chain(&file)?;
+        Ok(Self { pem, certificates, file })
+    }
 }
 
 impl Checker {
@@ -43,35 +102,23 @@ impl Checker {
             (false, true) => self.fault(span(key), &certificate_key, "required with a key"),
             _ => {}
         }
-        let chain = certificate_path.and_then(|path| {
-            read_chain(&path).map_err(|message| self.fault(span(certificate), &certificate_key, message)).ok()
-        });
-        let key_pem = key_path.and_then(|path| {
-            read_key(&path).map_err(|message| self.fault(span(key), &key_key, message)).ok()
-        });
-        let ((chain, chain_pem), key_pem) = (chain?, key_pem?);
-        let identity = Identity { chain, chain_pem, key_pem: Secret::new(key_pem) };
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        match rustls::sign::CertifiedKey::from_der(identity.chain.clone(), identity.key(), &provider) {
-            Ok(_) => Some(identity),
-            Err(error) => {
-                let message = format!("does not belong to the certificate, or is not usable: {error}");
-                self.fault(span(key), &key_key, message);
-                None
+        let faults = match Identity::read(certificate_path?, key_path?) {
+            Ok(identity) => return Some(identity),
+            Err(faults) => faults,
+        };
+        for fault in faults {
+            match fault {
+                IdentityFault::Chain(message) => self.fault(span(certificate), &certificate_key, message),
+                IdentityFault::Key(message) => self.fault(span(key), &key_key, message),
             }
         }
+        None
     }
 
     /// The trust anchors of a key. `None` after a fault, or when it is not given.
     pub(crate) fn anchors(&mut self, field: &Text, key: &str) -> Option<Anchors> {
         let path = self.path(field, key)?;
-        match read_chain(&path) {
-            Ok((_, pem)) => Some(Anchors { pem }),
-            Err(message) => {
-                self.fault(span(field), key, message);
-                None
-            }
-        }
+        Anchors::read(path).map_err(|message| self.fault(span(field), key, message)).ok()
     }
 }
 
