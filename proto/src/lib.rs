@@ -1,6 +1,7 @@
-//! The gRPC contract between front ends and agents, and the small types both sides share.
+//! The gRPC contracts: between front ends and agents, and of a front end with its operator; and the small types
+//! that their sides share.
 //!
-//! Who calls it: the front end's `node_client`, the agent's `service`.
+//! Who calls it: the front end's `node_client`, `control` and `cli`, the agent's `service`.
 //! What it calls: prost and tonic.
 //! What it never does: I/O. It holds no policy, only shapes and limits.
 
@@ -12,6 +13,12 @@ pub mod path;
 #[allow(clippy::all, unreachable_pub, missing_docs, rustdoc::all)]
 pub mod v1 {
     tonic::include_proto!("portolan.agent.v1");
+}
+
+/// Package `portolan.frontend.v1`, as generated from `control.proto`.
+#[allow(clippy::all, unreachable_pub, missing_docs, rustdoc::all)]
+pub mod control {
+    tonic::include_proto!("portolan.frontend.v1");
 }
 
 /// Content bytes in one chunk of Read and Write at most. 256 KiB is where bulk throughput peaks.
