@@ -6,9 +6,11 @@
 
 pub mod grants;
 pub(crate) mod local;
+pub mod lockout;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use portolan_config::admins::AdminsFile;
 use portolan_proto::id::SessionId;
 use portolan_proto::path::domain_of;
@@ -64,28 +66,33 @@ pub enum Error {
 /// Where admins are looked up.
 #[derive(Debug)]
 pub struct Authenticator {
-    local: Arc<LocalDirectory>,
+    local: ArcSwap<LocalDirectory>,
     checks: tokio::sync::Semaphore,
 }
 
 impl Authenticator {
     pub fn new(admins: &AdminsFile) -> Self {
         Self {
-            local: Arc::new(LocalDirectory::new(admins)),
+            local: ArcSwap::from_pointee(LocalDirectory::new(admins)),
             checks: tokio::sync::Semaphore::new(CHECKS_AT_ONCE),
         }
+    }
+
+    /// Takes other admins. Those who are logged in stay so.
+    pub fn replace_admins(&self, admins: &AdminsFile) {
+        self.local.store(Arc::new(LocalDirectory::new(admins)));
     }
 
     /// Checks a name and a password.
     pub async fn login(&self, name: &str, password: &str) -> Result<Arc<Admin>, Error> {
         let _turn = self.checks.acquire().await.expect("the semaphore is never closed");
-        let (local, name, password) = (Arc::clone(&self.local), name.to_owned(), password.to_owned());
+        let (local, name, password) = (self.local.load_full(), name.to_owned(), password.to_owned());
         let checked = tokio::task::spawn_blocking(move || local.check(&name, &password));
         checked.await.map_err(Error::Broken)?.ok_or(Error::Refused)
     }
 
     /// The admin of a name that [`Authenticator::login`] has accepted before.
     pub fn known(&self, name: &str) -> Option<Arc<Admin>> {
-        self.local.admin(name)
+        self.local.load().admin(name)
     }
 }

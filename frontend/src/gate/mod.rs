@@ -1,156 +1,293 @@
-//! The gate: accepts connections, counts them, refuses what is too much, closes them when draining.
+//! The gate: accepts connections, finds out whom they come from, and lets them in or refuses them.
 //!
-//! Who calls it: `Frontend::run`, once for each listener.
-//! What it calls: `ftp::Service`, with each connection that it lets in.
+//! ```text
+//! accept ──> PROXY header ──> access rules ──> bans ──> flow control ──> session
+//!            (trusted only)        └────────────┴────────────┴──> 421
+//! ```
+//!
+//! Who calls it: `Frontend`, with one gate for each listener.
+//! What it calls: `auth::lockout`; `ftp::Service`, with each connection that it lets in.
 //! What it never does: parse FTP.
+
+pub mod access;
+pub mod flow;
+mod refusal;
+pub mod sessions;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use portolan_proto::id::SessionId;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use arc_swap::ArcSwap;
+use portolan_config::checked::access::{AccessList, AccessRule, RuleLimits, Scope, Verdict};
+use portolan_config::checked::frontend::Frontend as Config;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::ftp::{ControlConnection, Service};
+use crate::ftp::{ControlConnection, Origin, Service, proxy, shown_time};
+use flow::{Flow, Place, Usage};
+use refusal::{Refused, Refuser};
+use sessions::Sessions;
 
 /// Pause after a failed accept: without it, running out of descriptors would spin a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a refused client may take to read its refusal.
-const REFUSAL_MAX: Duration = Duration::from_secs(5);
-/// How often a drain looks for sessions that have become idle.
-const DRAIN_STEP: Duration = Duration::from_millis(50);
-/// A session whose transfer has just ended gets this long to be told so.
-const REPLY_GRACE: Duration = Duration::from_millis(500);
+/// Connections that the system holds until they are accepted: a burst of clients that connect at once.
+const BACKLOG: u32 = 4_096;
+/// Connections of load balancers whose headers are awaited at once.
+const HEADERS_MAX: usize = 1_024;
 
-/// One listener with its sessions.
-pub struct Gate {
-    listener: TcpListener,
-    address: SocketAddr,
+/// What all gates share.
+#[derive(Debug)]
+pub struct Commons {
+    pub sessions: Arc<Sessions>,
+    global: Arc<Flow>,
+    ftp: Arc<Flow>,
+    /// Connections by access rules that have limits, by where the rule stands and how it is written.
+    rules: Mutex<HashMap<String, Arc<Flow>>>,
+}
+
+impl Commons {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            sessions: Arc::default(),
+            global: Arc::new(Flow::new(Place::Global, config.global_limits)),
+            ftp: Arc::new(Flow::new(Place::Ftp, config.ftp_limits)),
+            rules: Mutex::default(),
+        }
+    }
+
+    /// Takes over what a reload changes.
+    pub fn update(&self, config: &Config) {
+        self.global.set_limits(config.global_limits);
+        self.ftp.set_limits(config.ftp_limits);
+    }
+
+    /// The connections by a rule. One that was there before a reload goes on counting.
+    fn of_rule(&self, list: &AccessList, listener: &str, rule: &AccessRule) -> Arc<Flow> {
+        let name = match list.scope {
+            Scope::Global | Scope::Ftp => format!("{}: {rule}", list.scope),
+            Scope::Listener => format!("listener {listener}: {rule}"),
+        };
+        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        rules.retain(|_, flow| Arc::strong_count(flow) > 1);
+        let place = Place::Rule(name.as_str().into());
+        let flow = rules.entry(name).or_insert_with(|| Arc::new(Flow::new(place, rule.limits.own)));
+        flow.set_limits(rule.limits.own);
+        Arc::clone(flow)
+    }
+
+    /// How full global, FTP and the rules are.
+    pub fn usages(&self, now: Instant) -> Vec<Usage> {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_rule: Vec<Usage> = rules.values().map(|flow| flow.usage(now)).collect();
+        by_rule.sort_by_key(|usage| usage.place.to_string());
+        [&self.global, &self.ftp].into_iter().map(|flow| flow.usage(now)).chain(by_rule).collect()
+    }
+}
+
+/// What decides over connections to one listener. A reload puts another one in its place.
+struct Rules {
     service: Arc<Service>,
-    places: Arc<Semaphore>,
-    sessions: Sessions,
-    /// Aborted when the gate is dropped: nothing outlives a drain.
-    tasks: JoinSet<()>,
+    /// The connections of each rule of the access list that has limits.
+    flows: Vec<Option<Arc<Flow>>>,
+    ipv6_prefix: u8,
+}
+
+impl Rules {
+    fn new(service: Arc<Service>, commons: &Commons, ipv6_prefix: u8) -> Self {
+        let listener = &service.listener;
+        let flow = |list: &AccessList, rule: &AccessRule| {
+            let limited = rule.limits != RuleLimits::NONE;
+            limited.then(|| commons.of_rule(list, &listener.name, rule))
+        };
+        let lists = listener.access.iter();
+        let flows = lists.flat_map(|list| list.rules.iter().map(|rule| flow(list, rule))).collect();
+        Self { service, flows, ipv6_prefix }
+    }
+}
+
+/// One listener.
+pub struct Gate {
+    name: Arc<str>,
+    address: SocketAddr,
+    flow: Arc<Flow>,
+    rules: ArcSwap<Rules>,
+    commons: Arc<Commons>,
+    headers: Arc<Semaphore>,
+    refuser: Refuser,
+}
+
+/// Listens at an address as a gate wants it.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Gate {
-    pub async fn bind(service: Service) -> io::Result<Self> {
-        let listener = TcpListener::bind(service.listener.address).await?;
-        Ok(Self {
-            address: listener.local_addr()?,
-            listener,
-            places: Arc::new(Semaphore::new(service.listener.sessions_max)),
-            service: Arc::new(service),
-            sessions: Arc::default(),
-            tasks: JoinSet::new(),
-        })
+    /// A gate for what has been bound to `address`.
+    pub fn new(service: Service, address: SocketAddr, commons: Arc<Commons>, ipv6_prefix: u8) -> Self {
+        let name: Arc<str> = service.listener.name.as_str().into();
+        let flow = Arc::new(Flow::new(Place::Listener(Arc::clone(&name)), service.listener.limits));
+        let rules = Rules::new(Arc::new(service), &commons, ipv6_prefix);
+        let refuser = Refuser::new(Arc::clone(&commons.sessions), Arc::clone(&name));
+        let headers = Arc::new(Semaphore::new(HEADERS_MAX));
+        Self { name, address, flow, rules: ArcSwap::from_pointee(rules), commons, headers, refuser }
     }
 
-    pub fn local_addr(&self) -> SocketAddr {
+    /// The address that is bound.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Lets connections in until `shutdown`, then drains: idle sessions are closed at once, the others when
-    /// their transfer is done. Returns when all are gone; the caller sets the deadline, and dropping the gate
-    /// then cuts what is left.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn service(&self) -> Arc<Service> {
+        Arc::clone(&self.rules.load().service)
+    }
+
+    pub fn usage(&self, now: Instant) -> Usage {
+        self.flow.usage(now)
+    }
+
+    /// Takes another service and its rules, for connections to come. Bandwidth limits hold for all.
+    pub fn update(&self, service: Service, ipv6_prefix: u8) {
+        self.flow.set_limits(service.listener.limits);
+        service.apply_bandwidth();
+        self.rules.store(Arc::new(Rules::new(Arc::new(service), &self.commons, ipv6_prefix)));
+    }
+
+    /// Takes connections until `stop`. Its sessions go on.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
         loop {
             tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.let_in(stream, peer),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.arrived(stream, peer),
                     Err(error) => {
-                        tracing::warn!(%error, listener = %self.address, "accept failed");
+                        tracing::warn!(%error, listener = %self.name, "accept failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                Some(ended) = self.tasks.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a session did not end in order");
-                    }
-                }
-                () = shutdown.cancelled() => break,
+                () = stop.cancelled() => return,
             }
-        }
-        let Self { listener, mut tasks, sessions, .. } = self;
-        drop(listener);
-        let close_idle = async {
-            loop {
-                for control in lock(&sessions).values().filter(|control| control.is_idle_for(REPLY_GRACE)) {
-                    control.close();
-                }
-                tokio::time::sleep(DRAIN_STEP).await;
-            }
-        };
-        tokio::select! {
-            () = async { while tasks.join_next().await.is_some() {} } => {}
-            () = close_idle => {}
         }
     }
 
-    fn let_in(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let id = SessionId::new();
-        let control = match ControlConnection::new(&stream) {
-            Ok(control) => Arc::new(control),
+    /// A connection has come. If it comes from a load balancer, whom it comes from is told by its header.
+    fn arrived(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let rules = self.rules.load_full();
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let own = match stream.local_addr() {
+            Ok(own) => own.ip().to_canonical(),
             Err(error) => {
-                tracing::warn!(%error, %peer, "connection was lost before it began");
+                tracing::debug!(%error, %peer, "connection was lost before it began");
                 return;
             }
         };
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let limit = self.service.listener.sessions_max;
-            tracing::warn!(%peer, limit, "connection refused: too many sessions");
-            self.tasks.spawn(refuse(stream, limit));
+        let trusted = &rules.service.listener.proxy_protocol.trusted;
+        if !trusted.iter().any(|balancer| balancer.contains(peer.ip())) {
+            let network = flow::client_network(peer.ip(), rules.ipv6_prefix);
+            let origin = Origin { client: peer, network, contacted: own, own, balancer: None };
+            self.decide(&rules, stream, origin);
+            return;
+        }
+        let Ok(turn) = Arc::clone(&self.headers).try_acquire_owned() else {
+            tracing::warn!(%peer, listener = %self.name, "connection closed: too many PROXY headers are awaited");
             return;
         };
-        lock(&self.sessions).insert(id, Arc::clone(&control));
-        let present = Present { id, sessions: Arc::clone(&self.sessions), _place: place };
-        let service = Arc::clone(&self.service);
+        let gate = Arc::clone(self);
+        self.commons.sessions.spawn(async move {
+            let _turn = turn;
+            gate.read_header(&rules, stream, peer, own).await;
+        });
+    }
+
+    async fn read_header(&self, rules: &Rules, mut stream: TcpStream, peer: SocketAddr, own: IpAddr) {
+        let limit = rules.service.listener.handshake_timeout;
+        let ends = match tokio::time::timeout(limit, proxy::read(&mut stream)).await {
+            Ok(Ok(ends)) => ends,
+            // A balancer that only looks whether somebody is here.
+            Ok(Err(proxy::Error::Read(error))) => {
+                tracing::debug!(%peer, listener = %self.name, %error, "connection ended before its PROXY header");
+                return;
+            }
+            Ok(Err(error)) => {
+                let cause = portolan_agent::process::chain(&error);
+                tracing::warn!(%peer, listener = %self.name, cause, "connection closed: no good PROXY header");
+                return;
+            }
+            Err(_) => {
+                tracing::warn!(%peer, listener = %self.name, "connection closed: no PROXY header in time");
+                return;
+            }
+        };
+        let (client, contacted) = match ends {
+            Some(ends) => (ends.source, ends.destination.ip().to_canonical()),
+            // The balancer itself.
+            None => (peer, own),
+        };
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let network = flow::client_network(client.ip(), rules.ipv6_prefix);
+        self.decide(rules, stream, Origin { client, network, contacted, own, balancer: Some(peer.ip()) });
+    }
+
+    /// Lets a connection in or refuses it.
+    fn decide(&self, rules: &Rules, stream: TcpStream, origin: Origin) {
+        let admission = match self.admit(rules, &origin) {
+            Ok(admission) => admission,
+            Err(refused) => {
+                self.refuser.refuse(&rules.service, stream, origin.client, refused);
+                return;
+            }
+        };
+        let control = match ControlConnection::new(&stream, origin, Arc::clone(&self.name)) {
+            Ok(control) => Arc::new(control),
+            Err(error) => {
+                tracing::debug!(%error, peer = %origin.client, "connection was lost before it began");
+                return;
+            }
+        };
+        let (id, peer) = (control.id, origin.client);
+        let service = Arc::clone(&rules.service);
+        let served = Arc::clone(&control);
         let serve = async move {
-            let _present = present;
             tracing::debug!("session begins");
-            service.serve(stream, id, control).await;
+            service.serve(stream, served).await;
             tracing::debug!("session ends");
         };
-        self.tasks.spawn(serve.instrument(tracing::info_span!("connection", session = %id, %peer)));
+        let span = tracing::info_span!("connection", session = %id, %peer);
+        self.commons.sessions.serve(control, admission, serve.instrument(span));
     }
-}
 
-type Sessions = Arc<Mutex<HashMap<SessionId, Arc<ControlConnection>>>>;
-
-fn lock(sessions: &Sessions) -> MutexGuard<'_, HashMap<SessionId, Arc<ControlConnection>>> {
-    sessions.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A session that is in: its place and its entry, given back however it ends.
-struct Present {
-    id: SessionId,
-    sessions: Sessions,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        if let Some(control) = lock(&self.sessions).remove(&self.id) {
-            control.close();
+    fn admit(&self, rules: &Rules, origin: &Origin) -> Result<flow::Admission, Refused> {
+        let service = &rules.service;
+        let mut limits = RuleLimits::NONE;
+        let mut by_rule = None;
+        if let Some(list) = &service.listener.access {
+            let decision = access::decide(&list.rules, origin.client.ip());
+            if decision.verdict == Verdict::Deny {
+                let rule = decision.rule.map(|place| list.rules[place].to_string());
+                return Err(Refused::Denied { scope: list.scope, rule });
+            }
+            limits = decision.limits;
+            by_rule = decision.rule.and_then(|place| rules.flows.get(place)).and_then(Option::as_ref);
         }
-    }
-}
-
-/// Tells a client why it is not served (RFC 959 section 5.4: 421 may answer any command or the connection).
-async fn refuse(mut stream: TcpStream, limit: usize) {
-    let text = format!("421 All {limit} sessions of this listener are in use; try again later.\r\n");
-    let told = tokio::time::timeout(REFUSAL_MAX, async {
-        stream.write_all(text.as_bytes()).await?;
-        stream.shutdown().await
-    });
-    if !matches!(told.await, Ok(Ok(()))) {
-        tracing::debug!("a refused client did not wait for the reason");
+        let now = Instant::now();
+        if let Some(until) = service.shared.lockout.address_banned_until(origin.network, now) {
+            return Err(Refused::Banned { until: shown_time(until) });
+        }
+        let scopes = [&self.commons.global, &self.commons.ftp, &self.flow];
+        Ok(flow::admit(scopes, by_rule, limits, origin.network, now)?)
     }
 }

@@ -1,0 +1,319 @@
+//! Failed logins across sessions: they are answered ever later, and then their address or name is banned for a
+//! while.
+//!
+//! Who calls it: the engines, around each login; `gate`, which turns banned addresses away; `control`, for
+//! the operator.
+//! What it calls: nothing.
+//! What it never does: keep an admin out of where it has logged in before, because somebody else guesses at its
+//! name from elsewhere.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use lru::LruCache;
+use portolan_config::checked::access::Bans;
+
+use crate::recent::{Recent, While};
+
+/// Addresses, and names, with failures that are remembered at most; the one that was quiet for longest is
+/// forgotten first.
+const REMEMBERED_MAX: usize = 65_536;
+/// Addresses from which a name has logged in that are remembered at most.
+const KNOWN_MAX: usize = 16;
+/// The delay of the first failure; doubled with each.
+const DELAY_FIRST: Duration = Duration::from_millis(250);
+
+/// Who is banned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Banned {
+    Address(IpAddr),
+    /// A name, but where it has logged in from before.
+    Name(String),
+}
+
+impl fmt::Display for Banned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Banned::Address(address) => write!(f, "address {address}"),
+            Banned::Name(name) => write!(f, "name {name:?}"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ban {
+    pub who: Banned,
+    pub until: SystemTime,
+    /// Failures that led to it.
+    pub failures: u32,
+}
+
+/// Failures, and what they lead to. Addresses are as `gate::flow::client_network` gives them.
+#[derive(Debug)]
+pub struct Lockout {
+    epoch: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    rules: Bans,
+    addresses: LruCache<IpAddr, Record>,
+    names: LruCache<String, NameRecord>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    recent: Recent,
+    ban: Option<(Instant, u32)>,
+}
+
+#[derive(Debug, Default)]
+struct NameRecord {
+    record: Record,
+    /// Where it has logged in from, the latest last.
+    known: Vec<IpAddr>,
+}
+
+impl Record {
+    fn banned_until(&self, now: Instant) -> Option<Instant> {
+        self.ban.map(|(until, _)| until).filter(|until| *until > now)
+    }
+
+    /// Counts one more; the count, and whether that has led to a ban.
+    fn fail(&mut self, of: While, limit: u32, duration: Duration, now: Instant) -> (u32, bool) {
+        self.recent.add(of, now);
+        let count = self.recent.count(of, now);
+        let banned = limit > 0 && count >= limit && self.banned_until(now).is_none();
+        if banned {
+            self.ban = Some((now + duration, count));
+            // After the ban it begins anew.
+            self.recent = Recent::default();
+        }
+        (count, banned)
+    }
+}
+
+impl Lockout {
+    pub fn new(rules: Bans) -> Self {
+        let state = State { rules, addresses: LruCache::unbounded(), names: LruCache::unbounded() };
+        Self { epoch: Instant::now(), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other rules, for failures to come. Bans stay until they end or are lifted.
+    pub fn set_rules(&self, rules: Bans) {
+        let mut state = self.state();
+        if state.rules.window != rules.window {
+            for (_, record) in state.addresses.iter_mut() {
+                record.recent = Recent::default();
+            }
+            for (_, name) in state.names.iter_mut() {
+                name.record.recent = Recent::default();
+            }
+        }
+        state.rules = rules;
+    }
+
+    /// The end of the ban of an address.
+    pub fn address_banned_until(&self, address: IpAddr, now: Instant) -> Option<SystemTime> {
+        let until = self.state().addresses.peek(&address)?.banned_until(now)?;
+        Some(wall_clock(until, now))
+    }
+
+    /// Why a login may not even be tried.
+    pub fn banned(&self, address: IpAddr, name: &str, now: Instant) -> Option<Ban> {
+        let mut state = self.state();
+        if let Some(record) = state.addresses.get(&address)
+            && let Some(until) = record.banned_until(now)
+        {
+            let failures = record.ban.map_or(0, |(_, failures)| failures);
+            return Some(Ban { who: Banned::Address(address), until: wall_clock(until, now), failures });
+        }
+        let name_record = state.names.get(name)?;
+        let until = name_record.record.banned_until(now)?;
+        let failures = name_record.record.ban.map_or(0, |(_, failures)| failures);
+        let who = Banned::Name(name.to_owned());
+        (!name_record.known.contains(&address)).then(|| Ban { who, until: wall_clock(until, now), failures })
+    }
+
+    /// A login has failed: how late to answer, and the bans that it led to.
+    pub fn failed(&self, address: IpAddr, name: &str, now: Instant) -> (Duration, Vec<Ban>) {
+        let mut state = self.state();
+        let State { rules, addresses, names } = &mut *state;
+        let of = While { epoch: self.epoch, length: rules.window };
+        let mut bans = Vec::new();
+        let mut note = |who, banned, failures| {
+            if banned {
+                bans.push(Ban { who, until: wall_clock(now + rules.duration, now), failures });
+            }
+        };
+        let record = addresses.get_or_insert_mut(address, Record::default);
+        let (by_address, banned) = record.fail(of, rules.address_failures, rules.duration, now);
+        note(Banned::Address(address), banned, by_address);
+        let name_record = names.get_or_insert_mut(name.to_owned(), NameRecord::default);
+        let mut count = by_address;
+        // Where it has logged in before, a slip of the finger is no attack.
+        if !name_record.known.contains(&address) {
+            let (by_name, banned) = name_record.record.fail(of, rules.name_failures, rules.duration, now);
+            note(Banned::Name(name.to_owned()), banned, by_name);
+            count = count.max(by_name);
+        }
+        if addresses.len() > REMEMBERED_MAX {
+            addresses.pop_lru();
+        }
+        if names.len() > REMEMBERED_MAX {
+            names.pop_lru();
+        }
+        let doubled = 2_u32.saturating_pow(count.saturating_sub(1));
+        (DELAY_FIRST.saturating_mul(doubled).min(rules.delay_max), bans)
+    }
+
+    /// An admin has logged in: from here it is let in although its name is banned elsewhere.
+    pub fn succeeded(&self, address: IpAddr, name: &str) {
+        let mut state = self.state();
+        let known = &mut state.names.get_or_insert_mut(name.to_owned(), NameRecord::default).known;
+        known.retain(|one| *one != address);
+        if known.len() == KNOWN_MAX {
+            known.remove(0);
+        }
+        known.push(address);
+        if state.names.len() > REMEMBERED_MAX {
+            state.names.pop_lru();
+        }
+    }
+
+    /// The bans that hold.
+    pub fn bans(&self, now: Instant) -> Vec<Ban> {
+        let state = self.state();
+        let ban = |who, record: &Record| {
+            let until = record.banned_until(now)?;
+            let failures = record.ban.map_or(0, |(_, failures)| failures);
+            Some(Ban { who, until: wall_clock(until, now), failures })
+        };
+        let addresses =
+            state.addresses.iter().filter_map(|(address, record)| ban(Banned::Address(*address), record));
+        let names =
+            state.names.iter().filter_map(|(name, found)| ban(Banned::Name(name.clone()), &found.record));
+        addresses.chain(names).collect()
+    }
+
+    /// Lifts the bans of an address or a name, as it was typed, or all; those that were lifted. Their failures are
+    /// forgotten.
+    pub fn lift(&self, who: Option<&str>, now: Instant) -> Vec<Ban> {
+        let bans = self.bans(now);
+        let lifted = bans.into_iter().filter(|ban| match (&ban.who, who) {
+            (_, None) => true,
+            (Banned::Address(address), Some(typed)) => typed.parse() == Ok(*address),
+            (Banned::Name(name), Some(typed)) => name == typed,
+        });
+        let lifted: Vec<Ban> = lifted.collect();
+        let mut state = self.state();
+        for ban in &lifted {
+            match &ban.who {
+                Banned::Address(address) => drop(state.addresses.pop(address)),
+                Banned::Name(name) => {
+                    if let Some(found) = state.names.get_mut(name) {
+                        found.record = Record::default();
+                    }
+                }
+            }
+        }
+        lifted
+    }
+}
+
+fn wall_clock(at: Instant, now: Instant) -> SystemTime {
+    SystemTime::now() + at.saturating_duration_since(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Bans = Bans {
+        address_failures: 3,
+        name_failures: 5,
+        window: Duration::from_secs(600),
+        duration: Duration::from_secs(900),
+        delay_max: Duration::from_secs(1),
+    };
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn failures_are_answered_later_and_later_and_ban_the_address() {
+        let (lockout, now) = (Lockout::new(RULES), Instant::now());
+        let delays: Vec<_> =
+            ["a", "b", "c"].map(|name| lockout.failed(address(1), name, now).0.as_millis()).into();
+        assert_eq!(delays, [250, 500, 1_000]);
+        let ban = lockout.banned(address(1), "d", now).unwrap();
+        assert_eq!((ban.who, ban.failures), (Banned::Address(address(1)), 3));
+        assert!(lockout.address_banned_until(address(1), now).is_some());
+        assert_eq!(lockout.banned(address(2), "a", now), None);
+        let after = now + RULES.duration + Duration::from_secs(1);
+        assert_eq!(lockout.banned(address(1), "d", after), None);
+        assert_eq!(lockout.bans(after), []);
+    }
+
+    #[test]
+    fn a_name_that_is_guessed_at_from_everywhere_is_open_only_where_it_is_known() {
+        let (lockout, now) = (Lockout::new(RULES), Instant::now());
+        lockout.succeeded(address(9), "anna");
+        for number in 0..4 {
+            assert_eq!(lockout.failed(address(number), "anna", now).1, []);
+        }
+        let bans = lockout.failed(address(4), "anna", now).1;
+        assert_eq!(bans[0].who, Banned::Name("anna".into()));
+        assert_eq!(lockout.banned(address(5), "anna", now).unwrap().failures, 5);
+        assert_eq!(lockout.banned(address(9), "anna", now), None);
+        assert_eq!(lockout.banned(address(5), "bob", now), None);
+        // A wrong password there is no part of the attack.
+        assert_eq!(lockout.failed(address(9), "anna", now).0, DELAY_FIRST);
+    }
+
+    #[test]
+    fn old_failures_do_not_count() {
+        let (lockout, start) = (Lockout::new(RULES), Instant::now());
+        for number in 0..20 {
+            let now = start + Duration::from_secs(700 * number);
+            assert_eq!(lockout.failed(address(1), "anna", now).1, [], "{number}");
+        }
+    }
+
+    #[test]
+    fn bans_are_lifted_with_their_failures() {
+        let (lockout, now) = (Lockout::new(RULES), Instant::now());
+        for last in [1, 2] {
+            for _ in 0..3 {
+                lockout.failed(address(last), "anna", now);
+            }
+        }
+        assert_eq!(lockout.bans(now).len(), 3);
+        assert_eq!(lockout.lift(Some("192.0.2.7"), now), []);
+        assert_eq!(lockout.lift(Some("192.0.2.1"), now).len(), 1);
+        assert_eq!(lockout.banned(address(1), "bob", now), None);
+        assert_eq!(lockout.failed(address(1), "bob", now).1, []);
+        assert_eq!(lockout.lift(None, now).len(), 2);
+        assert_eq!(lockout.bans(now), []);
+    }
+
+    #[test]
+    fn without_limits_nobody_is_banned_and_what_is_remembered_is_bounded() {
+        let rules = Bans { address_failures: 0, name_failures: 0, ..RULES };
+        let (lockout, now) = (Lockout::new(rules), Instant::now());
+        for number in 0..100_000_u32 {
+            let from = IpAddr::from(number.to_be_bytes());
+            assert_eq!(lockout.failed(from, &number.to_string(), now).1, []);
+        }
+        let state = lockout.state();
+        assert_eq!((state.addresses.len(), state.names.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
+    }
+}

@@ -1,0 +1,144 @@
+//! Refusals: a client that is not let in is told why, in one line (RFC 959 section 5.4: 421).
+//!
+//! However many come at once, a refusal costs one write, or, where a listener speaks TLS from the first byte on, one
+//! of a limited number of handshakes.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use portolan_config::checked::access::Scope;
+use portolan_config::checked::listener::Tls;
+use rustix::net::{SendFlags, Shutdown, shutdown};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+use super::flow::Refusal;
+use super::sessions::Sessions;
+use crate::ftp::Service;
+
+/// How long a refused client may take for its TLS handshake and its refusal.
+const TLS_REFUSAL_MAX: Duration = Duration::from_secs(5);
+/// Refusals inside TLS at once; who comes while there are more is closed without a word.
+const TLS_REFUSALS_MAX: usize = 64;
+/// A refused connection is kept so long for the client to read why: closing it while something that the client sent
+/// is unread would take the reason back.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// Connections kept so at once. Of the others, those that have sent something may lose the reason.
+const LINGERING_MAX: usize = 1_024;
+/// Bytes that such a client may send meanwhile.
+const LINGER_BYTES_MAX: u64 = 16 * 1024;
+/// Lines of the log about refusals of one listener a second; the others are counted.
+const LOG_LINES_MAX: u32 = 10;
+
+/// Why a connection is not let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("Connections from your address are not accepted here.")]
+    Denied { scope: Scope, rule: Option<String> },
+    #[error("Too many logins from your address have failed; come again after {until}.")]
+    Banned { until: String },
+    #[error("{0}")]
+    Full(Refusal),
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::Full(refusal)
+    }
+}
+
+/// Refuses the connections of one listener.
+pub(super) struct Refuser {
+    listener: Arc<str>,
+    sessions: Arc<Sessions>,
+    tls: Arc<Semaphore>,
+    lingering: Arc<Semaphore>,
+    lines: Mutex<Lines>,
+}
+
+/// How many lines the log has had this second.
+struct Lines {
+    since: Instant,
+    written: u32,
+    left_out: u32,
+}
+
+impl Refuser {
+    pub(super) fn new(sessions: Arc<Sessions>, listener: Arc<str>) -> Self {
+        Self {
+            listener,
+            sessions,
+            tls: Arc::new(Semaphore::new(TLS_REFUSALS_MAX)),
+            lingering: Arc::new(Semaphore::new(LINGERING_MAX)),
+            lines: Mutex::new(Lines { since: Instant::now(), written: 0, left_out: 0 }),
+        }
+    }
+
+    /// Tells the client why, and closes its connection.
+    pub(super) fn refuse(&self, service: &Service, stream: TcpStream, from: SocketAddr, why: Refused) {
+        self.log(from, &why);
+        let text = format!("421 {why}\r\n");
+        if let (Tls::Implicit(_), Some(tls)) = (&service.listener.tls, &service.tls) {
+            let Ok(turn) = Arc::clone(&self.tls).try_acquire_owned() else { return };
+            let config = Arc::clone(&tls.config);
+            self.sessions.spawn(async move {
+                let _turn = turn;
+                let told = tokio::time::timeout(TLS_REFUSAL_MAX, async {
+                    let mut stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await?;
+                    stream.write_all(text.as_bytes()).await?;
+                    stream.shutdown().await
+                });
+                if !matches!(told.await, Ok(Ok(()))) {
+                    tracing::debug!(%from, "a refused client did not wait for the reason");
+                }
+            });
+            return;
+        }
+        // A line always fits into the buffer of a new connection.
+        let told = rustix::net::send(&stream, text.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        if told.is_err() || shutdown(&stream, Shutdown::Write).is_err() {
+            return;
+        }
+        let Ok(turn) = Arc::clone(&self.lingering).try_acquire_owned() else { return };
+        self.sessions.spawn(async move {
+            let _turn = turn;
+            let mut rest = stream.take(LINGER_BYTES_MAX);
+            let mut nowhere = tokio::io::sink();
+            let read_away = tokio::io::copy(&mut rest, &mut nowhere);
+            // What it sends, and whether it closes in time, does not matter.
+            drop(tokio::time::timeout(LINGER_MAX, read_away).await);
+        });
+    }
+
+    fn log(&self, from: SocketAddr, why: &Refused) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.since.elapsed() >= Duration::from_secs(1) {
+            let left_out = lines.left_out;
+            *lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
+            if left_out > 0 {
+                tracing::warn!(listener = %self.listener, left_out, "more connections were refused");
+            }
+        }
+        if lines.written == LOG_LINES_MAX {
+            lines.left_out += 1;
+            return;
+        }
+        lines.written += 1;
+        let listener = &self.listener;
+        match why {
+            Refused::Denied { scope, rule } => {
+                let rule = rule.as_deref().unwrap_or("(none allows it)");
+                tracing::warn!(%listener, %from, %scope, rule, "connection refused: access rules");
+            }
+            Refused::Banned { until } => {
+                tracing::warn!(%listener, %from, until, "connection refused: its address is banned");
+            }
+            Refused::Full(refusal) => {
+                let (place, limit, value) = (&refusal.place, refusal.limit.key(), refusal.value);
+                tracing::warn!(%listener, %from, %place, limit, value, "connection refused: too many");
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The sessions of all listeners: shown to the operator, and drained when the front end stops.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use portolan_proto::id::{SessionId, TransferId};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::flow::Admission;
+use crate::ftp::transfer::{Stand, Transfer};
+use crate::ftp::{ControlConnection, Ending};
+
+/// How often a drain looks for sessions that have become idle.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+/// A session whose transfer has just ended gets this long to be told so.
+const REPLY_GRACE: Duration = Duration::from_millis(500);
+
+/// All sessions, and the tasks of connections that do not become one.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    present: Mutex<HashMap<SessionId, Arc<ControlConnection>>>,
+    tasks: TaskTracker,
+    cut: CancellationToken,
+}
+
+/// What became of the transfers that were under way in a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drained {
+    pub finished: usize,
+    /// By the client or a node.
+    pub failed: usize,
+    /// By us.
+    pub cut: usize,
+}
+
+impl Sessions {
+    fn present(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<ControlConnection>>> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them, the oldest first.
+    pub fn list(&self) -> Vec<Arc<ControlConnection>> {
+        let mut all: Vec<_> = self.present().values().cloned().collect();
+        all.sort_by_key(|control| control.since);
+        all
+    }
+
+    /// Ends a session, by its id as it is shown; `false`: there is none.
+    pub fn kick(&self, id: &str) -> bool {
+        let found = self.present().values().find(|control| control.id.to_string() == id).cloned();
+        if let Some(control) = &found {
+            tracing::warn!(session = %control.id, "session closed by the operator");
+            control.ask_to_end(Ending::Kick);
+        }
+        found.is_some()
+    }
+
+    /// Runs something beside the sessions until it ends or all is cut.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cut = self.cut.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+
+    /// Runs a session until it ends or all is cut.
+    pub(super) fn serve(
+        self: &Arc<Self>,
+        control: Arc<ControlConnection>,
+        admission: Admission,
+        session: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.present().insert(control.id, Arc::clone(&control));
+        let present = Present { control, sessions: Arc::clone(self), _admission: admission };
+        self.spawn(async move {
+            let _present = present;
+            session.await;
+        });
+    }
+
+    /// Lets what is under way finish, and ends sessions that are idle, at once or after their transfer. Until
+    /// `deadline`; then the rest is cut, and what is cut commits nothing.
+    pub async fn drain(&self, deadline: impl Future<Output = ()>) -> Drained {
+        let mut seen = HashMap::new();
+        let close_idle = async {
+            loop {
+                self.note_transfers(&mut seen);
+                for control in self.present().values().filter(|control| control.is_idle_for(REPLY_GRACE)) {
+                    control.ask_to_end(Ending::Drain);
+                }
+                tokio::time::sleep(DRAIN_STEP).await;
+            }
+        };
+        self.tasks.close();
+        tokio::select! {
+            () = self.tasks.wait() => {}
+            () = deadline => {}
+            () = close_idle => {}
+        }
+        self.cut.cancel();
+        self.tasks.wait().await;
+        let mut drained = Drained::default();
+        for transfer in seen.values() {
+            match transfer.stand() {
+                Stand::Complete => drained.finished += 1,
+                Stand::Failed => drained.failed += 1,
+                Stand::UnderWay => drained.cut += 1,
+            }
+        }
+        drained
+    }
+
+    fn note_transfers(&self, seen: &mut HashMap<TransferId, Arc<Transfer>>) {
+        let under_way = self.present();
+        let transfers = under_way.values().filter_map(|control| control.shown().transfer);
+        seen.extend(transfers.map(|transfer| (transfer.id, transfer)));
+    }
+}
+
+/// A session that is in: its place and its entry, given back however it ends.
+struct Present {
+    control: Arc<ControlConnection>,
+    sessions: Arc<Sessions>,
+    _admission: Admission,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(session = %self.control.id, "a session did not end in order");
+        }
+        self.sessions.present().remove(&self.control.id);
+        self.control.close();
+    }
+}
