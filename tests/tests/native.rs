@@ -395,7 +395,7 @@ fn times_and_modes_are_set_and_told() {
         ("SITE CHMOD 4755 kept.eml", 501),
         ("SITE UTIME x kept.eml", 501),
         ("SITE NONSENSE", 504),
-        ("MFF create=20200101000000; kept.eml", 501),
+        ("MFF create=20200101000000; kept.eml", 504),
         ("MFMT 20200101000000 /domains", 550),
         ("MFMT 20200101000000 /domains/spread.example/users", 550),
     ] {

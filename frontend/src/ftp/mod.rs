@@ -4,193 +4,198 @@
 //! What it calls: `tree`, `auth`.
 //! What it never does: know a node's address, or decide who may connect.
 
+pub mod advertised;
+pub(crate) mod bandwidth;
+pub mod control;
 mod libunftp;
 mod native;
 pub mod passive;
+pub mod proxy;
 pub mod reply;
+pub(crate) mod tls;
 pub mod transfer;
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime};
 
-use portolan_config::checked::frontend::{Engine, Listener, Tls};
-use portolan_proto::id::SessionId;
-use rustls::server::ServerSessionMemoryCache;
+use portolan_config::checked::frontend::Frontend as Config;
+use portolan_config::checked::listener::{Engine, Listener};
 use tokio::net::TcpStream;
 
-use crate::auth::Authenticator;
+use crate::auth::lockout::{Ban, Lockout};
+use crate::auth::{Admin, Authenticator};
 use crate::tree::Tree;
+use advertised::AdvertisedNames;
+use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
 use passive::PassivePorts;
+use tls::ListenerTls;
 
-/// TLS sessions remembered for resumption with TLS 1.2; TLS 1.3 uses tickets.
-const TLS_SESSIONS_MAX: usize = 4_096;
+pub(crate) use control::keep_alive;
+pub use control::{ControlConnection, Ending, Origin};
 
-/// From the greeting to the login, TLS included.
-const LOGIN_MAX: Duration = Duration::from_secs(60);
-/// Failed logins of one session at most; then it is closed.
-const FAILED_LOGINS_MAX: usize = 5;
+/// What the services of all listeners share.
+pub struct Shared {
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) auth: Authenticator,
+    pub(crate) lockout: Lockout,
+    pub(crate) advertised: AdvertisedNames,
+    admin_throttles: AdminThrottles,
+}
 
-/// What the sessions of one listener share.
+impl Shared {
+    pub fn new(config: &Config, tree: Arc<Tree>) -> Self {
+        let advertised = AdvertisedNames::default();
+        advertised.follow(&config.listeners);
+        Self {
+            tree,
+            auth: Authenticator::new(&config.admins),
+            lockout: Lockout::new(config.bans),
+            advertised,
+            admin_throttles: AdminThrottles::new(config.admin_bandwidth),
+        }
+    }
+
+    /// Takes over what a reload changes.
+    pub fn update(&self, config: &Config) {
+        self.auth.replace_admins(&config.admins);
+        self.lockout.set_rules(config.bans);
+        self.advertised.follow(&config.listeners);
+        self.admin_throttles.set(config.admin_bandwidth);
+    }
+}
+
+/// What the sessions of one listener share. A reload makes a new one; sessions keep theirs.
 pub struct Service {
     pub(crate) listener: Listener,
-    pub(crate) tree: Arc<Tree>,
-    pub(crate) auth: Arc<Authenticator>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) passive: Arc<PassivePorts>,
     /// `None`: this listener speaks plaintext only.
-    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(crate) tls: Option<ListenerTls>,
     /// What the native engine remembers of the TLS sessions of this listener.
     tls_sessions: Option<Arc<native::TlsService>>,
     /// `None`: another engine.
     threads: Option<libunftp::Threads>,
+    limits: Arc<Bandwidths>,
+}
+
+/// The bandwidth limits of a listener, which live on when it is made anew.
+struct Bandwidths {
+    listener: Rates,
+    listener_throttle: Arc<Throttle>,
+    session: Rates,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the certificate cannot be used")]
-    Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     #[error("threads for sessions cannot be started")]
     Threads(#[from] std::io::Error),
 }
 
+/// What a failed login comes to.
+pub(crate) enum LoginFailure {
+    /// The name or the password is wrong, or both.
+    Wrong,
+    /// It was not even tried.
+    Banned(Ban),
+}
+
 impl Service {
-    pub fn new(listener: Listener, tree: Arc<Tree>, auth: Arc<Authenticator>) -> Result<Self, Error> {
-        let tls = match &listener.tls {
-            Tls::Off => None,
-            Tls::Explicit { identity, .. } | Tls::Implicit { identity, .. } => {
-                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-                let mut config = rustls::ServerConfig::builder_with_provider(provider)
-                    .with_safe_default_protocol_versions()?
-                    .with_no_client_auth()
-                    .with_single_cert(identity.chain.clone(), identity.key())?;
-                config.session_storage = ServerSessionMemoryCache::new(TLS_SESSIONS_MAX);
-                config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-                Some(Arc::new(config))
-            }
+    /// `previous` is the service of this listener before a reload.
+    pub fn new(listener: Listener, shared: Arc<Shared>, previous: Option<&Self>) -> Result<Self, Error> {
+        let settings = listener.tls.settings();
+        let previous_tls = previous.and_then(|previous| previous.tls.as_ref());
+        let tls = settings.map(|settings| ListenerTls::new(settings, previous_tls)).transpose()?;
+        let passive = match previous.filter(|other| other.listener.passive_ports == listener.passive_ports) {
+            Some(previous) => Arc::clone(&previous.passive),
+            None => Arc::new(PassivePorts::new(listener.passive_ports)),
         };
-        let passive = Arc::new(PassivePorts::new(listener.passive_ports));
-        let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls)));
+        let kept = previous.and_then(|previous| previous.tls_sessions.as_deref());
+        let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls, kept)));
         let threads = match listener.engine {
             Engine::Native => None,
-            Engine::Libunftp => Some(libunftp::Threads::start()?),
+            Engine::Libunftp => Some(libunftp::Threads::start(&listener.banner)?),
         };
-        Ok(Self { listener, tree, auth, passive, tls, tls_sessions, threads })
+        let limits = match previous {
+            Some(previous) => Arc::clone(&previous.limits),
+            None => {
+                let rates = Rates::new(listener.bandwidth);
+                let listener_throttle = rates.throttle();
+                let session = Rates::new(listener.session_bandwidth);
+                Arc::new(Bandwidths { listener: rates, listener_throttle, session })
+            }
+        };
+        Ok(Self { listener, shared, passive, tls, tls_sessions, threads, limits })
+    }
+
+    /// Puts the bandwidth limits of this service into force, also for sessions of the one before.
+    pub fn apply_bandwidth(&self) {
+        self.limits.listener.set(self.listener.bandwidth);
+        self.limits.session.set(self.listener.session_bandwidth);
     }
 
     /// Serves one control connection until it ends.
-    pub async fn serve(
-        self: Arc<Self>,
-        stream: TcpStream,
-        session: SessionId,
-        control: Arc<ControlConnection>,
-    ) {
+    pub async fn serve(self: Arc<Self>, stream: TcpStream, control: Arc<ControlConnection>) {
         match &self.threads {
-            None => native::serve(self, stream, session, control).await,
-            Some(threads) => libunftp::serve(&self, threads, stream, session, control).await,
+            None => native::serve(self, stream, control).await,
+            Some(threads) => libunftp::serve(&self, threads, stream, control).await,
         }
     }
-}
 
-/// A second handle on a control connection, to see whether its client is still there and to close it.
-#[derive(Debug)]
-pub struct ControlConnection {
-    socket: OwnedFd,
-    opened: Instant,
-    transfers: AtomicUsize,
-    /// When the last transfer ended, in milliseconds after `opened`.
-    last_transfer_ms: AtomicU64,
-    logged_in: AtomicBool,
-}
-
-/// A client that is gone without a word is noticed after idle + count * interval; meanwhile its session takes
-/// up a place.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_COUNT: u32 = 4;
-
-/// Lets the kernel find out that the other end of a connection is gone. On a listening socket it holds for the
-/// connections accepted from it.
-pub(crate) fn keep_alive(socket: impl AsFd) -> std::io::Result<()> {
-    use rustix::net::sockopt;
-    sockopt::set_socket_keepalive(&socket, true)?;
-    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
-    Ok(sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_COUNT)?)
-}
-
-impl ControlConnection {
-    /// Prepares a new connection and takes a handle on it.
-    pub fn new(stream: &TcpStream) -> std::io::Result<Self> {
-        // Nagle's algorithm and delayed acknowledgements cost 40 ms for each reply after a transfer.
-        stream.set_nodelay(true)?;
-        keep_alive(stream)?;
-        Ok(Self {
-            socket: stream.as_fd().try_clone_to_owned()?,
-            opened: Instant::now(),
-            transfers: AtomicUsize::new(0),
-            last_transfer_ms: AtomicU64::new(0),
-            logged_in: AtomicBool::new(false),
-        })
+    /// What a session's data may take before anybody has logged in; see [`Service::pace_of`].
+    pub(crate) fn session_throttle(&self) -> Arc<Throttle> {
+        self.limits.session.throttle()
     }
 
-    /// True when the client has closed its end or reset the connection, even while unread commands wait.
-    /// A control connection that closes unexpectedly is an abort (RFC 959 section 3.2).
-    pub fn is_closed_by_client(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, poll};
-        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        // A poll that fails says nothing good about the connection.
-        poll(&mut polled, Some(&now)).is_err() || polled[0].revents().intersects(gone)
+    /// The bandwidth limits of an admin's session.
+    pub(crate) fn pace_of(&self, session: &Arc<Throttle>, admin: &str) -> Pace {
+        let admin = self.shared.admin_throttles.of(admin);
+        Pace::new(vec![Arc::clone(session), admin, Arc::clone(&self.limits.listener_throttle)])
     }
 
-    /// True when bytes have come that nobody has read.
-    pub fn has_unread(&self) -> bool {
-        // A socket that cannot be asked is one that is closed, which is looked at elsewhere.
-        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
-    }
-
-    /// Counts a transfer as long as the guard lives.
-    pub fn begin_transfer(self: &Arc<Self>) -> TransferUnderWay {
-        self.transfers.fetch_add(1, Ordering::AcqRel);
-        TransferUnderWay(Arc::clone(self))
-    }
-
-    /// True when no transfer is under way, nor has been for `quiet`: the reply to the last one is out.
-    pub fn is_idle_for(&self, quiet: Duration) -> bool {
-        let ended = Duration::from_millis(self.last_transfer_ms.load(Ordering::Acquire));
-        let none = self.transfers.load(Ordering::Acquire) == 0;
-        none && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
-    }
-
-    /// An admin has logged in (libunftp; the native engine keeps its own deadline).
-    pub fn set_logged_in(&self) {
-        self.logged_in.store(true, Ordering::Release);
-    }
-
-    pub fn is_logged_in(&self) -> bool {
-        self.logged_in.load(Ordering::Acquire)
-    }
-
-    /// Ends the connection: what was written is still delivered.
-    pub fn close(&self) {
-        match rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both) {
-            // The client was faster.
-            Ok(()) | Err(rustix::io::Errno::NOTCONN) => {}
-            Err(errno) => tracing::debug!(%errno, "control connection was not closed in order"),
+    /// Checks a name and a password that came over `control`, and counts failures. A failed one takes the longer the
+    /// more there were before.
+    pub(crate) async fn log_in(
+        &self,
+        control: &ControlConnection,
+        name: &str,
+        password: Result<&str, &'static str>,
+    ) -> Result<Arc<Admin>, LoginFailure> {
+        let (session, from) = (control.id, control.origin.client);
+        let network = control.origin.network;
+        let lockout = &self.shared.lockout;
+        if let Some(ban) = lockout.banned(network, name, Instant::now()) {
+            tracing::warn!(%session, name, %from, banned = %ban.who, "login refused: banned");
+            return Err(LoginFailure::Banned(ban));
         }
+        let reason = match password {
+            Ok(password) => match self.shared.auth.login(name, password).await {
+                Ok(admin) => {
+                    tracing::info!(%session, admin = admin.name, %from, "login");
+                    lockout.succeeded(network, name);
+                    control.set_admin(Some(&admin.name));
+                    return Ok(admin);
+                }
+                Err(error) => portolan_agent::process::chain(&error),
+            },
+            Err(reason) => reason.to_owned(),
+        };
+        let (delay, bans) = lockout.failed(network, name, Instant::now());
+        tracing::warn!(%session, name, %from, reason, "login refused");
+        for ban in bans {
+            let until = humantime::format_rfc3339_seconds(ban.until);
+            tracing::warn!(banned = %ban.who, failures = ban.failures, %until, "banned: too many failed logins");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = control.asked_to_end(Ending::Drain) => {}
+        }
+        Err(LoginFailure::Wrong)
     }
 }
 
-/// See [`ControlConnection::begin_transfer`].
-#[derive(Debug)]
-pub struct TransferUnderWay(Arc<ControlConnection>);
-
-impl Drop for TransferUnderWay {
-    fn drop(&mut self) {
-        let now = u64::try_from(self.0.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.last_transfer_ms.store(now.max(1), Ordering::Release);
-        self.0.transfers.fetch_sub(1, Ordering::AcqRel);
-    }
+/// A point in time for people, in UTC.
+pub(crate) fn shown_time(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
 }

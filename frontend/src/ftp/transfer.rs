@@ -1,7 +1,7 @@
 //! One info line for each transfer that ends, and the cause of each failure, once.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use portolan_proto::id::TransferId;
@@ -31,6 +31,16 @@ pub struct Transfer {
     bytes: AtomicU64,
     /// All was received and the node has been told to keep it: nothing can call it back.
     committing: AtomicBool,
+    end: AtomicU8,
+}
+
+/// How a transfer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stand {
+    UnderWay,
+    Complete,
+    Failed,
 }
 
 impl Transfer {
@@ -44,6 +54,7 @@ impl Transfer {
             started: Instant::now(),
             bytes: AtomicU64::new(0),
             committing: AtomicBool::new(false),
+            end: AtomicU8::new(Stand::UnderWay as u8),
         }
     }
 
@@ -69,8 +80,21 @@ impl Transfer {
         self.committing.load(Ordering::Acquire)
     }
 
+    pub fn stand(&self) -> Stand {
+        match self.end.load(Ordering::Acquire) {
+            end if end == Stand::Complete as u8 => Stand::Complete,
+            end if end == Stand::Failed as u8 => Stand::Failed,
+            _ => Stand::UnderWay,
+        }
+    }
+
+    fn ended(&self, stand: Stand) {
+        self.end.store(stand as u8, Ordering::Release);
+    }
+
     /// The transfer is complete.
     pub fn complete(&self) {
+        self.ended(Stand::Complete);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
         tracing::info!(transfer = %id, verb, %path, admin, session, bytes, ms, "transfer complete");
@@ -79,6 +103,7 @@ impl Transfer {
     /// A listing is complete: of a backup there are as many as directories, so only those who look for them
     /// are told.
     pub fn listed(&self) {
+        self.ended(Stand::Complete);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
         tracing::debug!(transfer = %id, verb, %path, admin, session, bytes, ms, "listing complete");
@@ -86,6 +111,7 @@ impl Transfer {
 
     /// The client broke it off, or its data connection broke.
     pub fn broken_off(&self, why: &dyn std::fmt::Display) {
+        self.ended(Stand::Failed);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
         tracing::warn!(transfer = %id, verb, %path, admin, session, bytes, ms, %why, "transfer broken off");
@@ -93,6 +119,7 @@ impl Transfer {
 
     /// The tree failed.
     pub fn failed(&self, error: &tree::Error) {
+        self.ended(Stand::Failed);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
         let Self { id, verb, path, admin, session, .. } = self;
         let (code, error) = (reply::code(error), portolan_agent::process::chain(error));

@@ -12,7 +12,9 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use portolan_config::checked::frontend::{Frontend as Config, Node, Security};
+use portolan_config::units::HostPort;
 use portolan_proto::id::{NodeId, TransferId};
 use portolan_proto::v1;
 use portolan_proto::v1::agent_client::AgentClient;
@@ -20,7 +22,7 @@ use portolan_proto::{
     HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
     TRANSFER_ID_KEY,
 };
-use tokio::sync::watch as state_channel;
+use tokio::sync::{Notify, watch as state_channel};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -74,7 +76,10 @@ pub enum Begins {
 pub struct NodeClient {
     name: NodeId,
     index: NodeIndex,
-    client: AgentClient<Channel>,
+    address: HostPort,
+    client: ArcSwap<AgentClient<Channel>>,
+    /// Wakes the watch when the channel is another one.
+    replaced: Notify,
     health: state_channel::Sender<Health>,
 }
 
@@ -96,36 +101,12 @@ pub fn clients(config: &Config) -> std::result::Result<Vec<Arc<NodeClient>>, Set
 
 impl NodeClient {
     fn new(index: NodeIndex, node: &Node, security: &Security) -> std::result::Result<Self, SetupError> {
-        let setup = |source| SetupError { node: node.name.clone(), source };
-        let scheme = match security {
-            Security::Mutual { .. } => "https",
-            Security::Plain => "http",
-        };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", node.address))
-            .map_err(setup)?
-            .connect_timeout(CONNECT_MAX)
-            .tcp_nodelay(true)
-            .max_frame_size(HTTP2_FRAME_BYTES_MAX)
-            .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        if let Security::Mutual { identity, ca } = security {
-            // The certificate must carry the node's name, whatever address it is reached at.
-            let tls = ClientTlsConfig::new()
-                .domain_name(node.name.as_str())
-                .ca_certificate(Certificate::from_pem(&ca.pem))
-                .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.expose()));
-            endpoint = endpoint.tls_config(tls).map_err(setup)?;
-        }
-        let client = AgentClient::new(endpoint.connect_lazy())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self {
             name: node.name.clone(),
             index,
-            client,
+            address: node.address.clone(),
+            client: ArcSwap::from_pointee(connect(node, security)?),
+            replaced: Notify::new(),
             health: state_channel::Sender::new(Health::Unheard),
         })
     }
@@ -134,6 +115,16 @@ impl NodeClient {
         &self.name
     }
 
+    pub fn address(&self) -> &HostPort {
+        &self.address
+    }
+
+    /// Connects anew, with other certificates. Calls under way go on over the connection that they have.
+    pub fn reconnect(&self, node: &Node, security: &Security) -> std::result::Result<(), SetupError> {
+        self.client.store(Arc::new(connect(node, security)?));
+        self.replaced.notify_one();
+        Ok(())
+    }
     /// The node's health, and its changes.
     pub fn health(&self) -> state_channel::Receiver<Health> {
         self.health.subscribe()
@@ -143,7 +134,7 @@ impl NodeClient {
     /// watch is trying to make anyway.
     fn ready(&self) -> Result<AgentClient<Channel>> {
         match &*self.health.borrow() {
-            Health::Unheard | Health::Up => Ok(self.client.clone()),
+            Health::Unheard | Health::Up => Ok(AgentClient::clone(&self.client.load())),
             Health::Away(_) => Err(Error::Away { node: self.name.clone(), source: None }),
         }
     }
@@ -277,6 +268,36 @@ impl NodeClient {
     fn nonsense(&self, what: &'static str) -> Error {
         Error::Nonsense { node: self.name.clone(), what }
     }
+}
+
+/// A channel to a node, which connects when it is first used.
+fn connect(node: &Node, security: &Security) -> std::result::Result<AgentClient<Channel>, SetupError> {
+    let setup = |source| SetupError { node: node.name.clone(), source };
+    let scheme = match security {
+        Security::Mutual { .. } => "https",
+        Security::Plain => "http",
+    };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", node.address))
+        .map_err(setup)?
+        .connect_timeout(CONNECT_MAX)
+        .tcp_nodelay(true)
+        .max_frame_size(HTTP2_FRAME_BYTES_MAX)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    if let Security::Mutual { identity, ca } = security {
+        // The certificate must carry the node's name, whatever address it is reached at.
+        let tls = ClientTlsConfig::new()
+            .domain_name(node.name.as_str())
+            .ca_certificate(Certificate::from_pem(&ca.pem))
+            .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.expose()));
+        endpoint = endpoint.tls_config(tls).map_err(setup)?;
+    }
+    Ok(AgentClient::new(endpoint.connect_lazy())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 fn with_transfer<T>(message: T, transfer: TransferId) -> Request<T> {

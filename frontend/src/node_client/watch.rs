@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use portolan_proto::v1::agent_client::AgentClient;
 use portolan_proto::v1::{DescribeRequest, WatchHoldingsRequest};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -26,6 +27,8 @@ enum Ended {
     OtherNode { claimed: String },
     #[error("the agent closed the watch")]
     Closed,
+    #[error("the connection is made anew with other certificates")]
+    Replaced,
 }
 
 impl NodeClient {
@@ -35,9 +38,13 @@ impl NodeClient {
         loop {
             let ended = tokio::select! {
                 ended = self.watch_once(router, &mut pause) => ended,
+                () = self.replaced.notified() => Err(Ended::Replaced),
                 () = stop.cancelled() => return,
             };
             let (Ok(ended) | Err(ended)) = ended.map(|()| Ended::Closed);
+            if let Ended::Replaced = ended {
+                continue;
+            }
             let cause = portolan_agent::process::chain(&ended);
             let changed = self.health.send_if_modified(|health| {
                 let was_away = matches!(health, Health::Away(_));
@@ -59,7 +66,7 @@ impl NodeClient {
     }
 
     async fn watch_once(&self, router: &Router, pause: &mut Duration) -> Result<(), Ended> {
-        let mut client = self.client.clone();
+        let mut client = AgentClient::clone(&self.client.load());
         let describe = client.describe(DescribeRequest {});
         let described = tokio::time::timeout(CALL_MAX, describe).await??.into_inner();
         if described.node != self.name.as_str() {

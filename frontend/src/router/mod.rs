@@ -66,6 +66,11 @@ impl Router {
         self.update(|snapshot| snapshot.set_away(node));
     }
 
+    /// Another static map, order of sources and placement. What the nodes announced stays.
+    pub fn replace_map(&self, map: &Map) {
+        self.update(|snapshot| snapshot.set_map(map));
+    }
+
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {
         let _one_at_a_time = self.update.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&self.current.load());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use portolan_config::checked::frontend::{Map, MapSource, Placement};
+use portolan_config::checked::frontend::{Map, MapDomain, MapSource, Placement};
 use portolan_proto::id::NodeId;
 use portolan_proto::path;
 use portolan_proto::v1::HoldingChange;
@@ -44,24 +44,22 @@ struct FixedDomain {
 
 impl Snapshot {
     pub(super) fn new(nodes: Vec<NodeId>, map: &Map) -> Self {
-        let index = |name: &NodeId| {
-            let place = nodes.iter().position(|node| node == name);
-            NodeIndex(place.expect("the configuration was checked: the map names its nodes"))
-        };
-        let fixed = map.domains.iter().map(|domain| {
-            let fixed = FixedDomain {
-                nodes: domain.nodes.iter().map(index).collect(),
-                objects: domain.objects.iter().map(|(object, node)| (object.clone(), index(node))).collect(),
-            };
-            (domain.name.clone(), fixed)
-        });
         Self {
-            fixed: Arc::new(fixed.collect()),
+            fixed: Arc::new(fixed(&nodes, map)),
             announced: vec![None; nodes.len()],
             current: vec![false; nodes.len()],
             nodes: nodes.into(),
             sources: map.sources.clone().into(),
             placement: map.placement,
+        }
+    }
+
+    pub(super) fn set_map(&mut self, map: &Map) {
+        self.fixed = Arc::new(fixed(&self.nodes, map));
+        self.sources = map.sources.clone().into();
+        self.placement = map.placement;
+        for node in 0..self.nodes.len() {
+            self.report_conflicts(NodeIndex(node), None);
         }
     }
 
@@ -253,10 +251,25 @@ impl Snapshot {
     }
 }
 
+/// The domains of the static map.
+fn fixed(nodes: &[NodeId], map: &Map) -> BTreeMap<Vec<u8>, FixedDomain> {
+    let index = |name: &NodeId| {
+        let place = nodes.iter().position(|node| node == name);
+        NodeIndex(place.expect("the configuration was checked: the map names its nodes"))
+    };
+    let domain = |domain: &MapDomain| {
+        let fixed = FixedDomain {
+            nodes: domain.nodes.iter().map(index).collect(),
+            objects: domain.objects.iter().map(|(object, node)| (object.clone(), index(node))).collect(),
+        };
+        (domain.name.clone(), fixed)
+    };
+    map.domains.iter().map(domain).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portolan_config::checked::frontend::MapDomain;
 
     fn node(name: &str) -> NodeId {
         name.parse().unwrap()

@@ -1,9 +1,8 @@
 //! Our admins, in the library's words.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use portolan_config::admins::NAME_BYTES_MAX;
@@ -13,46 +12,33 @@ use unftp_core::auth::{
     UserDetailProvider,
 };
 
-use crate::auth::{self, Login};
-use crate::ftp::{ControlConnection, FAILED_LOGINS_MAX};
+use crate::auth::Login;
+use crate::ftp::{ControlConnection, LoginFailure, Service, Shared};
 
 /// Checks names and passwords of one session.
-#[derive(Debug)]
 pub(super) struct PasswordCheck {
-    auth: Arc<auth::Authenticator>,
-    session: SessionId,
+    service: Arc<Service>,
     control: Arc<ControlConnection>,
-    failures: AtomicUsize,
+    failures: AtomicU32,
     /// Held while a password is checked. The library checks pipelined ones side by side, so that one client
     /// could keep all others waiting.
     checking: tokio::sync::Mutex<()>,
 }
 
 impl PasswordCheck {
-    pub(super) fn new(
-        auth: Arc<auth::Authenticator>,
-        session: SessionId,
-        control: Arc<ControlConnection>,
-    ) -> Self {
-        Self {
-            auth,
-            session,
-            control,
-            failures: AtomicUsize::new(0),
-            checking: tokio::sync::Mutex::default(),
-        }
+    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>) -> Self {
+        Self { service, control, failures: AtomicU32::new(0), checking: tokio::sync::Mutex::default() }
     }
 
-    fn refuse(&self, name: &str, from: IpAddr, reason: &str) -> AuthenticationError {
-        let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
-        if failures <= FAILED_LOGINS_MAX {
-            tracing::warn!(session = %self.session, name, %from, reason, "login refused");
-        }
-        if failures == FAILED_LOGINS_MAX {
-            tracing::warn!(session = %self.session, %from, failures, "session closed: too many failed logins");
-            self.control.close();
-        }
-        AuthenticationError::BadPassword
+    fn is_at_limit(&self, failures: u32) -> bool {
+        let limit = self.service.listener.errors.failed_logins_max;
+        limit > 0 && failures >= limit
+    }
+}
+
+impl fmt::Debug for PasswordCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasswordCheck").field("control", &self.control).finish_non_exhaustive()
     }
 }
 
@@ -63,38 +49,51 @@ impl Authenticator for PasswordCheck {
         name: &str,
         credentials: &Credentials,
     ) -> Result<Principal, AuthenticationError> {
-        let from = credentials.source_ip;
-        if name.len() > NAME_BYTES_MAX {
-            return Err(self.refuse("(more than 256 bytes)", from, "no admin has such a name"));
-        }
         let Ok(_one_at_a_time) = self.checking.try_lock() else {
-            return Err(self.refuse(name, from, "another password of this session is being checked"));
+            return Err(AuthenticationError::BadPassword);
         };
-        if self.failures.load(Ordering::Acquire) >= FAILED_LOGINS_MAX {
+        if self.is_at_limit(self.failures.load(Ordering::Acquire)) {
             return Err(AuthenticationError::BadPassword);
         }
-        let password = credentials.password.as_deref().ok_or(AuthenticationError::BadPassword)?;
-        match self.auth.login(name, password).await {
-            Ok(admin) => {
-                tracing::info!(session = %self.session, admin = admin.name, %from, "login");
-                self.control.set_logged_in();
-                Ok(Principal { username: admin.name.clone() })
+        let (name, password) = match credentials.password.as_deref() {
+            _ if name.len() > NAME_BYTES_MAX => ("(more than 256 bytes)", Err("no admin has such a name")),
+            None | Some("") => (name, Err("an empty password")),
+            Some(password) => (name, Ok(password)),
+        };
+        match self.service.log_in(&self.control, name, password).await {
+            Ok(admin) => Ok(Principal { username: admin.name.clone() }),
+            Err(LoginFailure::Banned(_)) => {
+                self.control.close();
+                Err(AuthenticationError::BadPassword)
             }
-            Err(error) => Err(self.refuse(name, from, &portolan_agent::process::chain(&error))),
+            Err(LoginFailure::Wrong) => {
+                let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
+                if self.is_at_limit(failures) {
+                    let (session, from) = (self.control.id, self.control.origin.client);
+                    tracing::warn!(%session, %from, failures, "session closed: too many failed logins");
+                    self.control.close();
+                }
+                Err(AuthenticationError::BadPassword)
+            }
         }
     }
 }
 
 /// Gives the login of a name that was checked.
-#[derive(Debug)]
 pub(super) struct FtpUsers {
-    auth: Arc<auth::Authenticator>,
+    shared: Arc<Shared>,
     session: SessionId,
 }
 
 impl FtpUsers {
-    pub(super) fn new(auth: Arc<auth::Authenticator>, session: SessionId) -> Self {
-        Self { auth, session }
+    pub(super) fn new(shared: Arc<Shared>, session: SessionId) -> Self {
+        Self { shared, session }
+    }
+}
+
+impl fmt::Debug for FtpUsers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FtpUsers").field("session", &self.session).finish_non_exhaustive()
     }
 }
 
@@ -104,7 +103,7 @@ impl UserDetailProvider for FtpUsers {
 
     async fn provide_user_detail(&self, principal: &Principal) -> Result<FtpUser, UserDetailError> {
         let username = &principal.username;
-        let admin = self.auth.known(username);
+        let admin = self.shared.auth.known(username);
         let admin = admin.ok_or_else(|| UserDetailError::UserNotFound { username: username.clone() })?;
         Ok(FtpUser(Login { admin, session: self.session }))
     }

@@ -12,30 +12,28 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use libunftp::ServerBuilder;
 use libunftp::options::{Binder, FtpsRequired, PassiveHost};
-use portolan_config::checked::frontend::Tls;
-use portolan_proto::id::SessionId;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::advertised::Advertised;
 use super::passive::PassivePorts;
-use super::{ControlConnection, LOGIN_MAX, Service};
+use super::{ControlConnection, Ending, Service};
 use accounts::{FtpUser, FtpUsers, PasswordCheck};
 use storage::TreeStorage;
 pub(super) use threads::Threads;
 
-/// The service's greeting (RFC 959 section 5.4, 220).
-const GREETING: &str = "Portolan ready.";
-
 pub(super) async fn serve(
-    service: &Service,
+    service: &Arc<Service>,
     threads: &Threads,
     stream: TcpStream,
-    session: SessionId,
     control: Arc<ControlConnection>,
 ) {
-    let served = match (builder(service, session, &control).build(), stream.into_std()) {
+    let session = control.id;
+    let login_timeout = service.listener.login_timeout;
+    let served = match (builder(service, threads, &control).build(), stream.into_std()) {
         (Ok(server), Ok(stream)) => {
             let serving = threads.next().spawn(async move {
                 // Registers the socket with the runtime of the thread.
@@ -44,7 +42,11 @@ pub(super) async fn serve(
             });
             tokio::select! {
                 served = serving => served.unwrap_or_else(|stopped| Err(stopped.to_string())),
-                () = too_late_to_log_in(&control) => Err(format!("no login within {LOGIN_MAX:?}")),
+                () = too_late_to_log_in(&control, login_timeout) => {
+                    Err(format!("no login within {login_timeout:?}"))
+                }
+                // The library gives no way to say why.
+                _ = control.asked_to_end(Ending::Drain) => Ok(()),
             }
         }
         (Err(error), _) => Err(error.to_string()),
@@ -59,36 +61,39 @@ pub(super) async fn serve(
 
 /// Ends when a session has not logged in by the deadline; otherwise never. The library itself waits for ever
 /// for a TLS handshake.
-async fn too_late_to_log_in(control: &ControlConnection) {
-    tokio::time::sleep(LOGIN_MAX).await;
+async fn too_late_to_log_in(control: &ControlConnection, login_timeout: Duration) {
+    tokio::time::sleep(login_timeout).await;
     if control.is_logged_in() {
         std::future::pending::<()>().await;
     }
 }
 
 fn builder(
-    service: &Service,
-    session: SessionId,
+    service: &Arc<Service>,
+    threads: &Threads,
     control: &Arc<ControlConnection>,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
-    let storage = TreeStorage::new(Arc::clone(&service.tree), Arc::clone(control));
-    let check = Arc::new(PasswordCheck::new(Arc::clone(&service.auth), session, Arc::clone(control)));
-    let users = Arc::new(FtpUsers::new(Arc::clone(&service.auth), session));
+    let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control));
+    let check = Arc::new(PasswordCheck::new(Arc::clone(service), Arc::clone(control)));
+    let users = Arc::new(FtpUsers::new(Arc::clone(&service.shared), control.id));
     let ports = service.listener.passive_ports;
     let mut builder = ServerBuilder::with_user_detail_provider(Box::new(move || storage.clone()), users)
         .authenticator(check)
-        .greeting(GREETING)
+        .greeting(threads.greeting())
         .idle_session_timeout(service.listener.idle_timeout.as_secs())
         .passive_ports(ports.first..=ports.last)
         .binder(PassiveBinder { ports: Arc::clone(&service.passive) });
-    if let Some(address) = service.listener.passive_address {
+    // Otherwise the library takes its own address, or refuses PASV.
+    if let Advertised::Address(address) =
+        service.shared.advertised.address(&service.listener, &control.origin)
+    {
         builder = builder.passive_host(PassiveHost::Ip(address));
     }
-    if let Some(tls) = &service.tls {
-        builder = builder.ftps_manual::<PathBuf>(Arc::clone(tls));
-        if let Tls::Explicit { required: true, .. } = service.listener.tls {
-            builder = builder.ftps_required(FtpsRequired::All, FtpsRequired::All);
-        }
+    if let (Some(tls), Some(settings)) = (&service.tls, service.listener.tls.settings()) {
+        let required = |required| if required { FtpsRequired::All } else { FtpsRequired::None };
+        builder = builder
+            .ftps_manual::<PathBuf>(Arc::clone(&tls.config))
+            .ftps_required(required(settings.login_required), required(settings.data_required));
     }
     builder
 }

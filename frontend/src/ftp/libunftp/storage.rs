@@ -3,7 +3,7 @@
 //! The library hands over paths as text, so names that are not UTF-8 cannot be asked for; it takes a listing
 //! as a whole; it tells an error by its kind alone, so its fixed texts replace our sentences.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,14 +19,18 @@ use unftp_core::storage::{
 };
 
 use super::accounts::FtpUser;
+use crate::ftp::bandwidth::{Direction, Pace, Throttle};
 use crate::ftp::transfer::{Transfer, command_failed, in_time};
-use crate::ftp::{ControlConnection, reply};
+use crate::ftp::{ControlConnection, Service, reply};
 use crate::tree::{self, Begins, Entry, Kind, Tree, VirtualPath};
 
 /// The tree as one session's storage.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct TreeStorage {
+    service: Arc<Service>,
     tree: Arc<Tree>,
+    /// How fast content of this session may go, but for the limit of its admin.
+    throttle: Arc<Throttle>,
     control: Arc<ControlConnection>,
     memory: Arc<Mutex<Memory>>,
 }
@@ -42,8 +46,13 @@ struct Memory {
 }
 
 impl TreeStorage {
-    pub(super) fn new(tree: Arc<Tree>, control: Arc<ControlConnection>) -> Self {
-        Self { tree, control, memory: Arc::default() }
+    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>) -> Self {
+        let (tree, throttle) = (Arc::clone(&service.shared.tree), service.session_throttle());
+        Self { service, tree, throttle, control, memory: Arc::default() }
+    }
+
+    fn pace(&self, user: &FtpUser) -> Pace {
+        self.service.pace_of(&self.throttle, &user.0.admin.name)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -74,6 +83,12 @@ impl TreeStorage {
             self.memory().stale_offset = Some(offset);
         }
         done
+    }
+}
+
+impl Debug for TreeStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TreeStorage").field("control", &self.control).finish_non_exhaustive()
     }
 }
 
@@ -180,7 +195,9 @@ impl TreeStorage {
     where
         W: AsyncWrite + Unpin + Sync + Send + ?Sized,
     {
-        let transfer = Transfer::begin(&user.0, "RETR", path);
+        let transfer = Arc::new(Transfer::begin(&user.0, "RETR", path));
+        let _under_way = self.control.begin_transfer(Some(Arc::clone(&transfer)));
+        let pace = self.pace(user);
         let failed = |error: tree::Error| {
             transfer.failed(&error);
             storage::Error::new(kind(&error), error)
@@ -188,16 +205,20 @@ impl TreeStorage {
         let content = self.tree.read(&user.0, path, offset, None, transfer.id).await;
         let mut content = content.map_err(failed)?;
         loop {
-            let chunk = match content.next().await {
+            let mut chunk = match content.next().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
                 Err(error) => return Err(failed(error.into())),
             };
-            if let Err(error) = in_time(output.write_all(&chunk)).await {
-                transfer.broken_off(&error);
-                return Err(error.into());
+            while !chunk.is_empty() {
+                let piece = chunk.split_to(chunk.len().min(pace.piece_bytes_max(Direction::ToClient)));
+                pace.take(Direction::ToClient, piece.len()).await;
+                if let Err(error) = in_time(output.write_all(&piece)).await {
+                    transfer.broken_off(&error);
+                    return Err(error.into());
+                }
+                transfer.moved(piece.len());
             }
-            transfer.moved(chunk.len());
         }
         transfer.complete();
         Ok(transfer.bytes())
@@ -213,7 +234,9 @@ impl TreeStorage {
     where
         R: AsyncRead + Send + Sync + Unpin,
     {
-        let transfer = Transfer::begin(&user.0, "STOR", path);
+        let transfer = Arc::new(Transfer::begin(&user.0, "STOR", path));
+        let _under_way = self.control.begin_transfer(Some(Arc::clone(&transfer)));
+        let pace = self.pace(user);
         let failed = |error: tree::Error| {
             transfer.failed(&error);
             storage::Error::new(kind(&error), error)
@@ -222,7 +245,7 @@ impl TreeStorage {
         let upload = self.tree.write(&user.0, path, begins, transfer.id).await;
         let mut upload = upload.map_err(failed)?;
         loop {
-            let chunk = match next_chunk(&mut input).await {
+            let chunk = match next_chunk(&mut input, &pace).await {
                 Ok(chunk) if chunk.is_empty() => break,
                 Ok(chunk) => chunk,
                 Err(error) => {
@@ -247,13 +270,15 @@ impl TreeStorage {
 }
 
 /// A chunk that is full, or the last one; empty at the end.
-async fn next_chunk(input: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Bytes> {
+async fn next_chunk(input: &mut (impl AsyncRead + Unpin), pace: &Pace) -> std::io::Result<Bytes> {
     let mut chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
     while chunk.len() < CHUNK_BYTES_MAX {
-        let room = CHUNK_BYTES_MAX - chunk.len();
-        if in_time(input.read_buf(&mut bytes::BufMut::limit(&mut chunk, room))).await? == 0 {
+        let room = pace.piece_bytes_max(Direction::FromClient).min(CHUNK_BYTES_MAX - chunk.len());
+        let count = in_time(input.read_buf(&mut bytes::BufMut::limit(&mut chunk, room))).await?;
+        if count == 0 {
             break;
         }
+        pace.take(Direction::FromClient, count).await;
     }
     Ok(chunk.freeze())
 }
@@ -305,7 +330,6 @@ impl StorageBackend<FtpUser> for TreeStorage {
         W: AsyncWrite + Unpin + Sync + Send,
         P: AsRef<Path> + Send + Debug,
     {
-        let _under_way = self.control.begin_transfer();
         let path = path.as_ref();
         self.check_memory(path, start_pos, false)?;
         let sent = match resolve(path) {
@@ -332,7 +356,6 @@ impl StorageBackend<FtpUser> for TreeStorage {
         path: P,
         start_pos: u64,
     ) -> storage::Result<u64> {
-        let _under_way = self.control.begin_transfer();
         let path = path.as_ref();
         self.check_memory(path, start_pos, true)?;
         let received = match resolve(path) {

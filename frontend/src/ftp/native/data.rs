@@ -2,12 +2,12 @@
 //! RFC 4217 section 9).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use portolan_config::checked::frontend::{CloseNotify, SessionReuse};
+use portolan_config::checked::listener::{CloseNotify, ProxiedData, ProxyProtocol, SessionReuse};
 use portolan_proto::CHUNK_BYTES_MAX;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, sockopt};
@@ -16,10 +16,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::Stream;
 use super::deflate::{Deflate, Inflate};
-use super::tls::{self, Direction, SessionTls};
-use crate::ftp::keep_alive;
+use super::tls::{self, SessionTls};
+use crate::ftp::bandwidth::{Direction, Pace};
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::in_time;
+use crate::ftp::{Origin, keep_alive, proxy};
 
 /// How long a client may take to connect after its transfer was answered with 150, and we to it.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
@@ -39,10 +40,11 @@ pub(super) enum Setup {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) setup: Setup,
-    /// The client's address on the control connection: nobody else may be at the other end.
-    pub(super) peer: IpAddr,
-    /// Our own address there, from which we connect.
-    pub(super) local: IpAddr,
+    /// Where the control connection comes from: nobody else may be at the other end.
+    pub(super) origin: Origin,
+    /// How a client behind a load balancer comes here.
+    pub(super) proxy_protocol: ProxyProtocol,
+    pub(super) pace: Pace,
     pub(super) tls: Option<(Arc<SessionTls>, SessionReuse)>,
     pub(super) close_notify: CloseNotify,
     /// The level of MODE Z.
@@ -72,7 +74,7 @@ impl Error {
             Error::Tls(tls::Error::Handshake(_)) => {
                 Reply::new(425, "The TLS handshake of the data connection failed.")
             }
-            Error::Tls(tls::Error::Slow) => {
+            Error::Tls(tls::Error::Slow(_)) => {
                 Reply::new(425, "The TLS handshake of the data connection took too long.")
             }
             Error::Tls(tls::Error::Foreign) => {
@@ -106,16 +108,37 @@ impl Plan {
             Some((tls, reuse)) => Stream::Right(Box::new(tls.accept_data(stream, *reuse, direction).await?)),
         };
         let compression = self.compression.map(Deflate::new);
-        Ok(Connection { stream, close_notify: self.close_notify, compression, inflate: None })
+        let Self { close_notify, pace, .. } = self;
+        Ok(Connection { stream, close_notify, compression, inflate: None, pace, direction })
     }
 
     async fn accept(&self, listener: &TcpListener) -> Result<TcpStream, Error> {
         loop {
-            let (stream, from) = listener.accept().await.map_err(Error::Accept)?;
-            if from.ip().to_canonical() == self.peer {
+            let (mut stream, from) = listener.accept().await.map_err(Error::Accept)?;
+            let from = from.ip().to_canonical();
+            let trusted = || self.proxy_protocol.trusted.iter().any(|balancer| balancer.contains(from));
+            let own = match (self.origin.balancer, self.proxy_protocol.data) {
+                (None, _) | (Some(_), ProxiedData::Direct) => from == self.origin.client.ip(),
+                (Some(_), ProxiedData::Bare) => trusted(),
+                (Some(_), ProxiedData::Header) => trusted() && self.is_of_client(&mut stream).await,
+            };
+            if own {
                 return Ok(stream);
             }
             tracing::warn!(%from, "a data connection from another address than the client's was closed");
+        }
+    }
+
+    /// Reads the header of a load balancer: does it speak for this client?
+    async fn is_of_client(&self, stream: &mut TcpStream) -> bool {
+        let client = self.origin.client.ip();
+        match proxy::read(stream).await {
+            Ok(ends) => ends.is_some_and(|ends| ends.source.ip().to_canonical() == client),
+            Err(error) => {
+                let cause = portolan_agent::process::chain(&error);
+                tracing::warn!(cause, "a data connection came without a good PROXY header");
+                false
+            }
         }
     }
 
@@ -127,8 +150,8 @@ impl Plan {
         socket.set_nodelay(true)?;
         keep_alive(&socket)?;
         // Behind an address family's border the system chooses where we come from.
-        if self.local.is_ipv4() == address.is_ipv4() {
-            socket.bind(SocketAddr::new(self.local, 0))?;
+        if self.origin.own.is_ipv4() == address.is_ipv4() {
+            socket.bind(SocketAddr::new(self.origin.own, 0))?;
         }
         socket.connect(address).await
     }
@@ -142,25 +165,39 @@ pub(super) struct Connection {
     close_notify: CloseNotify,
     compression: Option<Deflate>,
     inflate: Option<Inflate>,
+    pace: Pace,
+    direction: Direction,
 }
 
 impl Connection {
     /// Sends content, or lines of a listing.
     pub(super) async fn send(&mut self, content: Bytes) -> io::Result<()> {
         match &mut self.compression {
-            None => write(&mut self.stream, &content).await,
+            None => self.write(&content).await,
             Some(deflate) => {
                 let packed = deflate.pack(content).await;
-                write(&mut self.stream, &packed).await
+                self.write(&packed).await
             }
         }
+    }
+
+    /// Writes all, as fast as it may go and as long as something moves.
+    async fn write(&mut self, mut content: &[u8]) -> io::Result<()> {
+        while !content.is_empty() {
+            let piece = content.len().min(self.pace.piece_bytes_max(self.direction));
+            let (now, rest) = content.split_at(piece);
+            self.pace.take(self.direction, now.len()).await;
+            write(&mut self.stream, now).await?;
+            content = rest;
+        }
+        Ok(())
     }
 
     /// Ends what was sent in order: the client knows that it has all.
     pub(super) async fn finish(mut self) -> io::Result<()> {
         if let Some(deflate) = &mut self.compression {
             let rest = deflate.finish().await;
-            write(&mut self.stream, &rest).await?;
+            self.write(&rest).await?;
         }
         in_time(self.stream.shutdown()).await?;
         self.linger(None)
@@ -201,8 +238,13 @@ impl Connection {
 
     /// Reads once, up to a full chunk; 0 at the end.
     async fn read(&mut self, chunk: &mut BytesMut) -> io::Result<usize> {
-        let mut limited = chunk.limit(CHUNK_BYTES_MAX - chunk.len());
+        let piece = self.pace.piece_bytes_max(self.direction);
+        let mut limited = chunk.limit(piece.min(CHUNK_BYTES_MAX - chunk.len()));
         match in_time(self.stream.read_buf(&mut limited)).await {
+            Ok(count) => {
+                self.pace.take(self.direction, count).await;
+                Ok(count)
+            }
             // How the library tells an end without close_notify.
             Err(error)
                 if error.kind() == io::ErrorKind::UnexpectedEof
@@ -210,7 +252,7 @@ impl Connection {
             {
                 Ok(0)
             }
-            read => read,
+            Err(error) => Err(error),
         }
     }
 

@@ -8,9 +8,9 @@ use portolan_proto::path::domain_of;
 
 use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line};
-use super::tls::Direction;
 use super::transfer::{Outcome, Work, broken, open};
 use crate::auth::Login;
+use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::{Transfer, command_failed};
 use crate::tree::{self, Entry, Kind, Listing, Permissions, Tree, VirtualPath};

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
-use portolan_config::checked::frontend::Tls;
+use portolan_config::checked::listener::Tls;
 use portolan_proto::id::SessionId;
 use portolan_proto::v1::DigestAlgorithm;
 use tokio::net::TcpStream;
@@ -21,15 +21,20 @@ use super::facts::Facts;
 use super::tls::SessionTls;
 use super::transfer::{Outcome, Work};
 use crate::auth::Login;
+use crate::ftp::bandwidth::{Pace, Throttle};
+use crate::ftp::control::TransferUnderWay;
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::Transfer;
-use crate::ftp::{ControlConnection, LOGIN_MAX, Service, TransferUnderWay};
+use crate::ftp::{ControlConnection, Ending, Origin, Service};
 use crate::tree::VirtualPath;
 
 /// Lines, and their bytes, that a client may send ahead while work is under way. Reading goes on all the time,
 /// so that an ABOR and the end of the connection are seen; so what is more ends the session.
 const DEFERRED_MAX: usize = 64;
 const DEFERRED_BYTES_MAX: usize = 64 * 1024;
+/// A session that is asked to end and cannot say good bye, because its client takes nothing, has its connection
+/// closed after this long.
+const GOOD_BYE_MAX: Duration = Duration::from_secs(3);
 /// The level of MODE Z unless OPTS MODE Z LEVEL says another.
 const COMPRESSION_LEVEL: u32 = 6;
 
@@ -38,9 +43,7 @@ pub(super) struct Session {
     pub(super) service: Arc<Service>,
     pub(super) id: SessionId,
     pub(super) control: Arc<ControlConnection>,
-    /// The client's address, and the one that it connected to; IPv4 as IPv4, however the socket tells it.
-    pub(super) peer: IpAddr,
-    pub(super) local: IpAddr,
+    pub(super) origin: Origin,
     /// `None`: this listener has no TLS.
     pub(super) tls: Option<Arc<SessionTls>>,
     /// The control connection speaks TLS.
@@ -50,7 +53,11 @@ pub(super) struct Session {
     pub(super) login: Option<Login>,
     /// When a session without a login ends.
     pub(super) login_by: Instant,
-    pub(super) failed_logins: usize,
+    pub(super) failed_logins: u32,
+    wrong_commands: u32,
+    /// How fast its data may go; the second is with the limits of its admin.
+    pub(super) throttle: Arc<Throttle>,
+    pub(super) pace: Pace,
     pub(super) cwd: VirtualPath,
     /// The name of RNFR, for the RNTO that must follow.
     pub(super) rename_from: Option<VirtualPath>,
@@ -124,14 +131,20 @@ enum Ended {
 }
 
 /// Serves one control connection until it ends.
-pub(in crate::ftp) async fn serve(
-    service: Arc<Service>,
-    stream: TcpStream,
-    id: SessionId,
-    control: Arc<ControlConnection>,
-) {
-    if let Err(ended) = run(service, stream, id, &control).await {
-        tracing::info!(cause = portolan_agent::process::chain(&ended), "session ended early");
+pub(in crate::ftp) async fn serve(service: Arc<Service>, stream: TcpStream, control: Arc<ControlConnection>) {
+    let serving = run(service, stream, &control);
+    // The session itself says good bye. This is for one that cannot.
+    let cutting = async {
+        control.asked_to_end(Ending::Kick).await;
+        tokio::time::sleep(GOOD_BYE_MAX).await;
+        control.close();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        served = serving => if let Err(ended) = served {
+            tracing::info!(cause = portolan_agent::process::chain(&ended), "session ended early");
+        },
+        () = cutting => {}
     }
     control.close();
 }
@@ -139,30 +152,32 @@ pub(in crate::ftp) async fn serve(
 async fn run(
     service: Arc<Service>,
     stream: TcpStream,
-    id: SessionId,
     control: &Arc<ControlConnection>,
 ) -> Result<(), Ended> {
     // The urgent byte that some clients send with ABOR belongs to the line.
     rustix::net::sockopt::set_socket_oobinline(&stream, true).map_err(io::Error::from)?;
-    let peer = stream.peer_addr()?.ip().to_canonical();
-    let local = stream.local_addr()?.ip().to_canonical();
-    let tls = service.tls_sessions.as_ref().map(|tls| Arc::new(SessionTls::new(tls, peer)));
+    let origin = control.origin;
+    let handshake_max = service.listener.handshake_timeout;
+    let tls = service.tls_sessions.as_ref();
+    let tls = tls.map(|tls| Arc::new(SessionTls::new(tls, origin.client.ip(), handshake_max)));
     let implicit = matches!(service.listener.tls, Tls::Implicit { .. });
     let stream = match &tls {
         Some(tls) if implicit => Stream::Right(Box::new(tls.accept_control(stream).await?)),
         _ => Stream::Left(stream),
     };
     let session = Session {
-        id,
+        id: control.id,
         control: Arc::clone(control),
-        peer,
-        local,
+        origin,
         tls,
         protected: implicit,
         user: None,
         login: None,
-        login_by: Instant::now() + LOGIN_MAX,
+        login_by: Instant::now() + service.listener.login_timeout,
         failed_logins: 0,
+        wrong_commands: 0,
+        pace: Pace::new(Vec::new()),
+        throttle: service.session_throttle(),
         cwd: VirtualPath::default(),
         rename_from: None,
         next: NextTransfer::default(),
@@ -180,12 +195,13 @@ async fn run(
         deferred_bytes: 0,
         running: None,
     };
-    conversation.io.send(&Reply::new(220, "Portolan ready.")).await?;
+    let greeting = conversation.session.greeting();
+    conversation.io.send(&greeting).await?;
     loop {
         let turn = match conversation.turn().await {
             Ok(turn) => turn,
             Err(ended) => {
-                conversation.end_work().await;
+                conversation.end_work(CONTROL_CLOSED).await;
                 return Err(ended);
             }
         };
@@ -196,6 +212,18 @@ async fn run(
         }
     }
 }
+
+impl Session {
+    /// The 220 of the beginning (RFC 959 section 5.4).
+    pub(super) fn greeting(&self) -> Reply {
+        let mut lines = self.service.listener.banner.iter().map(|line| line.as_bytes().to_vec());
+        let first = lines.next().unwrap_or_default();
+        Reply { body: lines.collect(), ..Reply::with(220, first) }
+    }
+}
+
+/// Why work is aborted, for the log.
+const CONTROL_CLOSED: &str = "the control connection was closed";
 
 /// What follows an event.
 enum Turn {
@@ -245,12 +273,13 @@ impl Conversation {
                     line
                 }
                 None => match self.next_line().await? {
-                    Some(line) => line,
-                    None => return Ok(Turn::Over),
+                    Ok(line) => line,
+                    Err(reply) => return self.close(&reply).await,
                 },
             };
             return self.line(line).await;
         };
+        let control = Arc::clone(&self.session.control);
         tokio::select! {
             biased;
             // Before the work, which must not end well when an ABOR has come.
@@ -258,28 +287,36 @@ impl Conversation {
                 // A connection that fails is one that is closed.
                 return self.line_beside(line.unwrap_or(Line::Closed)).await;
             }
+            ending = control.asked_to_end(Ending::Kick) => {
+                self.end_work("the operator closed the session").await;
+                return self.close(&ending.reply()).await;
+            }
             outcome = &mut running.work => self.worked(outcome).await?,
         }
         Ok(Turn::Next)
     }
 
-    /// The next line of an idle session; `None` when it has been idle for too long.
-    async fn next_line(&mut self) -> Result<Option<Line>, Ended> {
+    /// The next line of an idle session, or the reply that ends it: it was idle for too long, or is asked to end.
+    async fn next_line(&mut self) -> Result<Result<Line, Reply>, Ended> {
         let idle = Instant::now() + self.session.service.listener.idle_timeout;
         let deadline = match self.session.login {
             Some(_) => idle,
             None => idle.min(self.session.login_by),
         };
-        if let Ok(line) = tokio::time::timeout_at(deadline, self.io.next_line()).await {
-            return Ok(Some(line?));
+        let control = &self.session.control;
+        tokio::select! {
+            biased;
+            // First, or a client that never stops asking would keep the session.
+            ending = control.asked_to_end(Ending::Drain) => return Ok(Err(ending.reply())),
+            line = self.io.next_line() => return Ok(Ok(line?)),
+            () = tokio::time::sleep_until(deadline) => {}
         }
         let reply = match self.session.login {
             Some(_) => Reply::new(421, "Nothing was asked for too long; good bye."),
             None => Reply::new(421, "Nobody logged in in time; good bye."),
         };
         tracing::info!("session closed: its client was silent for too long");
-        self.close(&reply).await?;
-        Ok(None)
+        Ok(Err(reply))
     }
 
     async fn close(&mut self, reply: &Reply) -> Result<Turn, Ended> {
@@ -314,8 +351,7 @@ impl Conversation {
         let line = match line {
             Line::Command(line) => line,
             Line::TooLong => {
-                self.io.send(&Reply::new(500, "The line is longer than 4096 bytes.")).await?;
-                return Ok(Turn::Next);
+                return self.reply(Reply::new(500, "The line is longer than 4096 bytes.")).await;
             }
             Line::Endless => {
                 tracing::warn!("session closed: a line without an end");
@@ -331,15 +367,33 @@ impl Conversation {
             Err(fault) => return self.no_command(&line, fault).await,
         };
         match commands::run(&mut self.session, command).await {
-            Step::Reply(reply) => self.io.send(&reply).await?,
+            Step::Reply(reply) => return self.reply(reply).await,
             Step::Work(work, transfer) => {
-                let _under_way = self.session.control.begin_transfer();
+                let _under_way = self.session.control.begin_transfer(transfer.clone());
                 self.running = Some(Running { work, transfer, _under_way });
             }
             Step::StartTls(reply) => return Ok(Turn::StartTls(reply)),
             Step::Quit(reply) => return self.close(&reply).await,
         }
         Ok(Turn::Next)
+    }
+
+    /// Answers a command that has come to its end, and counts it if it was wrong: unknown, with a wrong argument,
+    /// or out of order.
+    async fn reply(&mut self, reply: Reply) -> Result<Turn, Ended> {
+        if !matches!(reply.code, 500 | 501 | 503) {
+            self.io.send(&reply).await?;
+            return Ok(Turn::Next);
+        }
+        let session = &mut self.session;
+        session.wrong_commands += 1;
+        let (wrong, limit) = (session.wrong_commands, session.service.listener.errors.wrong_commands_max);
+        if limit == 0 || wrong < limit {
+            self.io.send(&reply).await?;
+            return Ok(Turn::Next);
+        }
+        tracing::warn!(wrong, "session closed: too many wrong commands");
+        self.close(&Reply::with(421, format!("{wrong} commands were wrong; good bye."))).await
     }
 
     async fn refuse_protocol(&mut self, what: &'static str) -> Result<Turn, Ended> {
@@ -357,8 +411,7 @@ impl Conversation {
             Fault::Unknown => Reply::new(500, "There is no such command; HELP lists those there are."),
             Fault::Bare(verb) => Reply::with(501, format!("{} needs an argument.", verb.name())),
         };
-        self.io.send(&reply).await?;
-        Ok(Turn::Next)
+        self.reply(reply).await
     }
 
     /// A line that came while work is under way.
@@ -368,7 +421,7 @@ impl Conversation {
             Line::Command(bytes) => Command::parse(bytes).ok(),
             Line::TooLong | Line::Tls => None,
             Line::Endless | Line::Closed => {
-                self.end_work().await;
+                self.end_work(CONTROL_CLOSED).await;
                 return Ok(Turn::Over);
             }
         };
@@ -390,7 +443,7 @@ impl Conversation {
                 self.deferred_bytes += line.bytes();
                 self.deferred.push_back(line);
                 if self.deferred.len() > DEFERRED_MAX || self.deferred_bytes > DEFERRED_BYTES_MAX {
-                    self.end_work().await;
+                    self.end_work("too many commands were sent ahead").await;
                     return self
                         .close(&Reply::new(421, "Too many commands were sent ahead; good bye."))
                         .await;
@@ -401,12 +454,12 @@ impl Conversation {
     }
 
     /// Ends what is under way with the session. What is being kept is kept, and its end told to the log.
-    async fn end_work(&mut self) {
+    async fn end_work(&mut self, why: &'static str) {
         let Some(mut running) = self.running.take() else { return };
         if running.is_committing() {
             (&mut running.work).await;
         } else {
-            running.abort("the control connection was closed");
+            running.abort(why);
         }
     }
 

@@ -12,16 +12,17 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use portolan_config::checked::frontend::SessionReuse;
+use portolan_config::checked::listener::SessionReuse;
 use rustix::net::sockopt;
-use rustls::server::{ProducesTickets, StoresServerSessions};
+use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert, StoresServerSessions};
+use rustls::sign::CertifiedKey;
 use rustls::{HandshakeKind, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// A handshake that is not done by then is given up.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
+use crate::ftp::bandwidth::Direction;
+use crate::ftp::tls::{Certificates, ListenerTls};
 
 const MARK_BYTES: usize = 16;
 type Mark = [u8; MARK_BYTES];
@@ -29,9 +30,9 @@ type Mark = [u8; MARK_BYTES];
 /// What all sessions of a listener share.
 #[derive(Debug)]
 pub(crate) struct TlsService {
-    config: Arc<ServerConfig>,
-    /// The live sessions, by the mark in their tickets.
-    owners: Mutex<HashMap<Mark, Owner>>,
+    tls: ListenerTls,
+    /// The live sessions, by the mark in their tickets. They outlive a reload of their listener.
+    owners: Arc<Mutex<HashMap<Mark, Owner>>>,
 }
 
 /// Whose a session is.
@@ -47,8 +48,8 @@ struct Owner {
 pub(super) enum Error {
     #[error("the TLS handshake failed")]
     Handshake(#[from] io::Error),
-    #[error("the TLS handshake took more than {HANDSHAKE_MAX:?}")]
-    Slow,
+    #[error("the TLS handshake took more than {0:?}")]
+    Slow(Duration),
     #[error("the TLS session offered belongs to another client")]
     Foreign,
     #[error("the TLS session of the control connection was not resumed")]
@@ -56,8 +57,10 @@ pub(super) enum Error {
 }
 
 impl TlsService {
-    pub(crate) fn new(config: &Arc<ServerConfig>) -> Self {
-        Self { config: Arc::clone(config), owners: Mutex::default() }
+    /// `previous` is that of the same listener before a reload.
+    pub(crate) fn new(tls: &ListenerTls, previous: Option<&Self>) -> Self {
+        let owners = previous.map(|previous| Arc::clone(&previous.owners)).unwrap_or_default();
+        Self { tls: tls.clone(), owners }
     }
 
     fn owners(&self) -> MutexGuard<'_, HashMap<Mark, Owner>> {
@@ -70,29 +73,30 @@ impl TlsService {
 pub(super) struct SessionTls {
     service: Arc<TlsService>,
     marked: Arc<Marked>,
+    names: Arc<SessionCertificates>,
+    handshake_max: Duration,
     config: Arc<ServerConfig>,
     /// The same, without tickets after the handshake.
     without_tickets: Arc<ServerConfig>,
 }
 
-/// Which way the content of a data connection goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    ToClient,
-    FromClient,
-}
-
 impl SessionTls {
-    pub(super) fn new(service: &Arc<TlsService>, address: IpAddr) -> Self {
+    pub(super) fn new(service: &Arc<TlsService>, address: IpAddr, handshake_max: Duration) -> Self {
+        let listener = &service.tls.config;
         let marked = Arc::new(Marked {
-            tickets: Arc::clone(&service.config.ticketer),
-            kept: Arc::clone(&service.config.session_storage),
+            tickets: Arc::clone(&listener.ticketer),
+            kept: Arc::clone(&listener.session_storage),
             service: Arc::clone(service),
             mark: rand::random(),
             adopted: OnceLock::new(),
             read: Mutex::default(),
         });
-        let mut config = ServerConfig::clone(&service.config);
+        let names = Arc::new(SessionCertificates {
+            certificates: Arc::clone(&service.tls.certificates),
+            host: Mutex::default(),
+        });
+        let mut config = ServerConfig::clone(listener);
+        config.cert_resolver = Arc::clone(&names) as Arc<dyn ResolvesServerCert>;
         config.ticketer = Arc::clone(&marked) as Arc<dyn ProducesTickets>;
         config.session_storage = Arc::clone(&marked) as Arc<dyn StoresServerSessions>;
         service.owners().insert(marked.mark, Owner { address, admin: None });
@@ -101,9 +105,16 @@ impl SessionTls {
         Self {
             service: Arc::clone(service),
             marked,
+            names,
+            handshake_max,
             config: Arc::new(config),
             without_tickets: Arc::new(without_tickets),
         }
+    }
+
+    /// The name of HOST, for clients that name none in their handshake (RFC 7151 section 3.2.2).
+    pub(super) fn set_host(&self, host: &str) {
+        *self.names.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.to_owned());
     }
 
     /// An admin has logged in; other sessions of the same admin from the same address are the same client.
@@ -115,7 +126,7 @@ impl SessionTls {
 
     /// The handshake of the control connection. It may resume whatever session this listener has known.
     pub(super) async fn accept_control(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let stream = accept(&self.config, stream).await?;
+        let stream = accept(&self.config, stream, self.handshake_max).await?;
         if let Some(mark) = self.offered(&stream) {
             // Set once: a session has one control connection.
             self.marked.adopted.set(mark).ok();
@@ -145,7 +156,7 @@ impl SessionTls {
             // A client that must resume may use each ticket once, as curl does, and needs the next one.
             (Direction::FromClient, SessionReuse::Require) | (Direction::ToClient, _) => &self.config,
         };
-        let stream = accept(config, stream).await?;
+        let stream = accept(config, stream, self.handshake_max).await?;
         let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.marked.judge(&mark));
         match (reuse, offered) {
             (SessionReuse::MatchIfOffered | SessionReuse::Require, Offered::Foreign) => Err(Error::Foreign),
@@ -157,7 +168,11 @@ impl SessionTls {
     }
 }
 
-async fn accept(config: &Arc<ServerConfig>, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+pub(super) async fn accept(
+    config: &Arc<ServerConfig>,
+    stream: TcpStream,
+    handshake_max: Duration,
+) -> Result<TlsStream<TcpStream>, Error> {
     let mut accept = TlsAcceptor::from(Arc::clone(config)).accept(stream);
     // The client's last messages are small, and each waits until the one before is acknowledged (Nagle's
     // algorithm). After we have sent something, the system would put that off by 40 ms.
@@ -171,12 +186,26 @@ async fn accept(config: &Arc<ServerConfig>, stream: TcpStream) -> Result<TlsStre
         }
         polled
     });
-    Ok(tokio::time::timeout(HANDSHAKE_MAX, prompt).await.map_err(|_| Error::Slow)??)
+    Ok(tokio::time::timeout(handshake_max, prompt).await.map_err(|_| Error::Slow(handshake_max))??)
 }
 
 impl Drop for SessionTls {
     fn drop(&mut self) {
         self.service.owners().remove(&self.marked.mark);
+    }
+}
+
+/// The listener's certificates, and which of them a session has asked for by HOST.
+#[derive(Debug)]
+struct SessionCertificates {
+    certificates: Arc<Certificates>,
+    host: Mutex<Option<String>>,
+}
+
+impl ResolvesServerCert for SessionCertificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        self.certificates.choose(hello.server_name().or(host.as_deref()))
     }
 }
 

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use portolan_config::checked::frontend::Ascii;
+use portolan_config::checked::listener::Ascii;
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::path::display;
 
 use super::data::{Connection, Plan};
-use super::tls::Direction;
 use crate::auth::Login;
 use crate::ftp::ControlConnection;
+use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::Transfer;
 use crate::tree::{Begins, Tree, VirtualPath};

@@ -111,7 +111,7 @@ fn work(
     length: Option<u64>,
     tell: impl FnOnce(DigestResponse) -> Reply + Send + 'static,
 ) -> Step {
-    let (tree, login) = (Arc::clone(&session.service.tree), login(session));
+    let (tree, login) = (Arc::clone(&session.service.shared.tree), login(session));
     let work = async move {
         Outcome::Done(match tree.digest(&login, &path, algorithm, offset, length).await {
             Ok(digest) => tell(digest),

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use portolan_config::checked::frontend::Ascii;
+use portolan_config::checked::listener::Ascii;
 
 use super::{asked, login, path};
 use crate::ftp::native::command::{Verb, words};
@@ -19,7 +19,7 @@ const STAT_ENTRIES_MAX: usize = 1_000;
 async fn entry(session: &Session, verb: Verb, argument: &[u8]) -> Result<(VirtualPath, Entry), Reply> {
     let path = path(session, argument)?;
     let login = login(session);
-    let stat = session.service.tree.stat(&login, &path);
+    let stat = session.service.shared.tree.stat(&login, &path);
     let entry = asked(session, verb, &path, Action::Look, stat).await?;
     Ok((path, entry))
 }
@@ -76,7 +76,7 @@ async fn stat_lines(session: &Session, argument: &[u8]) -> Result<(u16, VirtualP
         return Ok((213, path, vec![line(&entry)]));
     }
     let login = login(session);
-    let listing = session.service.tree.list(&login, &path);
+    let listing = session.service.shared.tree.list(&login, &path);
     let mut listing = asked(session, Verb::STAT, &path, Action::List, listing).await?;
     let mut lines = Vec::new();
     while let Some(batch) = asked(session, Verb::STAT, &path, Action::List, listing.next_batch()).await? {
@@ -95,7 +95,7 @@ pub(super) async fn avbl(session: &Session, argument: &[u8]) -> Step {
         Err(reply) => return reply.into(),
     };
     let login = login(session);
-    let free = session.service.tree.bytes_free(&login, &path);
+    let free = session.service.shared.tree.bytes_free(&login, &path);
     match asked(session, Verb::AVBL, &path, Action::Look, free).await {
         Ok(bytes) => Reply::with(213, bytes.to_string()).into(),
         Err(reply) => reply.into(),
@@ -113,9 +113,9 @@ struct Changes {
 async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -> Result<VirtualPath, Reply> {
     let path = path(session, name)?;
     let login = login(session);
-    let tree = &session.service.tree;
+    let tree = &session.service.shared.tree;
     // A drain waits for its reply.
-    let _under_way = session.control.begin_transfer();
+    let _under_way = session.control.begin_transfer(None);
     if let Some(unix_mode) = changes.unix_mode {
         let setting = tree.set_mode(&login, &path, unix_mode);
         asked(session, verb, &path, Action::Change, setting).await?;
@@ -149,9 +149,14 @@ pub(super) async fn mfmt(session: &Session, argument: &[u8]) -> Step {
 }
 
 pub(super) async fn mff(session: &Session, argument: &[u8]) -> Step {
-    let parsed = word_and_rest(argument).and_then(|(facts, name)| Some((parse_facts(facts)?, facts, name)));
-    let Some((changes, facts, name)) = parsed else {
-        return Reply::new(501, "Allowed: MFF Modify=YYYYMMDDHHMMSS;UNIX.mode=0nnn; name.").into();
+    let (facts, name) = word_and_rest(argument).unwrap_or_default();
+    let changes = match parse_facts(facts) {
+        Ok(changes) => changes,
+        // What other servers can set is no mistake of the client.
+        Err(FactFault::Unknown) => return Reply::new(504, "Only Modify and UNIX.mode can be set.").into(),
+        Err(FactFault::Syntax) => {
+            return Reply::new(501, "Allowed: MFF Modify=YYYYMMDDHHMMSS;UNIX.mode=0nnn; name.").into();
+        }
     };
     match change(session, Verb::MFF, name, &changes).await {
         Ok(path) => Reply::with(213, [facts, b" ", &on_one_line(&path.to_bytes())].concat()).into(),
@@ -159,19 +164,27 @@ pub(super) async fn mff(session: &Session, argument: &[u8]) -> Step {
     }
 }
 
-/// `Modify=...;UNIX.mode=...;`
-fn parse_facts(facts: &[u8]) -> Option<Changes> {
+/// Why a list of facts cannot be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FactFault {
+    Syntax,
+    /// There is one that cannot be set.
+    Unknown,
+}
+
+/// `Modify=...;UNIX.mode=...;`, the last `;` missing with ncftp.
+fn parse_facts(facts: &[u8]) -> Result<Changes, FactFault> {
     let mut changes = Changes::default();
-    for fact in facts.strip_suffix(b";")?.split(|byte| *byte == b';') {
-        let at = fact.iter().position(|byte| *byte == b'=')?;
+    for fact in facts.strip_suffix(b";").unwrap_or(facts).split(|byte| *byte == b';') {
+        let at = fact.iter().position(|byte| *byte == b'=').ok_or(FactFault::Syntax)?;
         let (name, value) = (fact[..at].to_ascii_lowercase(), &fact[at + 1..]);
         match &name[..] {
-            b"modify" => changes.modified_ns = Some(parse_timestamp(value)?),
-            b"unix.mode" => changes.unix_mode = Some(parse_mode(value)?),
-            _ => return None,
+            b"modify" => changes.modified_ns = Some(parse_timestamp(value).ok_or(FactFault::Syntax)?),
+            b"unix.mode" => changes.unix_mode = Some(parse_mode(value).ok_or(FactFault::Syntax)?),
+            _ => return Err(FactFault::Unknown),
         }
     }
-    Some(changes)
+    Ok(changes)
 }
 
 /// Octal permission bits up to 0777: what gives a program another user's rights is nobody's to set here.
@@ -266,12 +279,14 @@ mod tests {
     fn facts_to_set_are_checked() {
         assert_eq!(
             parse_facts(b"Modify=19700101000001;unix.MODE=0640;"),
-            Some(Changes { modified_ns: Some(1_000_000_000), unix_mode: Some(0o640) })
+            Ok(Changes { modified_ns: Some(1_000_000_000), unix_mode: Some(0o640) })
         );
-        for bad in
-            [&b"modify=19700101000001"[..], b"modify=1;", b"create=19700101000001;", b";", b"UNIX.mode=4755;"]
-        {
-            assert_eq!(parse_facts(bad), None, "{}", String::from_utf8_lossy(bad));
+        assert_eq!(parse_facts(b"UNIX.mode=0640").unwrap().unix_mode, Some(0o640));
+        for bad in [&b""[..], b"modify", b"modify=1;", b";", b"UNIX.mode=4755;", b"modify=19700101000001;;"] {
+            assert_eq!(parse_facts(bad), Err(FactFault::Syntax), "{}", String::from_utf8_lossy(bad));
+        }
+        for unknown in [&b"create=19700101000001;"[..], b"Modify=19700101000001;Create=19700101000001"] {
+            assert_eq!(parse_facts(unknown), Err(FactFault::Unknown));
         }
         assert_eq!(parse_mode(b"+644"), None);
     }

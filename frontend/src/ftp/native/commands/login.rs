@@ -1,21 +1,23 @@
 //! Who the client is, and how the connections are protected: USER to HOST (RFC 959, 2228, 4217, 7151).
 
+use std::sync::Arc;
+
 use portolan_config::admins::NAME_BYTES_MAX;
 use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
-use super::requires_tls;
+use super::{data_requires_tls, login_requires_tls};
 use crate::auth::Login;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::facts::Facts;
 use crate::ftp::native::session::{Modes, NextTransfer, Session, Step};
 use crate::ftp::reply::Reply;
-use crate::ftp::{FAILED_LOGINS_MAX, LOGIN_MAX};
+use crate::ftp::{LoginFailure, shown_time};
 use crate::tree::VirtualPath;
 
 pub(super) fn user(session: &mut Session, name: &[u8]) -> Step {
-    if requires_tls(session) && !session.protected {
+    if login_requires_tls(session) && !session.protected {
         return Reply::new(530, "TLS is required here; send AUTH TLS first.").into();
     }
     log_out(session);
@@ -30,40 +32,43 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
     let Some(name) = session.user.take() else {
         return Reply::new(503, "Send USER first.").into();
     };
-    let (id, from) = (session.id, session.peer);
-    let (Ok(name), Ok(password)) = (std::str::from_utf8(&name), std::str::from_utf8(password)) else {
-        return refuse(session, "(not UTF-8)", "no admin has such a name or password");
+    let (name, password) = match (std::str::from_utf8(&name), std::str::from_utf8(password)) {
+        (Ok(name), _) if name.len() > NAME_BYTES_MAX => {
+            ("(more than 256 bytes)", Err("no admin has such a name"))
+        }
+        (Ok(name), Ok("")) => (name, Err("an empty password")),
+        (Ok(name), Ok(password)) => (name, Ok(password)),
+        _ => ("(not UTF-8)", Err("no admin has such a name or password")),
     };
-    if name.len() > NAME_BYTES_MAX {
-        return refuse(session, "(more than 256 bytes)", "no admin has such a name");
-    }
-    if password.is_empty() {
-        return refuse(session, name, "an empty password");
-    }
-    match session.service.auth.login(name, password).await {
+    let service = Arc::clone(&session.service);
+    match service.log_in(&session.control, name, password).await {
         Ok(admin) => {
-            tracing::info!(session = %id, admin = admin.name, %from, "login");
             if let Some(tls) = &session.tls {
                 tls.set_admin(Some(&admin.name));
             }
+            session.pace = service.pace_of(&session.throttle, &admin.name);
             let text = format!("Welcome, {}.", admin.name);
-            session.login = Some(Login { admin, session: id });
+            session.login = Some(Login { admin, session: session.id });
             Reply::with(230, text).into()
         }
-        Err(error) => refuse(session, name, &portolan_agent::process::chain(&error)),
+        Err(LoginFailure::Banned(ban)) => Step::Quit(Reply::with(
+            421,
+            format!(
+                "Too many logins have failed; no more are taken from here until {}.",
+                shown_time(ban.until)
+            ),
+        )),
+        Err(LoginFailure::Wrong) => {
+            session.failed_logins += 1;
+            let (failures, limit) = (session.failed_logins, service.listener.errors.failed_logins_max);
+            if limit == 0 || failures < limit {
+                return Reply::new(530, "The name or the password is wrong.").into();
+            }
+            let from = session.origin.client;
+            tracing::warn!(session = %session.id, %from, failures, "session closed: too many failed logins");
+            Step::Quit(Reply::new(421, "Too many logins have failed; good bye."))
+        }
     }
-}
-
-fn refuse(session: &mut Session, name: &str, reason: &str) -> Step {
-    let from = session.peer;
-    session.failed_logins += 1;
-    tracing::warn!(session = %session.id, name, %from, reason, "login refused");
-    if session.failed_logins < FAILED_LOGINS_MAX {
-        return Reply::new(530, "The name or the password is wrong.").into();
-    }
-    let failures = session.failed_logins;
-    tracing::warn!(session = %session.id, %from, failures, "session closed: too many failed logins");
-    Step::Quit(Reply::new(421, "Too many logins have failed; good bye."))
 }
 
 /// Back to before USER. What the connections are protected by stays.
@@ -71,7 +76,8 @@ fn log_out(session: &mut Session) {
     session.user = None;
     // A client that never logs in gains no time by trying.
     if session.login.take().is_some() {
-        session.login_by = Instant::now() + LOGIN_MAX;
+        session.control.set_admin(None);
+        session.login_by = Instant::now() + session.service.listener.login_timeout;
     }
     session.cwd = VirtualPath::default();
     session.setup = Setup::None;
@@ -91,7 +97,7 @@ pub(super) fn rein(session: &mut Session) -> Step {
     session.facts = Facts::default();
     session.digest = DigestAlgorithm::Sha256;
     session.epsv_only = false;
-    Reply::new(220, "Portolan ready.").into()
+    session.greeting().into()
 }
 
 pub(super) fn auth(session: &mut Session, mechanism: &[u8]) -> Step {
@@ -127,7 +133,7 @@ pub(super) fn prot(session: &mut Session, level: &[u8]) -> Step {
     }
     let protected = match level {
         b"P" | b"p" => true,
-        b"C" | b"c" if requires_tls(session) => {
+        b"C" | b"c" if data_requires_tls(session) => {
             return Reply::new(534, "Data in plaintext is not allowed here.").into();
         }
         b"C" | b"c" => false,
@@ -148,12 +154,15 @@ pub(super) fn ccc(session: &Session) -> Step {
     Reply::new(code, "The control connection stays as it is.").into()
 }
 
-/// HOST. There is one host, whatever it is called.
-pub(super) fn host(session: &Session) -> Step {
+/// HOST. There is one tree, whatever its host is called; of several certificates it chooses the one.
+pub(super) fn host(session: &Session, name: &[u8]) -> Step {
     if session.login.is_some() || session.user.is_some() {
         return Reply::new(503, "HOST comes before USER.").into();
     }
-    Reply::new(220, "Portolan ready.").into()
+    if let (Some(tls), Ok(name)) = (&session.tls, std::str::from_utf8(name)) {
+        tls.set_host(name);
+    }
+    session.greeting().into()
 }
 
 /// CLNT, CSID: the client's name for itself, for those who read the log.

@@ -10,7 +10,6 @@ mod transfer;
 
 use std::future::Future;
 
-use portolan_config::checked::frontend::Tls;
 use portolan_proto::path::PathFault;
 
 use super::command::{Command, Verb};
@@ -41,7 +40,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::PBSZ => login::pbsz(session, argument),
         Verb::PROT => login::prot(session, argument),
         Verb::CCC => login::ccc(session),
-        Verb::HOST => login::host(session),
+        Verb::HOST => login::host(session, argument),
         Verb::CLNT | Verb::CSID => login::client(session, argument),
 
         Verb::NOOP => noop().into(),
@@ -105,7 +104,7 @@ pub(super) fn status(session: &Session, transfer: Option<&Transfer>) -> Reply {
     let tls = |protected| if protected { "TLS" } else { "plaintext" };
     let modes = &session.modes;
     let mut body = vec![
-        format!("Session {} of {login} from {}", session.id, session.peer),
+        format!("Session {} of {login} from {}", session.id, session.origin.client.ip()),
         format!("Control connection: {}; data connections: {}", tls(session.protected), tls(modes.protected)),
         format!(
             "TYPE {}, MODE {}, STRU F",
@@ -154,10 +153,12 @@ async fn asked<T>(
     })
 }
 
-/// True where this listener demands TLS.
-fn requires_tls(session: &Session) -> bool {
-    match session.service.listener.tls {
-        Tls::Off => false,
-        Tls::Explicit { required, .. } | Tls::Implicit { required, .. } => required,
-    }
+/// True where this listener demands TLS for logins.
+fn login_requires_tls(session: &Session) -> bool {
+    session.service.listener.tls.settings().is_some_and(|tls| tls.login_required)
+}
+
+/// True where this listener demands TLS for data.
+fn data_requires_tls(session: &Session) -> bool {
+    session.service.listener.tls.settings().is_some_and(|tls| tls.data_required)
 }

@@ -12,7 +12,7 @@ pub(super) async fn cwd(session: &mut Session, argument: &[u8]) -> Step {
         Err(reply) => return reply.into(),
     };
     let login = login(session);
-    let stat = session.service.tree.stat(&login, &path);
+    let stat = session.service.shared.tree.stat(&login, &path);
     match asked(session, Verb::CWD, &path, Action::Look, stat).await {
         Ok(entry) if entry.kind == Kind::Directory => {
             let text = format!("You are in {path}.");
@@ -81,8 +81,8 @@ async fn change(
     let path = path(session, argument)?;
     let login = login(session);
     // A drain waits for its reply.
-    let _under_way = session.control.begin_transfer();
-    let doing = work(&session.service.tree, &login, &path);
+    let _under_way = session.control.begin_transfer(None);
+    let doing = work(&session.service.shared.tree, &login, &path);
     asked(session, verb, &path, Action::Change, doing).await?;
     tracing::info!(verb = verb.name(), %path, admin = login.admin.name, session = %session.id, "changed");
     Ok(path)
@@ -94,7 +94,7 @@ pub(super) async fn rnfr(session: &mut Session, argument: &[u8]) -> Step {
         Err(reply) => return reply.into(),
     };
     let login = login(session);
-    let stat = session.service.tree.stat(&login, &path);
+    let stat = session.service.shared.tree.stat(&login, &path);
     match asked(session, Verb::RNFR, &path, Action::Look, stat).await {
         Ok(_) => {
             session.rename_from = Some(path);

@@ -1,6 +1,6 @@
 //! How the session is to behave: TYPE, MODE, STRU, OPTS, LANG; and what there is: FEAT, HELP.
 
-use portolan_config::checked::frontend::Ascii;
+use portolan_config::checked::listener::Ascii;
 
 use super::digest::{ALGORITHMS, algorithm_name};
 use crate::ftp::native::command::{Verb, number, words};

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use crate::ftp::advertised::Advertised;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::session::{Session, Step};
@@ -16,9 +17,13 @@ pub(super) fn pasv(session: &mut Session) -> Step {
     if session.epsv_only {
         return Reply::new(503, EPSV_ONLY).into();
     }
-    let address = match (session.service.listener.passive_address, session.local) {
-        (Some(address), _) | (None, IpAddr::V4(address)) => address,
-        (None, IpAddr::V6(_)) => return Reply::new(425, "PASV knows IPv4 only; use EPSV.").into(),
+    let service = &session.service;
+    let address = match service.shared.advertised.address(&service.listener, &session.origin) {
+        Advertised::Address(address) => address,
+        Advertised::Ipv6 => return Reply::new(425, "PASV knows IPv4 only; use EPSV.").into(),
+        Advertised::Unresolved => {
+            return Reply::new(425, "The address for PASV is not known yet; use EPSV, or try again.").into();
+        }
     };
     match listen(session) {
         Ok(port) => {
@@ -35,7 +40,7 @@ pub(super) fn epsv(session: &mut Session, argument: &[u8]) -> Step {
         session.epsv_only = true;
         return Reply::new(200, "From now on there is only EPSV.").into();
     }
-    let own = protocol(session.local);
+    let own = protocol(session.origin.contacted);
     if !argument.is_empty() && argument != own.as_bytes() {
         return Reply::with(522, format!("This connection's network protocol is another, use ({own})."))
             .into();
@@ -54,7 +59,7 @@ fn protocol(address: IpAddr) -> &'static str {
 /// Waits for the client on a port; an earlier one is given up.
 fn listen(session: &mut Session) -> Result<u16, Reply> {
     session.setup = Setup::None;
-    let bound = session.service.passive.listen(session.local);
+    let bound = session.service.passive.listen(session.origin.own);
     let listening = bound.and_then(|listener| {
         let port = listener.local_addr()?.port();
         Ok((listener, port))
@@ -114,7 +119,7 @@ fn active(session: &mut Session, address: SocketAddr) -> Step {
     if !session.service.listener.active {
         return Reply::new(502, "Active data connections are not served here; use PASV or EPSV.").into();
     }
-    if address.ip().to_canonical() != session.peer || address.port() < ACTIVE_PORT_MIN {
+    if address.ip().to_canonical() != session.origin.client.ip() || address.port() < ACTIVE_PORT_MIN {
         tracing::warn!(session = %session.id, %address, "a data connection to another address or service was refused");
         return Reply::new(504, "The address must be your own and the port 1024 or above.").into();
     }

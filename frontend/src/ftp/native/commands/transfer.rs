@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use portolan_config::checked::frontend::Ascii;
+use portolan_config::checked::listener::Ascii;
 
 use super::digest::span;
-use super::{bad_name, login, path, requires_tls};
+use super::{bad_name, data_requires_tls, login, path};
 use crate::ftp::native::command::{Verb, number, words};
 use crate::ftp::native::data::{Plan, Setup};
 use crate::ftp::native::listing::{self, Asked, Form};
@@ -50,7 +50,7 @@ fn converts(session: &Session) -> bool {
 /// What the data connection of a transfer needs, taken from the session: it serves one transfer.
 fn plan(session: &mut Session) -> Result<Plan, Reply> {
     let setup = std::mem::take(&mut session.setup);
-    if requires_tls(session) && !session.modes.protected {
+    if data_requires_tls(session) && !session.modes.protected {
         return Err(Reply::new(521, "Data in plaintext is not allowed here; send PBSZ 0 and PROT P."));
     }
     if let Setup::None = setup {
@@ -59,8 +59,9 @@ fn plan(session: &mut Session) -> Result<Plan, Reply> {
     let reuse = session.service.listener.session_reuse;
     Ok(Plan {
         setup,
-        peer: session.peer,
-        local: session.local,
+        origin: session.origin,
+        proxy_protocol: session.service.listener.proxy_protocol.clone(),
+        pace: session.pace.clone(),
         tls: session.tls.clone().filter(|_| session.modes.protected).map(|tls| (tls, reuse)),
         close_notify: session.service.listener.close_notify,
         compression: session.modes.deflate.then_some(session.modes.level),
@@ -71,7 +72,7 @@ fn job(session: &mut Session, verb: Verb, path: &VirtualPath) -> Result<Job, Rep
     let plan = plan(session)?;
     let login = login(session);
     Ok(Job {
-        tree: Arc::clone(&session.service.tree),
+        tree: Arc::clone(&session.service.shared.tree),
         control: Arc::clone(&session.control),
         plan,
         transfer: Arc::new(Transfer::begin(&login, verb.name(), path)),
@@ -164,7 +165,7 @@ pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
         let plan = plan(session)?;
         let login = login(session);
         let transfer = Arc::new(Transfer::begin(&login, verb.name(), &path));
-        let tree = Arc::clone(&session.service.tree);
+        let tree = Arc::clone(&session.service.shared.tree);
         let running = Arc::clone(&transfer);
         let job = listing::Job { tree, login, plan, transfer, form, recursive, itself, prefix: said };
         Ok((job.run(), running))

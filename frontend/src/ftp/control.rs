@@ -1,0 +1,202 @@
+//! A control connection as others than its session see it: whose it is, what it does, how it is ended.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use portolan_proto::id::SessionId;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::reply::Reply;
+use super::transfer::Transfer;
+
+/// Where a control connection comes from. Addresses are IPv4 where they can be, however a socket tells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The client's own address, also behind a load balancer.
+    pub client: SocketAddr,
+    /// How the client counts for limits and bans: its address, or the network of it.
+    pub network: IpAddr,
+    /// The address that the client connected to: the load balancer's, where there is one.
+    pub contacted: IpAddr,
+    /// Our own address, where passive data connections are awaited.
+    pub own: IpAddr,
+    /// The load balancer's address; `None`: the client came by itself.
+    pub balancer: Option<IpAddr>,
+}
+
+/// Why a session is to end although its client has not asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// It is not to end.
+    No,
+    /// The front end stops: as soon as nothing is under way.
+    Drain,
+    /// The operator says so: at once.
+    Kick,
+}
+
+impl Ending {
+    pub(super) fn reply(self) -> Reply {
+        match self {
+            Ending::No | Ending::Drain => Reply::new(421, "The service stops; good bye."),
+            Ending::Kick => Reply::new(421, "The operator has closed this session; good bye."),
+        }
+    }
+}
+
+/// A second handle on a control connection: to see whether its client is still there, to show what it does,
+/// and to end it.
+#[derive(Debug)]
+pub struct ControlConnection {
+    pub id: SessionId,
+    pub origin: Origin,
+    /// The name of its listener.
+    pub listener: Arc<str>,
+    pub since: SystemTime,
+    socket: OwnedFd,
+    opened: Instant,
+    transfers: AtomicUsize,
+    /// When the last transfer ended, in milliseconds after `opened`.
+    last_transfer_ms: AtomicU64,
+    logged_in: AtomicBool,
+    shown: Mutex<Shown>,
+    ending: watch::Sender<Ending>,
+}
+
+/// What the operator is shown of a session.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// Who has logged in.
+    pub admin: Option<String>,
+    /// What is being transferred.
+    pub transfer: Option<Arc<Transfer>>,
+}
+
+/// A client that is gone without a word is noticed after idle + count * interval; meanwhile its session takes
+/// up a place.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_COUNT: u32 = 4;
+
+/// Lets the kernel find out that the other end of a connection is gone. On a listening socket it holds for the
+/// connections accepted from it.
+pub(crate) fn keep_alive(socket: impl AsFd) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+    Ok(sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_COUNT)?)
+}
+
+impl ControlConnection {
+    /// Prepares a new connection and takes a handle on it.
+    pub fn new(stream: &TcpStream, origin: Origin, listener: Arc<str>) -> std::io::Result<Self> {
+        // Nagle's algorithm and delayed acknowledgements cost 40 ms for each reply after a transfer.
+        stream.set_nodelay(true)?;
+        keep_alive(stream)?;
+        Ok(Self {
+            id: SessionId::new(),
+            origin,
+            listener,
+            since: SystemTime::now(),
+            socket: stream.as_fd().try_clone_to_owned()?,
+            opened: Instant::now(),
+            transfers: AtomicUsize::new(0),
+            last_transfer_ms: AtomicU64::new(0),
+            logged_in: AtomicBool::new(false),
+            shown: Mutex::default(),
+            ending: watch::Sender::new(Ending::No),
+        })
+    }
+
+    /// True when the client has closed its end or reset the connection, even while unread commands wait.
+    /// A control connection that closes unexpectedly is an abort (RFC 959 section 3.2).
+    pub fn is_closed_by_client(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        // A poll that fails says nothing good about the connection.
+        poll(&mut polled, Some(&now)).is_err() || polled[0].revents().intersects(gone)
+    }
+
+    /// True when bytes have come that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        // A socket that cannot be asked is one that is closed, which is looked at elsewhere.
+        rustix::io::ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
+    }
+
+    fn shown_mut(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn shown(&self) -> Shown {
+        self.shown_mut().clone()
+    }
+
+    /// Counts something that takes its time, as long as the guard lives, and shows it where it is a transfer.
+    pub fn begin_transfer(self: &Arc<Self>, transfer: Option<Arc<Transfer>>) -> TransferUnderWay {
+        self.transfers.fetch_add(1, Ordering::AcqRel);
+        self.shown_mut().transfer = transfer;
+        TransferUnderWay(Arc::clone(self))
+    }
+
+    /// True when no transfer is under way, nor has been for `quiet`: the reply to the last one is out.
+    pub fn is_idle_for(&self, quiet: Duration) -> bool {
+        let ended = Duration::from_millis(self.last_transfer_ms.load(Ordering::Acquire));
+        let none = self.transfers.load(Ordering::Acquire) == 0;
+        none && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
+    }
+
+    /// Who has logged in; `None`: nobody any more.
+    pub fn set_admin(&self, admin: Option<&str>) {
+        self.logged_in.store(admin.is_some(), Ordering::Release);
+        self.shown_mut().admin = admin.map(str::to_owned);
+    }
+
+    pub fn is_logged_in(&self) -> bool {
+        self.logged_in.load(Ordering::Acquire)
+    }
+
+    /// Asks the session to end. A stronger reason takes the place of a weaker one.
+    pub fn ask_to_end(&self, ending: Ending) {
+        self.ending.send_if_modified(|present| {
+            let stronger = ending > *present;
+            *present = ending.max(*present);
+            stronger
+        });
+    }
+
+    /// Waits until the session is asked to end, for a reason at least as strong.
+    pub async fn asked_to_end(&self, at_least: Ending) -> Ending {
+        let mut asked = self.ending.subscribe();
+        // The sender is part of this.
+        asked.wait_for(|ending| *ending >= at_least).await.map_or(Ending::No, |ending| *ending)
+    }
+
+    /// Ends the connection: what was written is still delivered.
+    pub fn close(&self) {
+        match rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both) {
+            // The client was faster.
+            Ok(()) | Err(rustix::io::Errno::NOTCONN) => {}
+            Err(errno) => tracing::debug!(%errno, "control connection was not closed in order"),
+        }
+    }
+}
+
+/// See [`ControlConnection::begin_transfer`].
+#[derive(Debug)]
+pub struct TransferUnderWay(Arc<ControlConnection>);
+
+impl Drop for TransferUnderWay {
+    fn drop(&mut self) {
+        let now = u64::try_from(self.0.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.shown_mut().transfer = None;
+        self.0.last_transfer_ms.store(now.max(1), Ordering::Release);
+        self.0.transfers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
