@@ -40,7 +40,8 @@ fn main() -> ExitCode {
         }
     };
     process::start_log(&config.log);
-    process::run(async {
+    process::raise_open_files();
+    process::run(None, async {
         let agent = Agent::bind(config).await?;
         agent.run(process::shutdown_on_signal()?).await?;
         Ok(())

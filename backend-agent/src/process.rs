@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use portolan_config::checked::{Log, LogFormat};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -33,14 +34,34 @@ pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
 }
 
+/// Changes the level of a log that was started.
+pub struct LogLevel {
+    set: Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error> + Send + Sync>,
+}
+
+/// The environment variable that overrides the level.
+const LEVEL_VARIABLE: &str = "PORTOLAN_LOG";
+// libunftp logs what a client breaks off as its own errors, but the front end logs the cause once; rustls warns of
+// every client that connects to an IP address.
+const QUIET: &str = "libunftp=off,rustls=error,h2=warn,hyper=warn";
+
+impl LogLevel {
+    /// Takes the level of another configuration; `false`: the environment overrides it.
+    pub fn set(&self, log: &Log) -> bool {
+        if std::env::var_os(LEVEL_VARIABLE).is_some() {
+            return false;
+        }
+        let filter = EnvFilter::new(format!("{QUIET},{}", log.level));
+        // The subscriber lives as long as the process.
+        (self.set)(filter).is_ok()
+    }
+}
+
 /// Starts logging to stderr. `PORTOLAN_LOG` overrides the level, in the syntax of tracing's EnvFilter; a value
 /// that is not valid ends the process with the status for wrong arguments.
-pub fn start_log(log: &Log) {
-    // libunftp logs what a client breaks off as its own errors, but the front end logs the cause once; rustls
-    // warns of every client that connects to an IP address.
-    let quiet = "libunftp=off,rustls=error,h2=warn,hyper=warn";
-    let wanted = std::env::var("PORTOLAN_LOG").unwrap_or_else(|_| log.level.to_owned());
-    let filter = EnvFilter::try_new(format!("{quiet},{wanted}")).unwrap_or_else(|error| {
+pub fn start_log(log: &Log) -> LogLevel {
+    let wanted = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| log.level.to_owned());
+    let filter = EnvFilter::try_new(format!("{QUIET},{wanted}")).unwrap_or_else(|error| {
         eprintln!("PORTOLAN_LOG: {wanted:?} is not valid: {error}; allowed: a level, or TARGET=LEVEL,...");
         std::process::exit(i32::from(EXIT_USAGE));
     });
@@ -51,47 +72,124 @@ pub fn start_log(log: &Log) {
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if text {
-        builder.with_ansi(std::io::stderr().is_terminal()).init();
+        let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        LogLevel { set: Box::new(move |filter| handle.reload(filter)) }
     } else {
-        builder.json().init();
+        let builder = builder.json().with_filter_reloading();
+        let handle = builder.reload_handle();
+        builder.init();
+        LogLevel { set: Box::new(move |filter| handle.reload(filter)) }
     }
+}
+
+/// What a process is told by signals.
+#[derive(Debug)]
+pub struct Signals {
+    /// The first SIGTERM or SIGINT: stop, and let what is under way finish.
+    pub drain: CancellationToken,
+    /// The second: stop at once. A third ends the process.
+    pub cut: CancellationToken,
+    /// SIGHUP: read the configuration again.
+    pub reload: mpsc::Receiver<()>,
+}
+
+impl Signals {
+    /// For what is stopped by a token, and by no signal.
+    pub fn by_token(drain: CancellationToken) -> Self {
+        let (_, reload) = mpsc::channel(1);
+        Self { drain, cut: CancellationToken::new(), reload }
+    }
+
+    /// Listens for the signals.
+    pub fn listen() -> std::io::Result<Self> {
+        let (drain, cut) = listen_for_stop()?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        // One that waits stands for all that come meanwhile.
+        let (sender, reload) = mpsc::channel(1);
+        tokio::spawn(
+            async move { while hang_up.recv().await.is_some() && is_wanted(sender.try_send(())) {} },
+        );
+        Ok(Self { drain, cut, reload })
+    }
+}
+
+fn is_wanted(sent: Result<(), mpsc::error::TrySendError<()>>) -> bool {
+    !matches!(sent, Err(mpsc::error::TrySendError::Closed(())))
 }
 
 /// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
-    let token = CancellationToken::new();
+    let (drain, cut) = listen_for_stop()?;
+    tokio::spawn(async move {
+        cut.cancelled().await;
+        std::process::exit(1);
+    });
+    Ok(drain)
+}
+
+/// Tokens that the first and the second SIGTERM or SIGINT cancel. The third ends the process at once.
+fn listen_for_stop() -> std::io::Result<(CancellationToken, CancellationToken)> {
+    let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let cancelled = token.clone();
+    let tokens = [drain.clone(), cut.clone()];
     tokio::spawn(async move {
-        for asked in 0.. {
+        for asked in 0_usize.. {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            match tokens.get(asked) {
+                Some(token) => token.cancel(),
+                None => std::process::exit(1),
+            }
             if asked > 0 {
                 tracing::warn!("second signal: stopping at once");
-                std::process::exit(1);
             }
-            cancelled.cancel();
         }
     });
-    Ok(token)
+    Ok((drain, cut))
 }
 
-/// Runs a program's work. A failure is logged with its causes and gives exit status 1.
-pub fn run(work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>) -> ExitCode {
-    let done = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(Into::into)
-        .and_then(|runtime| runtime.block_on(work));
+/// Threads of a runtime. Workers are as many as there are cores, from `min` to `max`; for what blocks there are
+/// `max` more at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Threads {
+    pub min: usize,
+    pub max: usize,
+}
+
+/// Runs a program's work, on as many threads as the runtime finds right unless told otherwise. A failure is logged
+/// with its causes and gives exit status 1.
+pub fn run(
+    threads: Option<Threads>,
+    work: impl Future<Output = Result<(), Box<dyn std::error::Error>>>,
+) -> ExitCode {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all();
+    if let Some(Threads { min, max }) = threads {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        builder.worker_threads(cores.clamp(min, max)).max_blocking_threads(max);
+    }
+    let done = builder.build().map_err(Into::into).and_then(|runtime| runtime.block_on(work));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = chain(&*error), "stopped by a failure");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Raises the limit of open files as far as the system allows: each session takes four while it transfers.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%errno, "the limit of open files stays as it is");
     }
 }
 

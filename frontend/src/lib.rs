@@ -8,36 +8,44 @@
 //!                          └──> auth
 //! ```
 //!
+//! Beside it: `running` holds the parts together and reloads them, `control` shows them to the operator.
+//!
 //! Who calls it: `main.rs`, and `portolan demo`, which runs one beside its agents.
 //! What it calls: the numbered modules.
 //! What it never does: touch a mail store.
 
 pub mod auth;
 pub mod cli;
+pub mod control;
 pub mod ftp;
 pub mod gate;
 pub mod node_client;
+mod recent;
 pub mod router;
+pub mod running;
 pub mod tree;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portolan_agent::process::Signals;
 use portolan_config::checked::frontend::Frontend as Config;
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use auth::Authenticator;
-use ftp::Service;
 use gate::Gate;
-use node_client::{Health, NodeClient};
-use router::Router;
-use tree::Tree;
+use node_client::Health;
+use running::Running;
 
 /// Before the first client is let in, the nodes get this long to be heard. Those that are not are away.
 const FIRST_HEARING_MAX: Duration = Duration::from_secs(3);
+/// How often certificate files are looked at.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
+/// How often the names of passive addresses are resolved again.
+const NAMES_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,77 +55,147 @@ pub enum Error {
     Ftp { address: SocketAddr, source: ftp::Error },
     #[error(transparent)]
     Node(#[from] node_client::SetupError),
+    #[error(transparent)]
+    Control(#[from] control::Error),
+}
+
+/// Where a front end is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Bound, and hearing its nodes.
+    Starting,
+    Serving,
+    /// Serving, and reading its configuration again.
+    Reloading,
+    /// No new sessions; transfers finish.
+    Draining,
+    Stopped,
 }
 
 /// A front end that is bound and ready to run.
 pub struct Frontend {
-    config: Config,
-    gates: Vec<Gate>,
-    nodes: Vec<Arc<NodeClient>>,
-    router: Arc<Router>,
+    running: Arc<Running>,
+    gates: Vec<(Arc<Gate>, TcpListener)>,
+    control: Option<control::Server>,
 }
 
 impl Frontend {
     /// Binds all listeners. Nodes are dialled when it runs.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let nodes = node_client::clients(&config)?;
-        let names = config.nodes.iter().map(|node| node.name.clone()).collect();
-        let router = Arc::new(Router::new(names, &config.map));
-        let tree = Arc::new(Tree::new(Arc::clone(&router), nodes.clone()));
-        let auth = Arc::new(Authenticator::new(&config.admins));
+        Self::bind_with(config, Vec::new(), None).await
+    }
+
+    /// The same, with sockets that the process was given (those that no listener wants are closed), and with a
+    /// log whose level a reload changes.
+    pub async fn bind_with(
+        config: Config,
+        mut inherited: Vec<std::net::TcpListener>,
+        log: Option<portolan_agent::process::LogLevel>,
+    ) -> Result<Self, Error> {
+        let control = control::Server::bind(&config.control)?;
+        let running = Arc::new(Running::new(config, log)?);
         let mut gates = Vec::new();
-        for listener in &config.listeners {
-            let address = listener.address;
-            let service = Service::new(listener.clone(), Arc::clone(&tree), Arc::clone(&auth))
-                .map_err(|source| Error::Ftp { address, source })?;
-            gates.push(Gate::bind(service).await.map_err(|source| Error::Listen { address, source })?);
+        for listener in &running.config().listeners {
+            gates.push(running.make_gate(listener, &mut inherited)?);
         }
-        Ok(Self { config, gates, nodes, router })
+        Ok(Self { running, gates, control })
     }
 
     /// The addresses that are bound, in the order of the configuration.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.gates.iter().map(Gate::local_addr).collect()
+        self.gates.iter().map(|(gate, _)| gate.address()).collect()
     }
 
-    /// Serves until `shutdown`, then drains for the configured time. What is not done then is cut and commits
-    /// nothing.
-    pub async fn run(self, shutdown: CancellationToken) {
-        // The watches outlive the gates: transfers that drain still need to know their nodes.
-        let stop_watches = CancellationToken::new();
-        let watches = TaskTracker::new();
-        for node in &self.nodes {
-            let (node, router, stop) = (Arc::clone(node), Arc::clone(&self.router), stop_watches.clone());
-            watches.spawn(async move { node.watch(&router, stop).await });
+    /// Where it is in its life.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.running.phase().subscribe()
+    }
+
+    /// Serves until it is told to drain, then drains for the configured time. What is not done then is cut and
+    /// commits nothing.
+    pub async fn run(self, mut signals: Signals) {
+        let Self { running, gates, control } = self;
+        // The watches and the control socket outlive the gates: transfers that drain still need to know their
+        // nodes, and the operator wants to see them.
+        let stop_last = CancellationToken::new();
+        let last = TaskTracker::new();
+        for node in running.nodes() {
+            let (node, running, stop) = (Arc::clone(node), Arc::clone(&running), stop_last.clone());
+            last.spawn(async move { node.watch(running.router(), stop).await });
+        }
+        if let Some(control) = control {
+            last.spawn(control.run(Arc::clone(&running), stop_last.clone()));
         }
         tokio::select! {
-            _ = tokio::time::timeout(FIRST_HEARING_MAX, self.hear_nodes()) => {}
-            () = shutdown.cancelled() => {}
+            _ = tokio::time::timeout(FIRST_HEARING_MAX, hear(&running)) => {}
+            () = signals.drain.cancelled() => {}
         }
-        let mut gates = JoinSet::new();
-        for gate in self.gates {
-            tracing::info!(address = %gate.local_addr(), "front end serves");
-            gates.spawn(gate.run(shutdown.clone()));
+        for (gate, listener) in gates {
+            running.open(gate, listener);
         }
-        shutdown.cancelled().await;
+        running.phase().send_replace(Phase::Serving);
+        until_drain(&running, &mut signals).await;
+
+        running.phase().send_replace(Phase::Draining);
         tracing::info!("front end drains");
-        let drained = async { while gates.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.config.drain_timeout, drained).await.is_err() {
-            tracing::warn!("transfers still in flight at the end of the drain are cut; they commit nothing");
-            gates.shutdown().await;
+        running.close_all().await;
+        let drain_timeout = running.config().drain_timeout;
+        let deadline = async {
+            tokio::select! {
+                () = tokio::time::sleep(drain_timeout) => {}
+                () = signals.cut.cancelled() => {}
+            }
+        };
+        let gate::sessions::Drained { finished, failed, cut } = running.sessions().drain(deadline).await;
+        if cut > 0 {
+            tracing::warn!(
+                finished,
+                failed,
+                cut,
+                "front end drained; transfers that were cut commit nothing"
+            );
+        } else {
+            tracing::info!(finished, failed, cut, "front end drained");
         }
-        stop_watches.cancel();
-        watches.close();
-        watches.wait().await;
+        stop_last.cancel();
+        last.close();
+        last.wait().await;
+        running.phase().send_replace(Phase::Stopped);
         tracing::info!("front end stopped");
     }
+}
 
-    /// Waits until each node is up or known to be away.
-    async fn hear_nodes(&self) {
-        for node in &self.nodes {
-            let mut health = node.health();
-            // The sender lives as long as the node.
-            health.wait_for(|health| *health != Health::Unheard).await.ok();
+/// Waits until each node is up or known to be away, and names are resolved.
+async fn hear(running: &Running) {
+    running.refresh_names().await;
+    for node in running.nodes() {
+        let mut health = node.health();
+        // The sender lives as long as the node.
+        health.wait_for(|health| *health != Health::Unheard).await.ok();
+    }
+}
+
+/// What is done while the gates are open.
+async fn until_drain(running: &Arc<Running>, signals: &mut Signals) {
+    let chores = TaskTracker::new();
+    let mut certificates = tokio::time::interval(CERTIFICATES_EVERY);
+    let mut names = tokio::time::interval(NAMES_EVERY);
+    loop {
+        let running = Arc::clone(running);
+        tokio::select! {
+            () = signals.drain.cancelled() => break,
+            Some(()) = signals.reload.recv() => {
+                // Its outcome is in the log.
+                chores.spawn(async move { running.reload().await.ok() });
+            }
+            _ = certificates.tick() => {
+                chores.spawn(async move { running.renew_certificates().await });
+            }
+            _ = names.tick() => {
+                chores.spawn(async move { running.refresh_names().await });
+            }
         }
     }
+    chores.close();
+    chores.wait().await;
 }

@@ -1,16 +1,23 @@
-//! The front end's process: arguments, logging, configuration, signals, exit status. Nothing else.
+//! The front end's process: arguments, logging, configuration, signals, the service manager, exit status. Nothing
+//! else.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use portolan_agent::process;
-use portolan_frontend::Frontend;
+use portolan_frontend::{Frontend, Phase};
+use sd_notify::NotifyState;
+use tokio::sync::watch;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves the mail of a whole cluster over FTP: checks admins and routes each path to the node that holds it.
+///
+/// SIGTERM or SIGINT: stop letting clients in, let transfers finish, exit. A second one: cut transfers, exit. SIGHUP:
+/// read the configuration again; `portolan reload` does the same and tells the outcome.
 ///
 /// Exit status: 0 after a drain, 1 when it cannot serve, 64 when arguments or configuration are wrong.
 #[derive(Parser)]
@@ -40,10 +47,45 @@ fn main() -> ExitCode {
             return ExitCode::from(process::EXIT_USAGE);
         }
     };
-    process::start_log(&config.log);
-    process::run(async {
-        let frontend = Frontend::bind(config).await?;
-        frontend.run(process::shutdown_on_signal()?).await;
+    let log = process::start_log(&config.log);
+    process::raise_open_files();
+    let threads = process::Threads { min: config.threads.min, max: config.threads.max };
+    process::run(Some(threads), async {
+        let signals = process::Signals::listen()?;
+        let frontend = Frontend::bind_with(config, inherited_sockets()?, Some(log)).await?;
+        let telling = tokio::spawn(tell_service_manager(frontend.phase()));
+        frontend.run(signals).await;
+        telling.await?;
         Ok(())
     })
+}
+
+/// The sockets of systemd's socket activation, sd_listen_fds(3).
+fn inherited_sockets() -> std::io::Result<Vec<TcpListener>> {
+    let mut given = listenfd::ListenFd::from_env();
+    let mut sockets = Vec::new();
+    for index in 0..given.len() {
+        sockets.extend(given.take_tcp_listener(index)?);
+    }
+    Ok(sockets)
+}
+
+/// Tells systemd where the front end is in its life, sd_notify(3). Without systemd it does nothing.
+async fn tell_service_manager(mut phase: watch::Receiver<Phase>) {
+    loop {
+        let now = *phase.borrow_and_update();
+        let told = match now {
+            Phase::Starting => Ok(()),
+            Phase::Serving => sd_notify::notify(&[NotifyState::Ready]),
+            Phase::Reloading => NotifyState::monotonic_usec_now()
+                .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
+            Phase::Draining | Phase::Stopped => sd_notify::notify(&[NotifyState::Stopping]),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, "the service manager cannot be told");
+        }
+        if now == Phase::Stopped || phase.changed().await.is_err() {
+            return;
+        }
+    }
 }

@@ -97,13 +97,19 @@ impl Server {
     }
 
     /// The exit status, when the program ends by itself.
-    pub fn wait(mut self) -> Option<i32> {
+    pub fn wait(&mut self) -> Option<i32> {
         eventually("the program ends", || self.child.try_wait().expect("our child")).code()
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(id.expect("a process id"), signal).expect("our child can be signalled");
+    }
+
+    /// Ends it at once. It may be gone already.
+    fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 
     /// Memory that the process itself has taken, in KiB: not the pages of its program file.
@@ -119,8 +125,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        self.kill();
     }
 }
 
@@ -187,6 +192,7 @@ impl Cluster {
         let path = self.path().join("frontend.toml");
         let text = change(fs::read_to_string(&path).expect("written at the start"));
         fs::write(&path, text).expect("our file");
+        self.frontend.kill();
         self.frontend = start_frontend(self.folder.path());
     }
 
@@ -290,6 +296,8 @@ format = "json"
 fn frontend_config(nodes: &[SocketAddr; 3]) -> String {
     let mut text = r#"version = 1
 drain_timeout = "5s"
+[control]
+socket = "control.sock"
 [[listeners]]
 address = "127.0.0.1:0"
 certificate = "pki/front-1.pem"

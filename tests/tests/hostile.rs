@@ -41,14 +41,14 @@ fn garbage_and_half_open_connections_do_not_disturb_others() {
 #[test]
 fn sessions_past_the_limit_are_told_so_and_places_come_free() {
     let mut cluster = Cluster::start(tree::fill);
-    cluster.restart_with("sessions_max = 3");
+    cluster.restart_with("limits = { simultaneous = 3 }");
     let address = cluster.frontend.address;
     let mut sessions: Vec<Control> = (0..3).map(|_| Control::connect(address)).collect();
     let mut refused = TcpStream::connect(address).unwrap();
     refused.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut text = String::new();
     refused.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "421 All 3 sessions of this listener are in use; try again later.\r\n");
+    assert_eq!(text, "421 All 3 connections of this listener are in use; try again later.\r\n");
     sessions.pop();
     eventually("the place is free", || {
         let mut stream = TcpStream::connect(address).unwrap();

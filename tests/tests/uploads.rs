@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use portolan_tests::client::Control;
 use portolan_tests::tree::{self, put};
-use portolan_tests::{Cluster, PASSWORD, eventually, start_frontend};
+use portolan_tests::{Cluster, PASSWORD, eventually};
 
 const FILE: &str = "one.example/users/alice/folders/INBOX/kept.eml";
 
@@ -176,14 +176,17 @@ fn a_drain_finishes_the_transfer_and_ends_idle_sessions() {
     let mut control = Control::login(cluster.frontend.address, "admin");
     let mut data = half_an_upload(&cluster, &mut control);
     cluster.frontend.signal(rustix::process::Signal::TERM);
+    assert_eq!(idle.reply(), (421, "421 The service stops; good bye.".to_owned()));
     assert_eq!(idle.reply().0, 0, "an idle session is closed");
     std::thread::sleep(Duration::from_millis(300));
     data.write_all(b"end").unwrap();
     drop(data);
     assert_eq!(control.reply().0, 226);
     assert_eq!(fs::metadata(&file).unwrap().len(), 4_000_003);
-    let next = start_frontend(cluster.path());
-    assert_eq!(std::mem::replace(&mut cluster.frontend, next).wait(), Some(0));
+    assert_eq!(control.reply().0, 421);
+    assert_eq!(cluster.frontend.wait(), Some(0));
+    let log = cluster.frontend.log();
+    assert!(log.contains("front end drained\",\"finished\":1,\"failed\":0,\"cut\":0"), "{log}");
 }
 
 #[test]

@@ -1,20 +1,36 @@
 //! The operator's command `portolan`: one file a subcommand.
 //!
 //! Who calls it: `bin/portolan.rs`.
-//! What it calls: configuration, the front end and the agent (for the demo).
-//! What it never does: change a running service.
+//! What it calls: configuration, the control socket of a running front end, the front end and the agent (for the
+//! demo).
+//! What it never does: change a running service otherwise than over its control socket.
 
+mod bans;
 mod check;
 mod demo;
+mod kick;
 mod passwd;
 mod pki;
+mod reload;
+mod status;
 
+use std::future::Future;
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 use portolan_agent::process;
+use portolan_config::checked::frontend::CONTROL_SOCKET;
+use portolan_proto::control::control_client::ControlClient;
+use tonic::Status;
+use tonic::transport::Channel;
 
-/// Set up, check and try Portolan.
+/// A front end that does not answer by then is stuck.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+/// Set up, check, watch and try Portolan.
 ///
 /// Exit status: 0 done, 1 failed, 64 wrong arguments or a faulty configuration.
 #[derive(Parser)]
@@ -29,6 +45,10 @@ enum Command {
     Check(check::Arguments),
     Passwd(passwd::Arguments),
     Pki(pki::Arguments),
+    Status(status::Arguments),
+    Kick(kick::Arguments),
+    Bans(bans::Arguments),
+    Reload(reload::Arguments),
     Demo(demo::Arguments),
     Completions(Completions),
 }
@@ -49,10 +69,76 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Passwd(arguments) => passwd::run(&arguments),
         Command::Pki(arguments) => pki::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Kick(arguments) => kick::run(&arguments),
+        Command::Bans(arguments) => bans::run(&arguments),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Completions(arguments) => {
             process::print_completions::<Arguments>(arguments.shell);
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Where the front end is that a command is for.
+#[derive(Parser)]
+struct Socket {
+    /// The control socket of the front end: control.socket of its configuration.
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    socket: PathBuf,
+}
+
+/// Asks a running front end something over its control socket, and prints the answer. Exit status 1 when it does not
+/// answer or refuses.
+fn ask<F>(socket: &Socket, question: impl FnOnce(ControlClient<Channel>) -> F) -> ExitCode
+where
+    F: Future<Output = Result<String, Status>>,
+{
+    let asking = async {
+        let path = &socket.socket;
+        let client = crate::control::connect(path).await.map_err(|error| {
+            let cause = process::chain(&error);
+            format!("no front end answers at {}: {cause}; --socket names another one", path.display())
+        })?;
+        question(client).await.map_err(|status| status.message().to_owned())
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let answered = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+        let in_time = async { tokio::time::timeout(ANSWER_MAX, asking).await };
+        runtime.block_on(in_time).unwrap_or_else(|_| Err(format!("no answer within {ANSWER_MAX:?}")))
+    });
+    match answered {
+        // A reader that is gone, such as `head`, is no failure.
+        Ok(text) => {
+            std::io::stdout().write_all(text.as_bytes()).ok();
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("portolan: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A point in time of the control socket.
+fn time(nanoseconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0))
+}
+
+/// Columns as wide as they must be, two blanks between them; the first row is the heading.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
 }

@@ -101,7 +101,7 @@ fn frontend_config(
         Hop::Plaintext => String::new(),
     };
     format!(
-        "version = 1\n\n[[listeners]]\naddress = \"{address}\"\nengine = \"{engine}\"\ntls = \"off\"\n\
+        "version = 1\n\n[control]\nsocket = \"control.sock\"\n\n[[listeners]]\naddress = \"{address}\"\nengine = \"{engine}\"\ntls = \"off\"\n\
          passive_ports = \"{first}-{last}\"\n\n[admins]\nfile = \"admins\"\n\n{cluster}\
          [[nodes]]\nname = \"{NODE}\"\naddress = \"{agent}\"\n\n\
          [[map.domains]]\nname = \"{}\"\nnodes = [\"{NODE}\"]\n",

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use portolan_agent::Agent;
+use portolan_agent::process::Signals;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,7 +63,7 @@ impl Cluster {
         fs::write(&path, frontend_config(port, &addresses))?;
         let frontend = Frontend::bind(portolan_config::Frontend::load(&path)?).await?;
         let address = frontend.local_addrs()[0];
-        frontends.spawn(frontend.run(stop_frontend.clone()));
+        frontends.spawn(frontend.run(Signals::by_token(stop_frontend.clone())));
         Ok(Self { address, authority: pki_folder.join("ca.pem"), stages })
     }
 
@@ -105,6 +106,9 @@ fn frontend_config(port: u16, nodes: &[(&str, SocketAddr)]) -> String {
     let mut text = format!(
         r#"version = 1
 drain_timeout = "1s"
+
+[control]
+socket = "control.sock"
 
 [[listeners]]
 address = "127.0.0.1:{port}"

@@ -51,7 +51,10 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
     process::start_log(&Log { level: "warn", format: LogFormat::Text });
-    process::run(async move { demo(arguments).await.map_err(|error| error as Box<dyn std::error::Error>) })
+    process::run(
+        None,
+        async move { demo(arguments).await.map_err(|error| error as Box<dyn std::error::Error>) },
+    )
 }
 
 async fn demo(arguments: Arguments) -> Result<(), Error> {

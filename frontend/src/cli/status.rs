@@ -1,0 +1,110 @@
+//! `portolan status`: who is connected to a running front end, what is in use, and how its nodes are.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Parser;
+use indicatif::{BinaryBytes, HumanCount};
+use portolan_proto::control::{DescribeRequest, DescribeResponse, ListSessionsRequest, Session, Usage};
+
+use super::Socket;
+use crate::ftp::shown_time;
+
+/// Show the sessions, nodes and limits of the running front end.
+#[derive(Parser)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    super::ask(&arguments.socket, |mut client| async move {
+        let described = client.describe(DescribeRequest {}).await?.into_inner();
+        let mut stream = client.list_sessions(ListSessionsRequest {}).await?.into_inner();
+        let mut sessions = Vec::new();
+        while let Some(batch) = stream.message().await? {
+            sessions.extend(batch.sessions);
+        }
+        Ok(show(&described, &sessions, SystemTime::now()))
+    })
+}
+
+fn show(described: &DescribeResponse, sessions: &[Session], now: SystemTime) -> String {
+    let mut text = format!(
+        "portolan-frontend {}, process {}, {} since {}\n{}, read {}\n",
+        described.version,
+        described.process_id,
+        described.phase,
+        shown_time(super::time(described.started_ns)),
+        described.config_file,
+        shown_time(super::time(described.config_read_ns)),
+    );
+    let heading = |words: &[&str]| vec![words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()];
+
+    let mut listeners = heading(&["LISTENER", "ADDRESS", "ENGINE", "TLS"]);
+    for one in &described.listeners {
+        listeners.push(vec![one.name.clone(), one.address.clone(), one.engine.clone(), one.tls.clone()]);
+    }
+    let mut nodes = heading(&["NODE", "ADDRESS", "HEALTH", "CAUSE"]);
+    for one in &described.nodes {
+        nodes.push(vec![one.name.clone(), one.address.clone(), one.health.clone(), one.cause.clone()]);
+    }
+    let mut limits =
+        heading(&["LIMITS OF", "NOW", "OF ONE ADDRESS", "NEW", "NEW BY ONE ADDRESS", "ADDRESSES"]);
+    limits.extend(described.usages.iter().map(usage));
+    let mut shown = heading(&["SESSION", "ADMIN", "FROM", "LISTENER", "SINCE", "DOES"]);
+    shown.extend(sessions.iter().map(|one| session(one, now)));
+    for table in [listeners, nodes, limits, shown] {
+        text.push('\n');
+        text += &super::table(&table);
+    }
+    let bans = described.bans;
+    text += &format!("\n{} sessions, {bans} bans (portolan bans)\n", HumanCount(sessions.len() as u64));
+    text
+}
+
+/// `in use/maximum`.
+fn of(present: u32, maximum: u32) -> String {
+    if maximum == 0 { format!("{present}/no limit") } else { format!("{present}/{maximum}") }
+}
+
+fn usage(usage: &Usage) -> Vec<String> {
+    let interval = usage.interval_seconds;
+    vec![
+        usage.scope.clone(),
+        of(usage.simultaneous, usage.simultaneous_max),
+        of(usage.simultaneous_of_one_address, usage.simultaneous_per_address_max),
+        format!("{} in {interval} s", of(usage.new, usage.new_max)),
+        match usage.new_per_address_max {
+            0 => "no limit".to_owned(),
+            maximum => format!("{maximum} in {interval} s"),
+        },
+        usage.addresses.to_string(),
+    ]
+}
+
+fn session(session: &Session, now: SystemTime) -> Vec<String> {
+    let since = now.duration_since(super::time(session.since_ns)).unwrap_or_default();
+    let from = match &session.balancer {
+        Some(balancer) => format!("{} by {balancer}", session.client),
+        None => session.client.clone(),
+    };
+    let does = match &session.transfer {
+        None => "-".to_owned(),
+        Some(transfer) => {
+            let seconds = (transfer.elapsed_ms as f64 / 1_000.0).max(0.001);
+            let rate = BinaryBytes((transfer.bytes as f64 / seconds) as u64);
+            let (id, verb, path) = (&transfer.id, &transfer.verb, &transfer.path);
+            format!("{id} {verb} {path}: {} in {seconds:.0} s, {rate}/s", BinaryBytes(transfer.bytes))
+        }
+    };
+    let whole_seconds = Duration::from_secs(since.as_secs());
+    vec![
+        session.id.clone(),
+        session.admin.clone().unwrap_or_else(|| "-".to_owned()),
+        from,
+        session.listener.clone(),
+        humantime::format_duration(whole_seconds).to_string(),
+        does,
+    ]
+}

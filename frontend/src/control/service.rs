@@ -1,0 +1,216 @@
+//! The calls of `control.proto`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use portolan_config::checked::listener::{Engine, Tls};
+use portolan_proto::control::control_server::Control;
+use portolan_proto::control::{self as v1, ban};
+use tokio_stream::Stream;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+use crate::auth::lockout::{Ban, Banned};
+use crate::ftp::ControlConnection;
+use crate::gate::flow::Usage;
+use crate::node_client::Health;
+use crate::running::Running;
+
+/// Sessions or bans in one message at most.
+const BATCH_MAX: usize = 1_000;
+
+/// Refuses who is neither root nor the user that the front end runs as.
+// The type of the error is the interceptor's.
+#[allow(clippy::result_large_err)]
+pub(super) fn authenticate(request: Request<()>) -> Result<Request<()>, Status> {
+    let caller = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    let own = rustix::process::geteuid().as_raw();
+    match caller.map(|caller| caller.uid()) {
+        Some(user) if user == 0 || user == own => Ok(request),
+        user => {
+            tracing::warn!(?user, "a user who may not use the control socket was refused");
+            Err(Status::permission_denied("only root and the front end's own user may do this"))
+        }
+    }
+}
+
+pub(super) struct ControlService {
+    running: Arc<Running>,
+}
+
+impl ControlService {
+    pub(super) fn new(running: Arc<Running>) -> Self {
+        Self { running }
+    }
+}
+
+type Batches<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn batches<T, U>(all: Vec<T>, message: impl Fn(Vec<T>) -> U + Send + 'static) -> Response<Batches<U>>
+where
+    T: Clone + Send + 'static,
+    U: Send + 'static,
+{
+    let batches: Vec<Vec<T>> = all.chunks(BATCH_MAX).map(<[T]>::to_vec).collect();
+    let messages = batches.into_iter().map(move |batch| Ok(message(batch)));
+    Response::new(Box::pin(tokio_stream::iter(messages)))
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    type ListSessionsStream = Batches<v1::ListSessionsResponse>;
+    type ListBansStream = Batches<v1::ListBansResponse>;
+
+    async fn describe(
+        &self,
+        _: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        let running = &self.running;
+        let config = running.config();
+        let listeners = running.gates().into_iter().map(|gate| {
+            let service = gate.service();
+            let (engine, tls) = (service.listener.engine, &service.listener.tls);
+            v1::Listener {
+                name: gate.name().to_owned(),
+                address: gate.address().to_string(),
+                engine: match engine {
+                    Engine::Native => "native",
+                    Engine::Libunftp => "libunftp",
+                }
+                .to_owned(),
+                tls: match tls {
+                    Tls::Off => "off",
+                    Tls::Explicit(_) => "explicit",
+                    Tls::Implicit(_) => "implicit",
+                }
+                .to_owned(),
+            }
+        });
+        let nodes = running.nodes().iter().map(|node| {
+            let (health, cause) = match &*node.health().borrow() {
+                Health::Up => ("up", String::new()),
+                Health::Away(cause) => ("away", cause.clone()),
+                Health::Unheard => ("unheard", String::new()),
+            };
+            let (name, address) = (node.name().to_string(), node.address().to_string());
+            v1::Node { name, address, health: health.to_owned(), cause }
+        });
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Ok(Response::new(v1::DescribeResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            process_id: std::process::id(),
+            started_ns: nanoseconds(running.started()),
+            phase: running.phase().borrow().name().to_owned(),
+            config_file: config.file.display().to_string(),
+            config_read_ns: nanoseconds(running.config_read()),
+            listeners: listeners.collect(),
+            nodes: nodes.collect(),
+            usages: running.usages().iter().map(usage).collect(),
+            sessions: count(running.sessions().list().len()),
+            bans: count(running.lockout().bans(Instant::now()).len()),
+        }))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<Self::ListSessionsStream>, Status> {
+        let sessions = self.running.sessions().list();
+        let all: Vec<_> = sessions.iter().map(|control| session(control)).collect();
+        Ok(batches(all, |sessions| v1::ListSessionsResponse { sessions }))
+    }
+
+    async fn kick(&self, request: Request<v1::KickRequest>) -> Result<Response<v1::KickResponse>, Status> {
+        let id = request.into_inner().session;
+        if !self.running.sessions().kick(&id) {
+            return Err(Status::not_found(format!("there is no session {id:?}")));
+        }
+        Ok(Response::new(v1::KickResponse {}))
+    }
+
+    async fn list_bans(
+        &self,
+        _: Request<v1::ListBansRequest>,
+    ) -> Result<Response<Self::ListBansStream>, Status> {
+        let all: Vec<_> = self.running.lockout().bans(Instant::now()).iter().map(banned).collect();
+        Ok(batches(all, |bans| v1::ListBansResponse { bans }))
+    }
+
+    async fn lift_bans(
+        &self,
+        request: Request<v1::LiftBansRequest>,
+    ) -> Result<Response<v1::LiftBansResponse>, Status> {
+        let who = request.into_inner().who;
+        let lifted = self.running.lockout().lift(who.as_deref(), Instant::now());
+        for ban in &lifted {
+            tracing::warn!(banned = %ban.who, "ban lifted by the operator");
+        }
+        if let (Some(who), []) = (&who, &lifted[..]) {
+            return Err(Status::not_found(format!("there is no ban of {who:?}")));
+        }
+        let count = u32::try_from(lifted.len()).unwrap_or(u32::MAX);
+        let shown = lifted.iter().take(BATCH_MAX).map(banned).collect();
+        Ok(Response::new(v1::LiftBansResponse { lifted: shown, count }))
+    }
+
+    async fn reload(&self, _: Request<v1::ReloadRequest>) -> Result<Response<v1::ReloadResponse>, Status> {
+        let running = Arc::clone(&self.running);
+        // A client that goes away must not leave the reload half done.
+        let reloaded = tokio::spawn(async move { running.reload().await }).await;
+        let reloaded = reloaded.map_err(|error| Status::internal(error.to_string()))?;
+        match reloaded {
+            Ok(changes) => Ok(Response::new(v1::ReloadResponse { changes })),
+            Err(error) => Err(Status::failed_precondition(portolan_agent::process::chain(&error))),
+        }
+    }
+}
+
+fn session(control: &ControlConnection) -> v1::Session {
+    let shown = control.shown();
+    let transfer = shown.transfer.map(|transfer| v1::Transfer {
+        id: transfer.id.to_string(),
+        verb: transfer.verb.to_owned(),
+        path: transfer.path.to_string(),
+        bytes: transfer.bytes(),
+        elapsed_ms: u64::try_from(transfer.elapsed().as_millis()).unwrap_or(u64::MAX),
+    });
+    v1::Session {
+        id: control.id.to_string(),
+        admin: shown.admin,
+        client: control.origin.client.to_string(),
+        balancer: control.origin.balancer.map(|balancer| balancer.to_string()),
+        listener: control.listener.to_string(),
+        since_ns: nanoseconds(control.since),
+        transfer,
+    }
+}
+
+fn usage(usage: &Usage) -> v1::Usage {
+    let limits = usage.limits;
+    v1::Usage {
+        scope: usage.place.to_string(),
+        simultaneous: usage.simultaneous,
+        simultaneous_max: limits.simultaneous,
+        simultaneous_of_one_address: usage.simultaneous_of_one,
+        simultaneous_per_address_max: limits.simultaneous_per_address,
+        new: usage.new,
+        new_max: limits.new,
+        new_per_address_max: limits.new_per_address,
+        interval_seconds: u32::try_from(limits.interval.as_secs()).unwrap_or(u32::MAX),
+        addresses: usage.addresses as u64,
+    }
+}
+
+fn banned(ban: &Ban) -> v1::Ban {
+    let who = match &ban.who {
+        Banned::Address(address) => ban::Who::Address(address.to_string()),
+        Banned::Name(name) => ban::Who::Name(name.clone()),
+    };
+    v1::Ban { who: Some(who), until_ns: nanoseconds(ban.until), failures: ban.failures }
+}
+
+fn nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,443 @@
+//! A running front end: what its parts share, and how a reload changes them.
+//!
+//! A reload reads the whole configuration and makes everything that can fail before it changes anything: a new
+//! configuration is in force as a whole or not at all. No session and no transfer ends by it.
+//!
+//! Who calls it: `Frontend`, `control`.
+//! What it calls: the numbered modules.
+//! What it never does: drop a session, or take a half of a configuration.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use portolan_agent::process::{LogLevel, chain};
+use portolan_config::Faults;
+use portolan_config::checked::frontend::{Frontend as Config, Security};
+use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::lockout::Lockout;
+use crate::ftp::{Service, Shared};
+use crate::gate::flow::Usage;
+use crate::gate::sessions::Sessions;
+use crate::gate::{self, Commons, Gate};
+use crate::node_client::{self, NodeClient};
+use crate::router::Router;
+use crate::tree::Tree;
+use crate::{Error, Phase};
+
+/// Why a reload was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error("{0}")]
+    Faults(Faults),
+    #[error("{keys}: changed, which takes a restart; change it back to reload the rest")]
+    NeedsRestart { keys: String },
+    #[error(transparent)]
+    Setup(#[from] Error),
+    #[error("the front end stops")]
+    Stopping,
+    #[error("the configuration could not be read")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+/// See the module.
+pub struct Running {
+    started: SystemTime,
+    config: ArcSwap<Config>,
+    config_read: Mutex<SystemTime>,
+    phase: watch::Sender<Phase>,
+    shared: Arc<Shared>,
+    commons: Arc<Commons>,
+    nodes: Vec<Arc<NodeClient>>,
+    router: Arc<Router>,
+    /// By the listener's name.
+    open: Mutex<BTreeMap<String, OpenGate>>,
+    /// Where the gates run.
+    accepting: TaskTracker,
+    log: Option<LogLevel>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+    /// The fault of certificate files that was told last: once is enough.
+    told: Mutex<String>,
+}
+
+struct OpenGate {
+    gate: Arc<Gate>,
+    stop: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Running {
+    pub(crate) fn new(config: Config, log: Option<LogLevel>) -> Result<Self, Error> {
+        let nodes = node_client::clients(&config)?;
+        let names = config.nodes.iter().map(|node| node.name.clone()).collect();
+        let router = Arc::new(Router::new(names, &config.map));
+        let tree = Arc::new(Tree::new(Arc::clone(&router), nodes.clone()));
+        Ok(Self {
+            started: SystemTime::now(),
+            shared: Arc::new(Shared::new(&config, tree)),
+            commons: Arc::new(Commons::new(&config)),
+            config: ArcSwap::from_pointee(config),
+            config_read: Mutex::new(SystemTime::now()),
+            phase: watch::Sender::new(Phase::Starting),
+            nodes,
+            router,
+            open: Mutex::default(),
+            accepting: TaskTracker::new(),
+            log,
+            changing: tokio::sync::Mutex::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// When the configuration in force was read.
+    pub fn config_read(&self) -> SystemTime {
+        *lock(&self.config_read)
+    }
+
+    pub(crate) fn phase(&self) -> &watch::Sender<Phase> {
+        &self.phase
+    }
+
+    pub(crate) fn nodes(&self) -> &[Arc<NodeClient>] {
+        &self.nodes
+    }
+
+    pub(crate) fn router(&self) -> &Router {
+        &self.router
+    }
+
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.commons.sessions
+    }
+
+    pub fn lockout(&self) -> &Lockout {
+        &self.shared.lockout
+    }
+
+    /// The gates that are open, by the name of their listener.
+    pub fn gates(&self) -> Vec<Arc<Gate>> {
+        lock(&self.open).values().map(|open| Arc::clone(&open.gate)).collect()
+    }
+
+    /// How full all limits are.
+    pub fn usages(&self) -> Vec<Usage> {
+        let now = Instant::now();
+        let mut usages = self.commons.usages(now);
+        usages.extend(self.gates().iter().map(|gate| gate.usage(now)));
+        usages
+    }
+
+    /// Resolves the names of passive addresses.
+    pub(crate) async fn refresh_names(&self) {
+        self.shared.advertised.refresh().await;
+    }
+
+    /// Binds a listener, or takes the socket that the process was given for its address.
+    pub(crate) fn make_gate(
+        &self,
+        listener: &Listener,
+        inherited: &mut Vec<std::net::TcpListener>,
+    ) -> Result<(Arc<Gate>, TcpListener), Error> {
+        let address = listener.address;
+        let service = self.make_service(listener, None)?;
+        let failed = |source| Error::Listen { address, source };
+        let given = inherited.iter().position(|given| given.local_addr().is_ok_and(|local| local == address));
+        let socket = match given {
+            Some(place) => {
+                let given = inherited.swap_remove(place);
+                given.set_nonblocking(true).and_then(|()| TcpListener::from_std(given)).map_err(failed)?
+            }
+            None => gate::listen(address).map_err(failed)?,
+        };
+        let bound = socket.local_addr().map_err(failed)?;
+        let ipv6_prefix = self.config.load().ipv6_prefix;
+        let gate = Gate::new(service, bound, Arc::clone(&self.commons), ipv6_prefix);
+        Ok((Arc::new(gate), socket))
+    }
+
+    fn make_service(&self, listener: &Listener, previous: Option<&Service>) -> Result<Service, Error> {
+        let address: SocketAddr = listener.address;
+        Service::new(listener.clone(), Arc::clone(&self.shared), previous)
+            .map_err(|source| Error::Ftp { address, source })
+    }
+
+    /// Lets clients in.
+    pub(crate) fn open(&self, gate: Arc<Gate>, socket: TcpListener) {
+        tracing::info!(address = %gate.address(), "front end serves");
+        let stop = CancellationToken::new();
+        self.accepting.spawn(Arc::clone(&gate).run(socket, stop.clone()));
+        lock(&self.open).insert(gate.name().to_owned(), OpenGate { gate, stop });
+    }
+
+    /// Lets nobody in any more.
+    pub(crate) async fn close_all(&self) {
+        // A reload that is under way is done first, or it would open a gate behind us.
+        let _one_at_a_time = self.changing.lock().await;
+        for open in lock(&self.open).values() {
+            open.stop.cancel();
+        }
+        self.accepting.close();
+        self.accepting.wait().await;
+    }
+
+    /// Reads the configuration again and puts it into force. What has changed, one sentence each.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub async fn reload(&self) -> Result<Vec<String>, ReloadError> {
+        let _one_at_a_time = self.changing.lock().await;
+        let serving = self.phase.send_if_modified(|phase| {
+            let serving = *phase == Phase::Serving;
+            if serving {
+                *phase = Phase::Reloading;
+            }
+            serving
+        });
+        if !serving {
+            return Err(ReloadError::Stopping);
+        }
+        let reloaded = self.reload_once().await;
+        self.phase.send_if_modified(|phase| {
+            let reloading = *phase == Phase::Reloading;
+            if reloading {
+                *phase = Phase::Serving;
+            }
+            reloading
+        });
+        match &reloaded {
+            Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+            Err(error) => {
+                let cause = chain(error);
+                tracing::error!(cause, "the new configuration is refused; the old one stays in force");
+            }
+        }
+        reloaded
+    }
+
+    async fn reload_once(&self) -> Result<Vec<String>, ReloadError> {
+        let old = self.config();
+        let file = old.file.clone();
+        let loaded = tokio::task::spawn_blocking(move || portolan_config::Frontend::load(&file)).await?;
+        let new = loaded.map_err(ReloadError::Faults)?;
+        let keys = needs_restart(&old, &new);
+        if !keys.is_empty() {
+            return Err(ReloadError::NeedsRestart { keys: keys.join(", ") });
+        }
+        // All that can fail.
+        let mut updated = Vec::new();
+        let mut added = Vec::new();
+        let open: BTreeMap<String, Arc<Gate>> =
+            self.gates().into_iter().map(|gate| (gate.name().to_owned(), gate)).collect();
+        for listener in &new.listeners {
+            match open.get(&listener.name) {
+                Some(gate) => {
+                    updated.push((Arc::clone(gate), self.make_service(listener, Some(&gate.service()))?));
+                }
+                None => added.push(self.make_gate(listener, &mut Vec::new())?),
+            }
+        }
+        if old.cluster != new.cluster {
+            self.reconnect(&new)?;
+        }
+        // From here on nothing fails.
+        let changes = self.changes(&old, &new);
+        if old.map != new.map {
+            self.router.replace_map(&new.map);
+        }
+        let shared = Arc::clone(&self.shared);
+        let new = tokio::task::spawn_blocking(move || {
+            shared.update(&new);
+            new
+        })
+        .await?;
+        self.commons.update(&new);
+        for (gate, service) in updated {
+            gate.update(service, new.ipv6_prefix);
+        }
+        lock(&self.open).retain(|name, open| {
+            let stays = new.listeners.iter().any(|listener| listener.name == *name);
+            if !stays {
+                open.stop.cancel();
+            }
+            stays
+        });
+        self.config.store(Arc::new(new));
+        *lock(&self.config_read) = SystemTime::now();
+        for (gate, socket) in added {
+            self.open(gate, socket);
+        }
+        self.refresh_names().await;
+        Ok(changes)
+    }
+
+    /// What differs, for the operator; also takes the new level of the log.
+    fn changes(&self, old: &Config, new: &Config) -> Vec<String> {
+        let mut changes = Vec::new();
+        for listener in &new.listeners {
+            match old.listeners.iter().find(|other| other.name == listener.name) {
+                None => changes.push(format!("listener {} is added", listener.name)),
+                Some(other) if other != listener => {
+                    changes.push(format!("listener {} is changed", listener.name))
+                }
+                Some(_) => {}
+            }
+        }
+        for listener in &old.listeners {
+            if !new.listeners.iter().any(|other| other.name == listener.name) {
+                changes.push(format!("listener {} is removed; its sessions go on", listener.name));
+            }
+        }
+        for (differs, what) in [
+            (old.global_limits != new.global_limits, "the global limits are changed"),
+            (old.ftp_limits != new.ftp_limits, "the limits of FTP are changed"),
+            (old.bans != new.bans, "the rules of bans are changed"),
+            (old.admin_bandwidth != new.admin_bandwidth, "the bandwidth of admins is changed"),
+            (old.admins != new.admins, "the admins are changed; who is logged in stays so"),
+            (old.map != new.map, "the map is changed"),
+            (old.cluster != new.cluster, "the certificates of the cluster are changed"),
+            (old.drain_timeout != new.drain_timeout, "the drain timeout is changed"),
+        ] {
+            if differs {
+                changes.push(what.to_owned());
+            }
+        }
+        if old.log.level != new.log.level {
+            let set = self.log.as_ref().is_some_and(|log| log.set(&new.log));
+            let level = new.log.level;
+            changes.push(if set {
+                format!("the log's level is {level}")
+            } else {
+                format!("the log's level would be {level}, but PORTOLAN_LOG overrides it")
+            });
+        }
+        changes
+    }
+
+    fn reconnect(&self, config: &Config) -> Result<(), Error> {
+        for (client, node) in self.nodes.iter().zip(&config.nodes) {
+            client.reconnect(node, &config.cluster)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the certificate files again and takes those that have changed. Files that do not fit together may be in the
+    /// middle of being replaced: the old ones stay meanwhile.
+    pub(crate) async fn renew_certificates(&self) {
+        let _one_at_a_time = self.changing.lock().await;
+        if *self.phase.borrow() != Phase::Serving {
+            return;
+        }
+        let old = self.config();
+        let reading = Arc::clone(&old);
+        let read = tokio::task::spawn_blocking(move || with_certificates_of_now(&reading)).await;
+        let fault = match read.map_err(|error| error.to_string()).and_then(|read| read) {
+            Ok(None) => String::new(),
+            Ok(Some(new)) => {
+                self.take_certificates(&old, new).err().map(|error| chain(&error)).unwrap_or_default()
+            }
+            Err(fault) => fault,
+        };
+        let mut told = lock(&self.told);
+        if !fault.is_empty() && *told != fault {
+            tracing::warn!(fault, "certificate files have changed and cannot be used; the old ones stay");
+        }
+        *told = fault;
+    }
+
+    fn take_certificates(&self, old: &Config, new: Config) -> Result<(), Error> {
+        let mut updated = Vec::new();
+        for gate in self.gates() {
+            let named = |listener: &&Listener| listener.name == gate.name();
+            let (Some(before), Some(after)) =
+                (old.listeners.iter().find(named), new.listeners.iter().find(named))
+            else {
+                continue;
+            };
+            if before != after {
+                let service = self.make_service(after, Some(&gate.service()))?;
+                updated.push((gate, service));
+            }
+        }
+        if old.cluster != new.cluster {
+            self.reconnect(&new)?;
+            tracing::info!("the certificates of the cluster are renewed");
+        }
+        for (gate, service) in updated {
+            tracing::info!(listener = gate.name(), "the certificates of a listener are renewed");
+            gate.update(service, new.ipv6_prefix);
+        }
+        self.config.store(Arc::new(new));
+        Ok(())
+    }
+}
+
+/// Keys that differ and hold for the life of a process.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let kind = |security: &Security| matches!(security, Security::Plain);
+    [
+        (old.nodes != new.nodes, "nodes"),
+        (kind(&old.cluster) != kind(&new.cluster), "cluster"),
+        (old.threads != new.threads, "threads"),
+        (old.control != new.control, "control"),
+        (old.log.format != new.log.format, "log.format"),
+    ]
+    .into_iter()
+    .filter_map(|(differs, key)| differs.then_some(key))
+    .collect()
+}
+
+/// The same configuration with what its certificate files hold now; `None`: they have not changed.
+fn with_certificates_of_now(old: &Config) -> Result<Option<Config>, String> {
+    let mut new = old.clone();
+    for settings in new.listeners.iter_mut().filter_map(|listener| listener.tls.settings_mut()) {
+        let TlsSettings { identities, client, .. } = settings;
+        for identity in identities {
+            *identity = identity.reread()?;
+        }
+        match client {
+            ClientCertificate::Off => {}
+            ClientCertificate::Optional(anchors) | ClientCertificate::Required(anchors) => {
+                *anchors = anchors.reread()?;
+            }
+        }
+    }
+    if let Security::Mutual { identity, ca } = &mut new.cluster {
+        *identity = identity.reread()?;
+        *ca = ca.reread()?;
+    }
+    let same = new.cluster == old.cluster && new.listeners == old.listeners;
+    Ok((!same).then_some(new))
+}
+
+impl Phase {
+    /// Its word, as the operator is shown it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::Reloading => "reloading",
+            Phase::Draining => "draining",
+            Phase::Stopped => "stopped",
+        }
+    }
+}
