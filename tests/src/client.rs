@@ -1,7 +1,7 @@
 //! FTP clients of the system, and a bare control connection for what they would not do.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -126,6 +126,16 @@ pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// Connects from an address of this machine.
+pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None)?;
+    bind(&socket, &SocketAddr::new(source, 0))?;
+    connect(&socket, &address)?;
+    Ok(socket.into())
+}
+
 /// A plain control connection, for replies and half-done things.
 pub struct Control {
     reader: BufReader<TcpStream>,
@@ -134,21 +144,29 @@ pub struct Control {
 impl Control {
     /// Connects and reads the greeting.
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the front end listens");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
-        stream.set_nodelay(true).expect("a socket");
-        let mut control = Self { reader: BufReader::new(stream) };
+        let mut control = Self::over(TcpStream::connect(address).expect("the front end listens"));
         assert_eq!(control.reply().0, 220);
         control
+    }
+
+    /// Takes a connection, of which nothing is read.
+    pub fn over(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        stream.set_nodelay(true).expect("a socket");
+        Self { reader: BufReader::new(stream) }
     }
 
     /// Connects and logs in.
     pub fn login(address: SocketAddr, name: &str) -> Self {
         let mut control = Self::connect(address);
-        assert_eq!(control.ask(&format!("USER {name}")).0, 331);
-        assert_eq!(control.ask(&format!("PASS {PASSWORD}")).0, 230);
-        assert_eq!(control.ask("TYPE I").0, 200);
+        control.log_in(name);
         control
+    }
+
+    pub fn log_in(&mut self, name: &str) {
+        assert_eq!(self.ask(&format!("USER {name}")).0, 331);
+        assert_eq!(self.ask(&format!("PASS {PASSWORD}")).0, 230);
+        assert_eq!(self.ask("TYPE I").0, 200);
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -197,8 +215,10 @@ impl Control {
         let (code, text) = self.ask("EPSV");
         assert_eq!(code, 229, "{text}");
         let port = text.split('|').nth(3).and_then(|port| port.parse().ok()).expect("229 names a port");
-        let host = self.reader.get_ref().peer_addr().expect("connected").ip();
-        let stream = TcpStream::connect(SocketAddr::new(host, port)).expect("the port is open");
+        let control = self.reader.get_ref();
+        let host = control.peer_addr().expect("connected").ip();
+        let own = control.local_addr().expect("connected").ip();
+        let stream = connect_from(own, SocketAddr::new(host, port)).expect("the port is open");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
         stream
     }

@@ -12,7 +12,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -112,6 +112,11 @@ impl Server {
         self.child.wait().ok();
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Memory that the process itself has taken, in KiB: not the pages of its program file.
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("our child runs");
@@ -189,9 +194,7 @@ impl Cluster {
 
     /// Restarts the front end with another configuration, made from the present one.
     pub fn restart_frontend(&mut self, change: impl FnOnce(String) -> String) {
-        let path = self.path().join("frontend.toml");
-        let text = change(fs::read_to_string(&path).expect("written at the start"));
-        fs::write(&path, text).expect("our file");
+        self.edit_config(change);
         self.frontend.kill();
         self.frontend = start_frontend(self.folder.path());
     }
@@ -209,6 +212,25 @@ impl Cluster {
                    certificate = \"pki/front-1.pem\"\nkey = \"pki/front-1-key.pem\"\n\
                    passive_ports = \"10000-19999\"\n"
         });
+    }
+
+    /// Runs the operator's command against the control socket of the front end.
+    pub fn operate(&self, arguments: &[&str]) -> Output {
+        let socket = self.path().join("control.sock");
+        let mut command = Command::new(program("portolan"));
+        command.args(arguments).arg("--socket").arg(socket).output().expect("portolan runs")
+    }
+
+    /// Has the front end read its configuration again; what the operator is told.
+    pub fn reload(&self) -> String {
+        client::succeeded(&self.operate(&["reload"]))
+    }
+
+    /// Changes the configuration file of the front end, which goes on with the old one.
+    pub fn edit_config(&self, change: impl FnOnce(String) -> String) {
+        let path = self.path().join("frontend.toml");
+        let text = change(fs::read_to_string(&path).expect("written at the start"));
+        fs::write(&path, text).expect("our file");
     }
 
     /// Waits until the front end has noticed that a node is away.
@@ -255,7 +277,8 @@ pub fn prepare(folder: &Path) {
     file.write_all(admins.as_bytes()).expect("room on the disk");
 }
 
-fn admin_line(arguments: &[&str]) -> String {
+/// A line of the admins file, with the password of every admin.
+pub fn admin_line(arguments: &[&str]) -> String {
     let mut child = Command::new(program("portolan"))
         .arg("passwd")
         .args(arguments)

@@ -261,15 +261,15 @@ fn listener(
     let active = checker.optional(&raw.active, &key("active")).copied().unwrap_or(false);
     let asciis = [("verbatim", Ascii::Verbatim), ("convert", Ascii::Convert)];
     let ascii = checker.choice(&raw.ascii, &key("ascii"), &asciis, Ascii::Verbatim);
-    if engine == Engine::Libunftp {
-        only_native(raw, index, checker, tls.as_ref());
-    }
     let passive_ports = checker
         .parse::<PortRange>(&raw.passive_ports, &key("passive_ports"))
         .unwrap_or(PortRange { first: 50_000, last: 50_999 });
     let passive_address = checker.parse::<PassiveHost>(&raw.passive_address, &key("passive_address"));
     let passive_addresses = passive_addresses(&raw.passive_addresses, &key("passive_addresses"), checker);
     let proxy_protocol = proxy_protocol(&raw.proxy_protocol, &key("proxy_protocol"), checker);
+    if engine == Engine::Libunftp {
+        only_native(raw, index, checker, tls.as_ref(), &proxy_protocol);
+    }
     let idle_timeout = checker.duration(&raw.idle_timeout, &key("idle_timeout"), 10, 86_400, 300);
     let login_timeout = checker.duration(&raw.login_timeout, &key("login_timeout"), 5, 600, 60);
     let handshake_timeout = checker.duration(&raw.handshake_timeout, &key("handshake_timeout"), 1, 300, 30);
@@ -365,24 +365,33 @@ fn proxy_protocol(raw: &raw::ProxyProtocol, key: &str, checker: &mut Checker) ->
 }
 
 /// What the library cannot do must not be asked of it.
-fn only_native(raw: &raw::Listener, index: usize, checker: &mut Checker, tls: Option<&Tls>) {
+fn only_native(
+    raw: &raw::Listener,
+    index: usize,
+    checker: &mut Checker,
+    tls: Option<&Tls>,
+    proxy_protocol: &ProxyProtocol,
+) {
     let key = |name: &str| format!("listeners[{index}].{name}");
     let message = "engine = \"libunftp\" cannot do this; engine = \"native\" can";
     if let Some(Tls::Implicit { .. }) = tls {
         checker.fault(span(&raw.tls), &key("tls"), message);
     }
-    for (text, name) in [
-        (&raw.session_reuse, "session_reuse"),
-        (&raw.close_notify, "close_notify"),
-        (&raw.ascii, "ascii"),
-        (&raw.proxy_protocol.data, "proxy_protocol.data"),
-    ] {
+    for (text, name) in
+        [(&raw.session_reuse, "session_reuse"), (&raw.close_notify, "close_notify"), (&raw.ascii, "ascii")]
+    {
         if text.is_some() {
             checker.fault(span(text), &key(name), message);
         }
     }
     if raw.active.is_some() {
         checker.fault(span(&raw.active), &key("active"), message);
+    }
+    // The library compares a data connection's address with that of its control connection: the balancer's.
+    if !proxy_protocol.trusted.is_empty() && proxy_protocol.data != ProxiedData::Bare {
+        let message =
+            "required to be \"bare\" with engine = \"libunftp\"; engine = \"native\" can do the others";
+        checker.fault(span(&raw.proxy_protocol.data), &key("proxy_protocol.data"), message);
     }
     if raw.errors.wrong_commands_max.is_some() {
         let field = &raw.errors.wrong_commands_max;

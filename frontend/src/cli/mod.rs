@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
 #[derive(Parser)]
 struct Socket {
     /// The control socket of the front end: control.socket of its configuration.
-    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    #[arg(long, global = true, value_name = "PATH", default_value = CONTROL_SOCKET)]
     socket: PathBuf,
 }
 

@@ -170,6 +170,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Content that goes at once within the limits of bandwidth.
+    pub(super) fn piece_bytes_max(&self) -> usize {
+        self.pace.piece_bytes_max(self.direction)
+    }
+
     /// Sends content, or lines of a listing.
     pub(super) async fn send(&mut self, content: Bytes) -> io::Result<()> {
         match &mut self.compression {
@@ -184,7 +189,7 @@ impl Connection {
     /// Writes all, as fast as it may go and as long as something moves.
     async fn write(&mut self, mut content: &[u8]) -> io::Result<()> {
         while !content.is_empty() {
-            let piece = content.len().min(self.pace.piece_bytes_max(self.direction));
+            let piece = content.len().min(self.piece_bytes_max());
             let (now, rest) = content.split_at(piece);
             self.pace.take(self.direction, now.len()).await;
             write(&mut self.stream, now).await?;
@@ -238,7 +243,7 @@ impl Connection {
 
     /// Reads once, up to a full chunk; 0 at the end.
     async fn read(&mut self, chunk: &mut BytesMut) -> io::Result<usize> {
-        let piece = self.pace.piece_bytes_max(self.direction);
+        let piece = self.piece_bytes_max();
         let mut limited = chunk.limit(piece.min(CHUNK_BYTES_MAX - chunk.len()));
         match in_time(self.stream.read_buf(&mut limited)).await {
             Ok(count) => {

@@ -66,7 +66,7 @@ impl Job {
                     Err(reply) => return Outcome::Done(reply),
                 };
                 loop {
-                    let chunk = match content.next().await {
+                    let mut chunk = match content.next().await {
                         Ok(Some(chunk)) => chunk,
                         Ok(None) => break,
                         Err(error) => {
@@ -75,12 +75,16 @@ impl Job {
                             return Outcome::Done(reply::of(&error, Action::Read));
                         }
                     };
-                    let count = chunk.len();
-                    let chunk = if converts { to_network_lines(&chunk) } else { chunk };
-                    if let Err(error) = connection.send(chunk).await {
-                        return Outcome::Done(broken(&transfer, &error));
+                    // What is slow by a limit is seen to move all the same.
+                    while !chunk.is_empty() {
+                        let piece = chunk.split_to(chunk.len().min(connection.piece_bytes_max()));
+                        let count = piece.len();
+                        let piece = if converts { to_network_lines(&piece) } else { piece };
+                        if let Err(error) = connection.send(piece).await {
+                            return Outcome::Done(broken(&transfer, &error));
+                        }
+                        transfer.moved(count);
                     }
-                    transfer.moved(count);
                 }
                 Outcome::Done(match connection.finish().await {
                     Ok(()) => {
