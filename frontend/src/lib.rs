@@ -29,16 +29,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portolan_agent::process::Signals;
+use portolan_agent::process::{LogLevel, Signals};
 use portolan_config::checked::frontend::Frontend as Config;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use gate::Gate;
 use node_client::Health;
-use running::Running;
+use running::{Bound, Running};
 
 /// Before the first client is let in, the nodes get this long to be heard. Those that are not are away.
 const FIRST_HEARING_MAX: Duration = Duration::from_secs(3);
@@ -59,6 +57,22 @@ pub enum Error {
     Control(#[from] control::Error),
 }
 
+/// What the process around a front end has for it.
+pub struct Host {
+    /// Sockets that the process was given. Those that no listener wants are closed.
+    pub sockets: Vec<std::net::TcpListener>,
+    /// The level of the log, which a reload changes; `None`: it is not the front end's.
+    pub log: Option<LogLevel>,
+    /// Is told each phase as it begins.
+    pub tell: fn(Phase),
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { sockets: Vec::new(), log: None, tell: |_| {} }
+    }
+}
+
 /// Where a front end is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -75,46 +89,32 @@ pub enum Phase {
 /// A front end that is bound and ready to run.
 pub struct Frontend {
     running: Arc<Running>,
-    gates: Vec<(Arc<Gate>, TcpListener)>,
+    listeners: Vec<Bound>,
     control: Option<control::Server>,
 }
 
 impl Frontend {
     /// Binds all listeners. Nodes are dialled when it runs.
-    pub async fn bind(config: Config) -> Result<Self, Error> {
-        Self::bind_with(config, Vec::new(), None).await
-    }
-
-    /// The same, with sockets that the process was given (those that no listener wants are closed), and with a
-    /// log whose level a reload changes.
-    pub async fn bind_with(
-        config: Config,
-        mut inherited: Vec<std::net::TcpListener>,
-        log: Option<portolan_agent::process::LogLevel>,
-    ) -> Result<Self, Error> {
+    pub async fn bind(config: Config, host: Host) -> Result<Self, Error> {
+        let Host { mut sockets, log, tell } = host;
         let control = control::Server::bind(&config.control)?;
-        let running = Arc::new(Running::new(config, log)?);
-        let mut gates = Vec::new();
-        for listener in &running.config().listeners {
-            gates.push(running.make_gate(listener, &mut inherited)?);
-        }
-        Ok(Self { running, gates, control })
+        let running = Arc::new(Running::new(config, log, tell)?);
+        let config = running.config();
+        let bound = config.listeners.iter().map(|listener| running.bind(listener, &mut sockets));
+        let listeners = bound.collect::<Result<_, _>>()?;
+        Ok(Self { running, listeners, control })
     }
 
     /// The addresses that are bound, in the order of the configuration.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.gates.iter().map(|(gate, _)| gate.address()).collect()
-    }
-
-    /// Where it is in its life.
-    pub fn phase(&self) -> watch::Receiver<Phase> {
-        self.running.phase().subscribe()
+        self.listeners.iter().map(|bound| bound.address).collect()
     }
 
     /// Serves until it is told to drain, then drains for the configured time. What is not done then is cut and
     /// commits nothing.
     pub async fn run(self, mut signals: Signals) {
-        let Self { running, gates, control } = self;
+        let Self { running, listeners, control } = self;
+        running.enter(Phase::Starting);
         // The watches and the control socket outlive the gates: transfers that drain still need to know their
         // nodes, and the operator wants to see them.
         let stop_last = CancellationToken::new();
@@ -130,13 +130,13 @@ impl Frontend {
             _ = tokio::time::timeout(FIRST_HEARING_MAX, hear(&running)) => {}
             () = signals.drain.cancelled() => {}
         }
-        for (gate, listener) in gates {
-            running.open(gate, listener);
+        for bound in listeners {
+            running.open(bound);
         }
-        running.phase().send_replace(Phase::Serving);
+        running.enter(Phase::Serving);
         until_drain(&running, &mut signals).await;
 
-        running.phase().send_replace(Phase::Draining);
+        running.enter(Phase::Draining);
         tracing::info!("front end drains");
         running.close_all().await;
         let drain_timeout = running.config().drain_timeout;
@@ -160,7 +160,7 @@ impl Frontend {
         stop_last.cancel();
         last.close();
         last.wait().await;
-        running.phase().send_replace(Phase::Stopped);
+        running.enter(Phase::Stopped);
         tracing::info!("front end stopped");
     }
 }
@@ -178,8 +178,12 @@ async fn hear(running: &Running) {
 /// What is done while the gates are open.
 async fn until_drain(running: &Arc<Running>, signals: &mut Signals) {
     let chores = TaskTracker::new();
-    let mut certificates = tokio::time::interval(CERTIFICATES_EVERY);
-    let mut names = tokio::time::interval(NAMES_EVERY);
+    let every = |period| {
+        let mut interval = tokio::time::interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    };
+    let (mut certificates, mut names) = (every(CERTIFICATES_EVERY), every(NAMES_EVERY));
     loop {
         let running = Arc::clone(running);
         tokio::select! {

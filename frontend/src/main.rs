@@ -7,9 +7,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use portolan_agent::process;
-use portolan_frontend::{Frontend, Phase};
+use portolan_frontend::{Frontend, Host, Phase};
 use sd_notify::NotifyState;
-use tokio::sync::watch;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -52,10 +51,8 @@ fn main() -> ExitCode {
     let threads = process::Threads { min: config.threads.min, max: config.threads.max };
     process::run(Some(threads), async {
         let signals = process::Signals::listen()?;
-        let frontend = Frontend::bind_with(config, inherited_sockets()?, Some(log)).await?;
-        let telling = tokio::spawn(tell_service_manager(frontend.phase()));
-        frontend.run(signals).await;
-        telling.await?;
+        let host = Host { sockets: inherited_sockets()?, log: Some(log), tell: tell_service_manager };
+        Frontend::bind(config, host).await?.run(signals).await;
         Ok(())
     })
 }
@@ -71,21 +68,15 @@ fn inherited_sockets() -> std::io::Result<Vec<TcpListener>> {
 }
 
 /// Tells systemd where the front end is in its life, sd_notify(3). Without systemd it does nothing.
-async fn tell_service_manager(mut phase: watch::Receiver<Phase>) {
-    loop {
-        let now = *phase.borrow_and_update();
-        let told = match now {
-            Phase::Starting => Ok(()),
-            Phase::Serving => sd_notify::notify(&[NotifyState::Ready]),
-            Phase::Reloading => NotifyState::monotonic_usec_now()
-                .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
-            Phase::Draining | Phase::Stopped => sd_notify::notify(&[NotifyState::Stopping]),
-        };
-        if let Err(error) = told {
-            tracing::warn!(%error, "the service manager cannot be told");
-        }
-        if now == Phase::Stopped || phase.changed().await.is_err() {
-            return;
-        }
+fn tell_service_manager(phase: Phase) {
+    let told = match phase {
+        Phase::Starting => Ok(()),
+        Phase::Serving => sd_notify::notify(&[NotifyState::Ready]),
+        Phase::Reloading => NotifyState::monotonic_usec_now()
+            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
+        Phase::Draining | Phase::Stopped => sd_notify::notify(&[NotifyState::Stopping]),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager cannot be told");
     }
 }

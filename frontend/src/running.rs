@@ -18,10 +18,10 @@ use portolan_config::Faults;
 use portolan_config::checked::frontend::{Frontend as Config, Security};
 use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::Admins;
 use crate::auth::lockout::Lockout;
 use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
@@ -41,8 +41,8 @@ pub enum ReloadError {
     NeedsRestart { keys: String },
     #[error(transparent)]
     Setup(#[from] Error),
-    #[error("the front end stops")]
-    Stopping,
+    #[error("the front end is {}, not serving", .0.name())]
+    NotServing(Phase),
     #[error("the configuration could not be read")]
     Broken(#[from] tokio::task::JoinError),
 }
@@ -52,7 +52,8 @@ pub struct Running {
     started: SystemTime,
     config: ArcSwap<Config>,
     config_read: Mutex<SystemTime>,
-    phase: watch::Sender<Phase>,
+    phase: Mutex<Phase>,
+    tell: fn(Phase),
     shared: Arc<Shared>,
     commons: Arc<Commons>,
     nodes: Vec<Arc<NodeClient>>,
@@ -68,6 +69,13 @@ pub struct Running {
     told: Mutex<String>,
 }
 
+/// A listener that is bound, and lets nobody in yet.
+pub(crate) struct Bound {
+    pub(crate) address: SocketAddr,
+    socket: TcpListener,
+    service: Service,
+}
+
 struct OpenGate {
     gate: Arc<Gate>,
     stop: CancellationToken,
@@ -78,7 +86,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Running {
-    pub(crate) fn new(config: Config, log: Option<LogLevel>) -> Result<Self, Error> {
+    pub(crate) fn new(config: Config, log: Option<LogLevel>, tell: fn(Phase)) -> Result<Self, Error> {
         let nodes = node_client::clients(&config)?;
         let names = config.nodes.iter().map(|node| node.name.clone()).collect();
         let router = Arc::new(Router::new(names, &config.map));
@@ -89,7 +97,8 @@ impl Running {
             commons: Arc::new(Commons::new(&config)),
             config: ArcSwap::from_pointee(config),
             config_read: Mutex::new(SystemTime::now()),
-            phase: watch::Sender::new(Phase::Starting),
+            phase: Mutex::new(Phase::Starting),
+            tell,
             nodes,
             router,
             open: Mutex::default(),
@@ -114,8 +123,24 @@ impl Running {
         *lock(&self.config_read)
     }
 
-    pub(crate) fn phase(&self) -> &watch::Sender<Phase> {
-        &self.phase
+    pub fn phase(&self) -> Phase {
+        *lock(&self.phase)
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+        (self.tell)(phase);
+    }
+
+    /// The same, unless it is in another phase than it was thought to be in.
+    fn enter_from(&self, from: Phase, to: Phase) -> Result<(), ReloadError> {
+        let mut phase = lock(&self.phase);
+        if *phase != from {
+            return Err(ReloadError::NotServing(*phase));
+        }
+        *phase = to;
+        (self.tell)(to);
+        Ok(())
     }
 
     pub(crate) fn nodes(&self) -> &[Arc<NodeClient>] {
@@ -153,26 +178,24 @@ impl Running {
     }
 
     /// Binds a listener, or takes the socket that the process was given for its address.
-    pub(crate) fn make_gate(
+    pub(crate) fn bind(
         &self,
         listener: &Listener,
-        inherited: &mut Vec<std::net::TcpListener>,
-    ) -> Result<(Arc<Gate>, TcpListener), Error> {
+        given: &mut Vec<std::net::TcpListener>,
+    ) -> Result<Bound, Error> {
         let address = listener.address;
         let service = self.make_service(listener, None)?;
         let failed = |source| Error::Listen { address, source };
-        let given = inherited.iter().position(|given| given.local_addr().is_ok_and(|local| local == address));
-        let socket = match given {
+        let place = given.iter().position(|given| given.local_addr().is_ok_and(|local| local == address));
+        let socket = match place {
             Some(place) => {
-                let given = inherited.swap_remove(place);
+                let given = given.swap_remove(place);
                 given.set_nonblocking(true).and_then(|()| TcpListener::from_std(given)).map_err(failed)?
             }
             None => gate::listen(address).map_err(failed)?,
         };
-        let bound = socket.local_addr().map_err(failed)?;
-        let ipv6_prefix = self.config.load().ipv6_prefix;
-        let gate = Gate::new(service, bound, Arc::clone(&self.commons), ipv6_prefix);
-        Ok((Arc::new(gate), socket))
+        let address = socket.local_addr().map_err(failed)?;
+        Ok(Bound { address, socket, service })
     }
 
     fn make_service(&self, listener: &Listener, previous: Option<&Service>) -> Result<Service, Error> {
@@ -181,9 +204,12 @@ impl Running {
             .map_err(|source| Error::Ftp { address, source })
     }
 
-    /// Lets clients in.
-    pub(crate) fn open(&self, gate: Arc<Gate>, socket: TcpListener) {
-        tracing::info!(address = %gate.address(), "front end serves");
+    /// Lets clients in, by the rules of the configuration in force.
+    pub(crate) fn open(&self, bound: Bound) {
+        let Bound { address, socket, service } = bound;
+        let ipv6_prefix = self.config.load().ipv6_prefix;
+        let gate = Arc::new(Gate::new(service, address, Arc::clone(&self.commons), ipv6_prefix));
+        tracing::info!(%address, "front end serves");
         let stop = CancellationToken::new();
         self.accepting.spawn(Arc::clone(&gate).run(socket, stop.clone()));
         lock(&self.open).insert(gate.name().to_owned(), OpenGate { gate, stop });
@@ -206,24 +232,10 @@ impl Running {
     /// Nothing has changed.
     pub async fn reload(&self) -> Result<Vec<String>, ReloadError> {
         let _one_at_a_time = self.changing.lock().await;
-        let serving = self.phase.send_if_modified(|phase| {
-            let serving = *phase == Phase::Serving;
-            if serving {
-                *phase = Phase::Reloading;
-            }
-            serving
-        });
-        if !serving {
-            return Err(ReloadError::Stopping);
-        }
+        self.enter_from(Phase::Serving, Phase::Reloading)?;
         let reloaded = self.reload_once().await;
-        self.phase.send_if_modified(|phase| {
-            let reloading = *phase == Phase::Reloading;
-            if reloading {
-                *phase = Phase::Serving;
-            }
-            reloading
-        });
+        // A drain may have begun meanwhile.
+        self.enter_from(Phase::Reloading, Phase::Serving).ok();
         match &reloaded {
             Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
             Err(error) => {
@@ -237,8 +249,13 @@ impl Running {
     async fn reload_once(&self) -> Result<Vec<String>, ReloadError> {
         let old = self.config();
         let file = old.file.clone();
-        let loaded = tokio::task::spawn_blocking(move || portolan_config::Frontend::load(&file)).await?;
-        let new = loaded.map_err(ReloadError::Faults)?;
+        let load = move || {
+            let config = portolan_config::Frontend::load(&file)?;
+            let admins = Admins::new(&config.admins);
+            Ok((config, admins))
+        };
+        let loaded = tokio::task::spawn_blocking(load).await?;
+        let (new, admins) = loaded.map_err(ReloadError::Faults)?;
         let keys = needs_restart(&old, &new);
         if !keys.is_empty() {
             return Err(ReloadError::NeedsRestart { keys: keys.join(", ") });
@@ -253,23 +270,19 @@ impl Running {
                 Some(gate) => {
                     updated.push((Arc::clone(gate), self.make_service(listener, Some(&gate.service()))?));
                 }
-                None => added.push(self.make_gate(listener, &mut Vec::new())?),
+                None => added.push(self.bind(listener, &mut Vec::new())?),
             }
         }
         if old.cluster != new.cluster {
             self.reconnect(&new)?;
         }
         // From here on nothing fails.
-        let changes = self.changes(&old, &new);
+        let mut changes = changes(&old, &new);
+        changes.extend(self.set_log_level(&old, &new));
         if old.map != new.map {
             self.router.replace_map(&new.map);
         }
-        let shared = Arc::clone(&self.shared);
-        let new = tokio::task::spawn_blocking(move || {
-            shared.update(&new);
-            new
-        })
-        .await?;
+        self.shared.update(&new, admins);
         self.commons.update(&new);
         for (gate, service) in updated {
             gate.update(service, new.ipv6_prefix);
@@ -283,54 +296,25 @@ impl Running {
         });
         self.config.store(Arc::new(new));
         *lock(&self.config_read) = SystemTime::now();
-        for (gate, socket) in added {
-            self.open(gate, socket);
+        for bound in added {
+            self.open(bound);
         }
         self.refresh_names().await;
         Ok(changes)
     }
 
-    /// What differs, for the operator; also takes the new level of the log.
-    fn changes(&self, old: &Config, new: &Config) -> Vec<String> {
-        let mut changes = Vec::new();
-        for listener in &new.listeners {
-            match old.listeners.iter().find(|other| other.name == listener.name) {
-                None => changes.push(format!("listener {} is added", listener.name)),
-                Some(other) if other != listener => {
-                    changes.push(format!("listener {} is changed", listener.name))
-                }
-                Some(_) => {}
-            }
+    /// Takes the level of the log, if it is another one; what to tell the operator.
+    fn set_log_level(&self, old: &Config, new: &Config) -> Option<String> {
+        let level = new.log.level;
+        if old.log.level == level {
+            return None;
         }
-        for listener in &old.listeners {
-            if !new.listeners.iter().any(|other| other.name == listener.name) {
-                changes.push(format!("listener {} is removed; its sessions go on", listener.name));
-            }
-        }
-        for (differs, what) in [
-            (old.global_limits != new.global_limits, "the global limits are changed"),
-            (old.ftp_limits != new.ftp_limits, "the limits of FTP are changed"),
-            (old.bans != new.bans, "the rules of bans are changed"),
-            (old.admin_bandwidth != new.admin_bandwidth, "the bandwidth of admins is changed"),
-            (old.admins != new.admins, "the admins are changed; who is logged in stays so"),
-            (old.map != new.map, "the map is changed"),
-            (old.cluster != new.cluster, "the certificates of the cluster are changed"),
-            (old.drain_timeout != new.drain_timeout, "the drain timeout is changed"),
-        ] {
-            if differs {
-                changes.push(what.to_owned());
-            }
-        }
-        if old.log.level != new.log.level {
-            let set = self.log.as_ref().is_some_and(|log| log.set(&new.log));
-            let level = new.log.level;
-            changes.push(if set {
-                format!("the log's level is {level}")
-            } else {
-                format!("the log's level would be {level}, but PORTOLAN_LOG overrides it")
-            });
-        }
-        changes
+        let set = self.log.as_ref().is_some_and(|log| log.set(&new.log));
+        Some(if set {
+            format!("the log's level is {level}")
+        } else {
+            format!("the log's level would be {level}, but PORTOLAN_LOG overrides it")
+        })
     }
 
     fn reconnect(&self, config: &Config) -> Result<(), Error> {
@@ -344,7 +328,7 @@ impl Running {
     /// middle of being replaced: the old ones stay meanwhile.
     pub(crate) async fn renew_certificates(&self) {
         let _one_at_a_time = self.changing.lock().await;
-        if *self.phase.borrow() != Phase::Serving {
+        if self.phase() != Phase::Serving {
             return;
         }
         let old = self.config();
@@ -389,6 +373,41 @@ impl Running {
         self.config.store(Arc::new(new));
         Ok(())
     }
+}
+
+/// What differs, for the operator.
+fn changes(old: &Config, new: &Config) -> Vec<String> {
+    let mut changes = Vec::new();
+    for listener in &new.listeners {
+        match old.listeners.iter().find(|other| other.name == listener.name) {
+            None => changes.push(format!("listener {} is added", listener.name)),
+            Some(other) if other != listener => {
+                changes.push(format!("listener {} is changed", listener.name));
+            }
+            Some(_) => {}
+        }
+    }
+    for listener in &old.listeners {
+        if !new.listeners.iter().any(|other| other.name == listener.name) {
+            changes.push(format!("listener {} is removed; its sessions go on", listener.name));
+        }
+    }
+    for (differs, what) in [
+        (old.global_limits != new.global_limits, "the global limits are changed"),
+        (old.ipv6_prefix != new.ipv6_prefix, "the prefix that IPv6 clients count by is changed"),
+        (old.ftp_limits != new.ftp_limits, "the limits of FTP are changed"),
+        (old.bans != new.bans, "the rules of bans are changed"),
+        (old.admin_bandwidth != new.admin_bandwidth, "the bandwidth of admins is changed"),
+        (old.admins != new.admins, "the admins are changed; who is logged in stays so"),
+        (old.map != new.map, "the map is changed"),
+        (old.cluster != new.cluster, "the certificates of the cluster are changed"),
+        (old.drain_timeout != new.drain_timeout, "the drain timeout is changed"),
+    ] {
+        if differs {
+            changes.push(what.to_owned());
+        }
+    }
+    changes
 }
 
 /// Keys that differ and hold for the life of a process.

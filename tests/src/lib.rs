@@ -96,6 +96,11 @@ impl Server {
         self.log.lock().expect("no test panics while it holds the log").clone()
     }
 
+    /// Waits until the log has a text; the log.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        eventually(text, || Some(self.log()).filter(|log| log.contains(text)))
+    }
+
     /// The exit status, when the program ends by itself.
     pub fn wait(&mut self) -> Option<i32> {
         eventually("the program ends", || self.child.try_wait().expect("our child")).code()
@@ -104,6 +109,17 @@ impl Server {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(id.expect("a process id"), signal).expect("our child can be signalled");
+    }
+
+    /// Stops it without ending it. The signal takes a moment to reach all threads, which may answer meanwhile.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let stopped = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+        eventually("all threads have stopped", || {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("our child");
+            let mut stats = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("stat")));
+            stats.all(|stat| stat.is_ok_and(stopped)).then_some(())
+        });
     }
 
     /// Ends it at once. It may be gone already.

@@ -14,7 +14,7 @@ use portolan_agent::store::{
     Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
     Version,
 };
-use portolan_frontend::Frontend;
+use portolan_frontend::{Frontend, Host};
 use portolan_proto::path::PathFault;
 use portolan_proto::v1::agent_client::AgentClient;
 use portolan_proto::v1::{Caller, Grant, RemoveRequest};
@@ -199,7 +199,8 @@ impl Site {
         let config = portolan_config::Agent::load(&agent_file).expect("a good configuration");
         let agent = Agent::bind_store(config, Arc::new(store)).await.expect("a free port");
         let agent_address = agent.local_addr();
-        let frontend = Frontend::bind(frontend_config(path, agent_address)).await.expect("a free port");
+        let frontend =
+            Frontend::bind(frontend_config(path, agent_address), Host::default()).await.expect("a free port");
         let ftp = frontend.local_addrs()[0];
         let shutdown = CancellationToken::new();
         tokio::spawn(agent.run(shutdown.clone()));

@@ -1,5 +1,7 @@
 //! A listener's TLS, the address that PASV names, and its bandwidth.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};

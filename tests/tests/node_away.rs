@@ -56,7 +56,7 @@ fn a_stopped_node_is_an_error_and_no_listing_is_short() {
 fn a_frozen_node_is_noticed_within_the_stated_deadlines() {
     let cluster = Cluster::start(tree::fill);
     let mut control = Control::login(cluster.frontend.address, "admin");
-    cluster.agent(2).signal(rustix::process::Signal::STOP);
+    cluster.agent(2).freeze();
     let started = Instant::now();
     let (code, text) = control.ask("CWD /domains/two.example");
     assert_eq!(code, 450, "{text}");

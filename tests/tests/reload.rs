@@ -1,5 +1,7 @@
 //! A front end that goes on: reloads, renewed certificates, drains, and what the operator sees and does meanwhile.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -111,8 +113,11 @@ fn a_faulty_configuration_is_refused_as_a_whole_with_all_its_faults() {
         let held = [code(address), code(address)];
         assert_eq!(held, [220, 220]);
     }
-    let log = cluster.frontend.log();
-    assert_eq!(log.matches("the new configuration is refused; the old one stays in force").count(), 5);
+    eventually("each refusal is logged", || {
+        let log = cluster.frontend.log();
+        let refused = "the new configuration is refused; the old one stays in force";
+        (log.matches(refused).count() == 5).then_some(())
+    });
     cluster.edit_config(|_| good);
     assert_eq!(cluster.reload(), "reloaded; nothing has changed\n");
 }
@@ -257,7 +262,7 @@ fn a_gibibyte_survives_reloads_new_certificates_the_end_of_its_listener_and_a_dr
     assert!(std::net::TcpStream::connect(address).is_err());
     let so_far = fs::metadata(&fetched).unwrap().len();
     cluster.frontend.signal(Signal::TERM);
-    eventually("the front end drains", || cluster.frontend.log().contains("front end drains").then_some(()));
+    cluster.frontend.wait_for_log("front end drains");
     let shown = succeeded(&cluster.operate(&["status"]));
     assert!(shown.contains("draining since"), "{shown}");
     assert!(so_far < GIB / 10 * 9, "{so_far} bytes before the drain: too fast to show anything");
@@ -267,8 +272,7 @@ fn a_gibibyte_survives_reloads_new_certificates_the_end_of_its_listener_and_a_dr
     assert_eq!(digest(&fetched), expected);
     assert_eq!(digest(&uploaded), expected);
     assert_eq!(cluster.frontend.wait(), Some(0));
-    let log = cluster.frontend.log();
-    assert!(log.contains("front end drained\",\"finished\":2,\"failed\":0,\"cut\":0"), "{log}");
+    cluster.frontend.wait_for_log("front end drained\",\"finished\":2,\"failed\":0,\"cut\":0");
 }
 
 #[test]
@@ -287,14 +291,13 @@ fn what_a_drain_cuts_commits_nothing_and_is_counted() {
         data.write_all(&vec![1; 1 << 20]).unwrap();
         cluster.frontend.signal(Signal::TERM);
         if second_signal {
-            eventually("it drains", || cluster.frontend.log().contains("front end drains").then_some(()));
+            cluster.frontend.wait_for_log("front end drains");
             cluster.frontend.signal(Signal::TERM);
         }
         assert_eq!(cluster.frontend.wait(), Some(0));
         assert_eq!(fs::read(&file).unwrap(), b"old");
         assert!(data.write_all(&vec![1; 1 << 20]).and_then(|()| data.write_all(&vec![1; 1 << 20])).is_err());
-        let log = cluster.frontend.log();
-        assert!(log.contains("\"finished\":0,\"failed\":0,\"cut\":1"), "{log}");
+        cluster.frontend.wait_for_log("\"finished\":0,\"failed\":0,\"cut\":1");
         assert!(!cluster.path().join("control.sock").try_exists().unwrap());
     }
 }

@@ -185,8 +185,7 @@ fn a_drain_finishes_the_transfer_and_ends_idle_sessions() {
     assert_eq!(fs::metadata(&file).unwrap().len(), 4_000_003);
     assert_eq!(control.reply().0, 421);
     assert_eq!(cluster.frontend.wait(), Some(0));
-    let log = cluster.frontend.log();
-    assert!(log.contains("front end drained\",\"finished\":1,\"failed\":0,\"cut\":0"), "{log}");
+    cluster.frontend.wait_for_log("front end drained\",\"finished\":1,\"failed\":0,\"cut\":0");
 }
 
 #[test]

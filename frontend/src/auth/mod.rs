@@ -63,6 +63,19 @@ pub enum Error {
     Broken(#[source] tokio::task::JoinError),
 }
 
+/// The admins of a configuration, ready to be looked up.
+#[derive(Debug)]
+pub struct Admins {
+    local: Arc<LocalDirectory>,
+}
+
+impl Admins {
+    /// Blocks for the time of one hash.
+    pub fn new(file: &AdminsFile) -> Self {
+        Self { local: Arc::new(LocalDirectory::new(file)) }
+    }
+}
+
 /// Where admins are looked up.
 #[derive(Debug)]
 pub struct Authenticator {
@@ -71,16 +84,13 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    pub fn new(admins: &AdminsFile) -> Self {
-        Self {
-            local: ArcSwap::from_pointee(LocalDirectory::new(admins)),
-            checks: tokio::sync::Semaphore::new(CHECKS_AT_ONCE),
-        }
+    pub fn new(admins: Admins) -> Self {
+        Self { local: ArcSwap::new(admins.local), checks: tokio::sync::Semaphore::new(CHECKS_AT_ONCE) }
     }
 
     /// Takes other admins. Those who are logged in stay so.
-    pub fn replace_admins(&self, admins: &AdminsFile) {
-        self.local.store(Arc::new(LocalDirectory::new(admins)));
+    pub fn replace_admins(&self, admins: Admins) {
+        self.local.store(admins.local);
     }
 
     /// Checks a name and a password.

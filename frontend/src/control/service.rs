@@ -101,7 +101,7 @@ impl Control for ControlService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process_id: std::process::id(),
             started_ns: nanoseconds(running.started()),
-            phase: running.phase().borrow().name().to_owned(),
+            phase: running.phase().name().to_owned(),
             config_file: config.file.display().to_string(),
             config_read_ns: nanoseconds(running.config_read()),
             listeners: listeners.collect(),

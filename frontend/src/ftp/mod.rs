@@ -23,7 +23,7 @@ use portolan_config::checked::listener::{Engine, Listener};
 use tokio::net::TcpStream;
 
 use crate::auth::lockout::{Ban, Lockout};
-use crate::auth::{Admin, Authenticator};
+use crate::auth::{Admin, Admins, Authenticator};
 use crate::tree::Tree;
 use advertised::AdvertisedNames;
 use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
@@ -48,7 +48,7 @@ impl Shared {
         advertised.follow(&config.listeners);
         Self {
             tree,
-            auth: Authenticator::new(&config.admins),
+            auth: Authenticator::new(Admins::new(&config.admins)),
             lockout: Lockout::new(config.bans),
             advertised,
             admin_throttles: AdminThrottles::new(config.admin_bandwidth),
@@ -56,8 +56,8 @@ impl Shared {
     }
 
     /// Takes over what a reload changes.
-    pub fn update(&self, config: &Config) {
-        self.auth.replace_admins(&config.admins);
+    pub fn update(&self, config: &Config, admins: Admins) {
+        self.auth.replace_admins(admins);
         self.lockout.set_rules(config.bans);
         self.advertised.follow(&config.listeners);
         self.admin_throttles.set(config.admin_bandwidth);

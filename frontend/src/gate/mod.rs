@@ -133,7 +133,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Gate {
-    /// A gate for what has been bound to `address`.
+    /// A gate for what has been bound to `address`. Limits of its access rules are in force from here on.
     pub fn new(service: Service, address: SocketAddr, commons: Arc<Commons>, ipv6_prefix: u8) -> Self {
         let name: Arc<str> = service.listener.name.as_str().into();
         let flow = Arc::new(Flow::new(Place::Listener(Arc::clone(&name)), service.listener.limits));

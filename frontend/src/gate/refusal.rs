@@ -29,8 +29,9 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 const LINGERING_MAX: usize = 1_024;
 /// Bytes that such a client may send meanwhile.
 const LINGER_BYTES_MAX: u64 = 16 * 1024;
-/// Lines of the log about refusals of one listener a second; the others are counted.
+/// Lines of the log about refusals of one listener within a second; the others are counted, and told as one.
 const LOG_LINES_MAX: u32 = 10;
+const LOG_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why a connection is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,10 +56,11 @@ pub(super) struct Refuser {
     sessions: Arc<Sessions>,
     tls: Arc<Semaphore>,
     lingering: Arc<Semaphore>,
-    lines: Mutex<Lines>,
+    lines: Arc<Mutex<Lines>>,
 }
 
 /// How many lines the log has had this second.
+#[derive(Debug)]
 struct Lines {
     since: Instant,
     written: u32,
@@ -72,7 +74,7 @@ impl Refuser {
             sessions,
             tls: Arc::new(Semaphore::new(TLS_REFUSALS_MAX)),
             lingering: Arc::new(Semaphore::new(LINGERING_MAX)),
-            lines: Mutex::new(Lines { since: Instant::now(), written: 0, left_out: 0 }),
+            lines: Arc::new(Mutex::new(Lines { since: Instant::now(), written: 0, left_out: 0 })),
         }
     }
 
@@ -112,20 +114,34 @@ impl Refuser {
         });
     }
 
-    fn log(&self, from: SocketAddr, why: &Refused) {
+    /// Counts a line, and tells of those that may not be written when the second is over.
+    fn may_write(&self) -> bool {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.since.elapsed() >= Duration::from_secs(1) {
-            let left_out = lines.left_out;
-            *lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
-            if left_out > 0 {
-                tracing::warn!(listener = %self.listener, left_out, "more connections were refused");
-            }
+        if lines.left_out == 0 && lines.since.elapsed() >= LOG_PERIOD {
+            (lines.since, lines.written) = (Instant::now(), 0);
         }
-        if lines.written == LOG_LINES_MAX {
-            lines.left_out += 1;
+        if lines.written < LOG_LINES_MAX {
+            lines.written += 1;
+            return true;
+        }
+        lines.left_out += 1;
+        if lines.left_out == 1 {
+            let (listener, lines) = (Arc::clone(&self.listener), Arc::clone(&self.lines));
+            self.sessions.spawn(async move {
+                tokio::time::sleep(LOG_PERIOD).await;
+                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                let left_out = lines.left_out;
+                *lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
+                tracing::warn!(%listener, left_out, "more connections were refused");
+            });
+        }
+        false
+    }
+
+    fn log(&self, from: SocketAddr, why: &Refused) {
+        if !self.may_write() {
             return;
         }
-        lines.written += 1;
         let listener = &self.listener;
         match why {
             Refused::Denied { scope, rule } => {

@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Error, sample};
-use crate::Frontend;
 use crate::auth::local::hash_password;
 use crate::cli::pki;
+use crate::{Frontend, Host};
 
 pub(super) const ADMIN: &str = "admin";
 /// The demo listens on loopback only, for as long as it runs.
@@ -61,7 +61,7 @@ impl Cluster {
         }
         let path = folder.join("frontend.toml");
         fs::write(&path, frontend_config(port, &addresses))?;
-        let frontend = Frontend::bind(portolan_config::Frontend::load(&path)?).await?;
+        let frontend = Frontend::bind(portolan_config::Frontend::load(&path)?, Host::default()).await?;
         let address = frontend.local_addrs()[0];
         frontends.spawn(frontend.run(Signals::by_token(stop_frontend.clone())));
         Ok(Self { address, authority: pki_folder.join("ca.pem"), stages })
