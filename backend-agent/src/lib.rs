@@ -121,6 +121,9 @@ impl Agent {
             .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            // Clients of a front end may abort as many transfers at once as there are.
+            .http2_max_pending_accept_reset_streams(Some(HTTP2_STREAMS_MAX as usize))
+            .http2_max_local_error_reset_streams(None)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
         if let Some(tls) = tls(&self.config.security) {

@@ -11,6 +11,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves one mail node's part of the virtual tree to Portolan's front ends, over gRPC.
 ///
+/// SIGTERM or SIGINT: refuse new calls, let those under way finish, exit. A second one: exit at once. SIGHUP changes
+/// nothing.
+///
 /// Exit status: 0 after a drain, 1 when it cannot serve, 64 when arguments or configuration are wrong.
 #[derive(Parser)]
 #[command(name = "portolan-agent", version)]
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     process::start_log(&config.log);
     process::raise_open_files();
     process::run(None, async {
+        process::survive_hang_up()?;
         let agent = Agent::bind(config).await?;
         agent.run(process::shutdown_on_signal()?).await?;
         Ok(())

@@ -129,6 +129,21 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     Ok(drain)
 }
 
+/// SIGHUP, by which a service manager or logrotate asks for a reload, must not end an agent: it would cut what is under
+/// way. On a terminal it still does, when the terminal is closed.
+pub fn survive_hang_up() -> std::io::Result<()> {
+    if std::io::stderr().is_terminal() {
+        return Ok(());
+    }
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            tracing::warn!("SIGHUP changes nothing: an agent reads its files at its start only");
+        }
+    });
+    Ok(())
+}
+
 /// Tokens that the first and the second SIGTERM or SIGINT cancel. The third ends the process at once.
 fn listen_for_stop() -> std::io::Result<(CancellationToken, CancellationToken)> {
     let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -153,6 +168,9 @@ fn listen_for_stop() -> std::io::Result<(CancellationToken, CancellationToken)> 
     Ok((drain, cut))
 }
 
+/// How long threads that block may keep a process that is done.
+const BLOCKED_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Threads of a runtime. Workers are as many as there are cores, from `min` to `max`; for what blocks there are
 /// `max` more at most.
 #[derive(Debug, Clone, Copy)]
@@ -173,7 +191,12 @@ pub fn run(
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         builder.worker_threads(cores.clamp(min, max)).max_blocking_threads(max);
     }
-    let done = builder.build().map_err(Into::into).and_then(|runtime| runtime.block_on(work));
+    let done = builder.build().map_err(Into::into).and_then(|runtime| {
+        let done = runtime.block_on(work);
+        // A name that is being looked up, or a disk that hangs, does not keep the process.
+        runtime.shutdown_timeout(BLOCKED_MAX);
+        done
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

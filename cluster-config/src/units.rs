@@ -95,6 +95,17 @@ impl Addresses {
     }
 }
 
+impl Addresses {
+    /// True when no address of a family is left out.
+    pub fn is_everybody(&self) -> bool {
+        let ends: [[IpAddr; 2]; 2] = [
+            [IpAddr::from([0; 4]), IpAddr::from([255; 4])],
+            [IpAddr::from([0; 16]), IpAddr::from([0xff; 16])],
+        ];
+        ends.iter().any(|[first, last]| self.contains(*first) && self.contains(*last))
+    }
+}
+
 impl FromStr for Addresses {
     type Err = Allowed;
 
@@ -243,7 +254,17 @@ mod tests {
             assert!(!addresses.contains(outside.parse().unwrap()), "{text} {outside}");
             assert_eq!(addresses.to_string().parse(), Ok(addresses), "{text}");
         }
+        for (text, everybody) in [
+            ("0.0.0.0/0", true),
+            ("::/0", true),
+            ("0.0.0.0-255.255.255.255", true),
+            ("0.0.0.0/1", false),
+            ("::/1", false),
+        ] {
+            assert_eq!(text.parse::<Addresses>().unwrap().is_everybody(), everybody, "{text}");
+        }
         let all: Addresses = "all".parse().unwrap();
+        assert!(all.is_everybody());
         assert!(all.contains("::1".parse().unwrap()) && all.contains("192.0.2.1".parse().unwrap()));
     }
 

@@ -16,6 +16,7 @@
 
 pub mod auth;
 pub mod cli;
+mod client;
 pub mod control;
 pub mod ftp;
 pub mod gate;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use portolan_agent::process::{LogLevel, Signals};
 use portolan_config::checked::frontend::Frontend as Config;
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -102,6 +104,13 @@ impl Frontend {
         let config = running.config();
         let bound = config.listeners.iter().map(|listener| running.bind(listener, &mut sockets));
         let listeners = bound.collect::<Result<_, _>>()?;
+        for socket in &sockets {
+            let address = socket.local_addr().ok();
+            tracing::warn!(
+                ?address,
+                "a socket from the service manager fits the address of no listener; it is closed"
+            );
+        }
         Ok(Self { running, listeners, control })
     }
 
@@ -112,7 +121,7 @@ impl Frontend {
 
     /// Serves until it is told to drain, then drains for the configured time. What is not done then is cut and
     /// commits nothing.
-    pub async fn run(self, mut signals: Signals) {
+    pub async fn run(self, signals: Signals) {
         let Self { running, listeners, control } = self;
         running.enter(Phase::Starting);
         // The watches and the control socket outlive the gates: transfers that drain still need to know their
@@ -134,11 +143,16 @@ impl Frontend {
             running.open(bound);
         }
         running.enter(Phase::Serving);
-        until_drain(&running, &mut signals).await;
+        let chores = TaskTracker::new();
+        chores.spawn(reload_when_asked(Arc::clone(&running), signals.reload, signals.drain.clone()));
+        chores.spawn(look_around(Arc::clone(&running), signals.drain.clone()));
+        signals.drain.cancelled().await;
 
         running.enter(Phase::Draining);
         tracing::info!("front end drains");
         running.close_all().await;
+        chores.close();
+        chores.wait().await;
         let drain_timeout = running.config().drain_timeout;
         let deadline = async {
             tokio::select! {
@@ -175,31 +189,46 @@ async fn hear(running: &Running) {
     }
 }
 
-/// What is done while the gates are open.
-async fn until_drain(running: &Arc<Running>, signals: &mut Signals) {
-    let chores = TaskTracker::new();
+/// Reloads, one after the other; however often it is asked for meanwhile, once more is enough. Ends with the drain,
+/// also in the middle of waiting: what a reload changes it changes at once.
+async fn reload_when_asked(running: Arc<Running>, mut asked: mpsc::Receiver<()>, drain: CancellationToken) {
+    let reloading = async {
+        while asked.recv().await.is_some() {
+            // Its outcome is in the log.
+            running.reload().await.ok();
+        }
+        // Nobody can ask any more.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = drain.cancelled() => {}
+        () = reloading => {}
+    }
+}
+
+/// Looks at certificate files and resolves names, until the drain.
+async fn look_around(running: Arc<Running>, drain: CancellationToken) {
     let every = |period| {
         let mut interval = tokio::time::interval(period);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         interval
     };
     let (mut certificates, mut names) = (every(CERTIFICATES_EVERY), every(NAMES_EVERY));
-    loop {
-        let running = Arc::clone(running);
-        tokio::select! {
-            () = signals.drain.cancelled() => break,
-            Some(()) = signals.reload.recv() => {
-                // Its outcome is in the log.
-                chores.spawn(async move { running.reload().await.ok() });
-            }
-            _ = certificates.tick() => {
-                chores.spawn(async move { running.renew_certificates().await });
-            }
-            _ = names.tick() => {
-                chores.spawn(async move { running.refresh_names().await });
-            }
+    let renewing = async {
+        loop {
+            certificates.tick().await;
+            running.renew_certificates().await;
         }
+    };
+    let resolving = async {
+        loop {
+            names.tick().await;
+            running.refresh_names().await;
+        }
+    };
+    tokio::select! {
+        () = drain.cancelled() => {}
+        () = renewing => {}
+        () = resolving => {}
     }
-    chores.close();
-    chores.wait().await;
 }

@@ -47,19 +47,28 @@ pub enum ReloadError {
     Broken(#[from] tokio::task::JoinError),
 }
 
+/// A reload that was refused.
+#[derive(Debug, Clone)]
+pub struct RefusedReload {
+    pub at: SystemTime,
+    pub cause: String,
+}
+
 /// See the module.
 pub struct Running {
     started: SystemTime,
     config: ArcSwap<Config>,
     config_read: Mutex<SystemTime>,
-    phase: Mutex<Phase>,
+    /// With the time of its beginning.
+    phase: Mutex<(Phase, SystemTime)>,
+    refused_reload: Mutex<Option<RefusedReload>>,
     tell: fn(Phase),
     shared: Arc<Shared>,
     commons: Arc<Commons>,
     nodes: Vec<Arc<NodeClient>>,
     router: Arc<Router>,
-    /// By the listener's name.
-    open: Mutex<BTreeMap<String, OpenGate>>,
+    /// By the listener's name; `None`: the gates are closed for good.
+    open: Mutex<Option<BTreeMap<String, OpenGate>>>,
     /// Where the gates run.
     accepting: TaskTracker,
     log: Option<LogLevel>,
@@ -97,11 +106,12 @@ impl Running {
             commons: Arc::new(Commons::new(&config)),
             config: ArcSwap::from_pointee(config),
             config_read: Mutex::new(SystemTime::now()),
-            phase: Mutex::new(Phase::Starting),
+            phase: Mutex::new((Phase::Starting, SystemTime::now())),
+            refused_reload: Mutex::default(),
             tell,
             nodes,
             router,
-            open: Mutex::default(),
+            open: Mutex::new(Some(BTreeMap::new())),
             accepting: TaskTracker::new(),
             log,
             changing: tokio::sync::Mutex::default(),
@@ -124,21 +134,31 @@ impl Running {
     }
 
     pub fn phase(&self) -> Phase {
-        *lock(&self.phase)
+        lock(&self.phase).0
+    }
+
+    pub fn phase_since(&self) -> SystemTime {
+        lock(&self.phase).1
+    }
+
+    /// The last reload, if it was refused.
+    pub fn refused_reload(&self) -> Option<RefusedReload> {
+        lock(&self.refused_reload).clone()
     }
 
     pub(crate) fn enter(&self, phase: Phase) {
-        *lock(&self.phase) = phase;
+        *lock(&self.phase) = (phase, SystemTime::now());
         (self.tell)(phase);
     }
 
     /// The same, unless it is in another phase than it was thought to be in.
     fn enter_from(&self, from: Phase, to: Phase) -> Result<(), ReloadError> {
         let mut phase = lock(&self.phase);
-        if *phase != from {
-            return Err(ReloadError::NotServing(*phase));
+        if phase.0 != from {
+            return Err(ReloadError::NotServing(phase.0));
         }
-        *phase = to;
+        // A reload is an episode of serving, which began before.
+        phase.0 = to;
         (self.tell)(to);
         Ok(())
     }
@@ -161,7 +181,8 @@ impl Running {
 
     /// The gates that are open, by the name of their listener.
     pub fn gates(&self) -> Vec<Arc<Gate>> {
-        lock(&self.open).values().map(|open| Arc::clone(&open.gate)).collect()
+        let open = lock(&self.open);
+        open.iter().flat_map(BTreeMap::values).map(|open| Arc::clone(&open.gate)).collect()
     }
 
     /// How full all limits are.
@@ -209,17 +230,18 @@ impl Running {
         let Bound { address, socket, service } = bound;
         let ipv6_prefix = self.config.load().ipv6_prefix;
         let gate = Arc::new(Gate::new(service, address, Arc::clone(&self.commons), ipv6_prefix));
+        // A drain has begun: nobody is let in any more.
+        let mut open = lock(&self.open);
+        let Some(open) = open.as_mut() else { return };
         tracing::info!(%address, "front end serves");
         let stop = CancellationToken::new();
         self.accepting.spawn(Arc::clone(&gate).run(socket, stop.clone()));
-        lock(&self.open).insert(gate.name().to_owned(), OpenGate { gate, stop });
+        open.insert(gate.name().to_owned(), OpenGate { gate, stop });
     }
 
     /// Lets nobody in any more.
     pub(crate) async fn close_all(&self) {
-        // A reload that is under way is done first, or it would open a gate behind us.
-        let _one_at_a_time = self.changing.lock().await;
-        for open in lock(&self.open).values() {
+        for open in lock(&self.open).take().unwrap_or_default().values() {
             open.stop.cancel();
         }
         self.accepting.close();
@@ -231,15 +253,24 @@ impl Running {
     /// # Errors
     /// Nothing has changed.
     pub async fn reload(&self) -> Result<Vec<String>, ReloadError> {
-        let _one_at_a_time = self.changing.lock().await;
-        self.enter_from(Phase::Serving, Phase::Reloading)?;
-        let reloaded = self.reload_once().await;
-        // A drain may have begun meanwhile.
-        self.enter_from(Phase::Reloading, Phase::Serving).ok();
+        let reloaded = {
+            let _one_at_a_time = self.changing.lock().await;
+            self.enter_from(Phase::Serving, Phase::Reloading)?;
+            let reloaded = self.reload_once().await;
+            // A drain may have begun meanwhile.
+            self.enter_from(Phase::Reloading, Phase::Serving).ok();
+            reloaded
+        };
+        self.refresh_names().await;
         match &reloaded {
-            Ok(changes) => tracing::info!(?changes, "configuration reloaded"),
+            Ok(changes) => {
+                *lock(&self.refused_reload) = None;
+                tracing::info!(?changes, "configuration reloaded");
+            }
             Err(error) => {
                 let cause = chain(error);
+                let refused = RefusedReload { at: SystemTime::now(), cause: cause.clone() };
+                *lock(&self.refused_reload) = Some(refused);
                 tracing::error!(cause, "the new configuration is refused; the old one stays in force");
             }
         }
@@ -287,19 +318,20 @@ impl Running {
         for (gate, service) in updated {
             gate.update(service, new.ipv6_prefix);
         }
-        lock(&self.open).retain(|name, open| {
-            let stays = new.listeners.iter().any(|listener| listener.name == *name);
-            if !stays {
-                open.stop.cancel();
-            }
-            stays
-        });
+        if let Some(open) = lock(&self.open).as_mut() {
+            open.retain(|name, open| {
+                let stays = new.listeners.iter().any(|listener| listener.name == *name);
+                if !stays {
+                    open.stop.cancel();
+                }
+                stays
+            });
+        }
         self.config.store(Arc::new(new));
         *lock(&self.config_read) = SystemTime::now();
         for bound in added {
             self.open(bound);
         }
-        self.refresh_names().await;
         Ok(changes)
     }
 

@@ -306,6 +306,23 @@ fn a_name_that_is_guessed_at_from_many_addresses_is_open_only_where_it_has_logge
 }
 
 #[test]
+fn a_network_of_ipv6_is_banned_as_one_and_lifted_by_any_of_its_addresses() {
+    let mut cluster = cluster("", "[ftp.bans]\naddress_failures = 2\ndelay_max = \"0s\"\n");
+    cluster.restart_frontend(|config| config.replace("address = \"127.0.0.1:0\"", "address = \"[::1]:0\""));
+    let address = cluster.frontend.address;
+    for _ in 0..2 {
+        let mut control = Control::connect(address);
+        control.ask("USER admin");
+        assert_eq!(control.ask("PASS wrong").0, 530);
+    }
+    let refused = Control::over(TcpStream::connect(address).unwrap()).reply().1;
+    assert!(refused.starts_with("421 Too many logins from your address"), "{refused}");
+    assert!(succeeded(&cluster.operate(&["bans"])).contains("address  ::/64 "));
+    assert_eq!(succeeded(&cluster.operate(&["bans", "lift", "::1"])), "1 lifted\n");
+    Control::login(address, "admin");
+}
+
+#[test]
 fn silence_ends_a_session_before_the_login_after_it_and_in_a_handshake() {
     let keys = "idle_timeout = \"10s\"\nlogin_timeout = \"5s\"\nhandshake_timeout = \"1s\"";
     let cluster = cluster(keys, "");

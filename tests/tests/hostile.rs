@@ -59,6 +59,29 @@ fn sessions_past_the_limit_are_told_so_and_places_come_free() {
 }
 
 #[test]
+fn thousands_of_broken_downloads_cost_no_other_transfer_its_node() {
+    let cluster = Cluster::start(tree::fill);
+    let address = cluster.frontend.address;
+    std::fs::write(cluster.domains(1).join("one.example/large"), vec![7; 8 << 20]).unwrap();
+    let mut other = Control::login(address, "admin");
+    let mut data = other.passive();
+    assert_eq!(other.ask("RETR /domains/one.example/large").0, 150);
+    let mut breaking = Control::login(address, "admin");
+    for number in 0..3_000 {
+        let stream = breaking.passive();
+        breaking.send(b"RETR /domains/one.example/large\r\nABOR\r\n").unwrap();
+        drop(stream);
+        // 150, 426 and 226, or without the first.
+        while breaking.reply().0 != 226 {}
+        assert_eq!(breaking.ask("NOOP").0, 200, "{number}");
+    }
+    let mut content = Vec::new();
+    data.read_to_end(&mut content).unwrap();
+    assert_eq!((other.reply().0, content.len()), (226, 8 << 20));
+    assert!(!cluster.frontend.log().contains("node is away"));
+}
+
+#[test]
 fn plaintext_logins_are_refused_where_tls_is_required() {
     let mut cluster = Cluster::start(tree::fill);
     cluster.restart_with("tls_required = true");

@@ -6,17 +6,35 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, connect_from, succeed, succeeded, text};
 use portolan_tests::{Cluster, PASSWORD, eventually, tree};
 
-/// Where the front end, HAProxy as its clients see it, and HAProxy as the front end sees it are.
-const FRONTEND: &str = "127.0.0.60";
-const BALANCER: &str = "127.0.0.61";
-const BALANCER_INSIDE: &str = "127.0.0.62";
 /// Ports that the front end has at its address, and HAProxy at its own.
 const PASSIVE: &str = "30100-30149";
+
+/// A cluster whose front end trusts HAProxy, at addresses of its own: tests run side by side, and two of HAProxy would
+/// share their ports.
+struct Balanced {
+    cluster: Cluster,
+    front: IpAddr,
+    /// HAProxy as its clients see it, and as the front end sees it.
+    balancer: IpAddr,
+    inside: IpAddr,
+}
+
+impl std::ops::Deref for Balanced {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+/// Behind a balancer TLS is required by default, because clients come from anywhere.
+const PLAINTEXT: &str = "tls_required = false\ninsecure = true\n";
 
 /// HAProxy before the front end of a cluster. Killed when dropped.
 struct HaProxy {
@@ -26,16 +44,17 @@ struct HaProxy {
 
 impl HaProxy {
     /// `control` and `data` are options of its connections to the front end.
-    fn start(cluster: &Cluster, control: &str, data: &str) -> Self {
-        let free = TcpListener::bind((BALANCER, 0)).unwrap();
+    fn start(cluster: &Balanced, control: &str, data: &str) -> Self {
+        let Balanced { front, balancer, inside, .. } = cluster;
+        let free = TcpListener::bind((*balancer, 0)).unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let front = cluster.frontend.address;
+        let address_inside = cluster.frontend.address;
         let config = format!(
             "global\n  maxconn 2000\n\
              defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
-             listen ftp\n  bind {address}\n  source {BALANCER_INSIDE}\n  server front {front} {control} check inter 300ms\n\
-             listen data\n  bind {BALANCER}:{PASSIVE}\n  source {BALANCER_INSIDE}\n  server front {FRONTEND} {data}\n"
+             listen ftp\n  bind {address}\n  source {inside}\n  server front {address_inside} {control} check inter 300ms\n\
+             listen data\n  bind {balancer}:{PASSIVE}\n  source {inside}\n  server front {front} {data}\n"
         );
         let file = cluster.path().join("haproxy.cfg");
         fs::write(&file, config).unwrap();
@@ -59,25 +78,31 @@ impl Drop for HaProxy {
     }
 }
 
-/// A cluster whose front end trusts HAProxy.
-fn cluster(keys: &str, proxy_protocol: &str) -> Cluster {
+fn cluster(keys: &str, data: &str) -> Balanced {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let net = NEXT.fetch_add(1, Ordering::Relaxed);
+    let [front, balancer, inside] = [60, 61, 62].map(|last| IpAddr::from([127, 0, net, last]));
     let mut cluster = Cluster::start(tree::fill);
     cluster.restart_frontend(|config| {
         config
-            .replace("address = \"127.0.0.1:0\"", &format!("address = \"{FRONTEND}:0\""))
-            .replace("passive_ports = \"20000-29999\"", &format!("passive_ports = \"{PASSIVE}\"\n{keys}"))
+            .replace("address = \"127.0.0.1:0\"", &format!("address = \"{front}:0\""))
             .replace(
-                "[admins]",
+                "passive_ports = \"20000-29999\"",
                 &format!(
-                    "[listeners.proxy_protocol]\ntrusted = [\"{BALANCER_INSIDE}\"]\n{proxy_protocol}\n[admins]"
+                    "passive_ports = \"{PASSIVE}\"\n{PLAINTEXT}{}",
+                    keys.replace("FRONTEND", &front.to_string())
                 ),
             )
+            .replace(
+                "[admins]",
+                &format!("[listeners.proxy_protocol]\ntrusted = [\"{inside}\"]\ndata = \"{data}\"\n[admins]"),
+            )
     });
-    cluster
+    Balanced { cluster, front, balancer, inside }
 }
 
 /// curl as `admin` from an address of its own. The certificate does not name the balancer: `--insecure` for TLS.
-fn curl(from: &str, cluster: &Cluster, arguments: &[&str], address: SocketAddr, path: &str) -> Command {
+fn curl(from: &str, cluster: &Balanced, arguments: &[&str], address: SocketAddr, path: &str) -> Command {
     let mut command = Command::new("curl");
     command
         .args(["--silent", "--show-error", "--verbose", "--max-time", "30", "--interface", from])
@@ -99,14 +124,15 @@ fn behind_haproxy_data_goes_through_it_and_rules_and_limits_are_of_the_client() 
         ("send-proxy", "send-proxy", "header"),
         ("send-proxy-v2", "", "bare"),
     ] {
-        let cluster = cluster(rules, &format!("data = \"{way}\""));
+        let cluster = cluster(rules, way);
         let balancer = HaProxy::start(&cluster, control, data);
         // PASV and EPSV, in plaintext and with TLS, both ways.
         for arguments in [&["--disable-epsv"][..], &[], &["--ssl-reqd", "--insecure"]] {
             let shown = succeed(&mut curl("127.0.0.3", &cluster, arguments, balancer.address, FILE));
             assert!(shown.starts_with("one.example"), "{shown}");
             if arguments == ["--disable-epsv"] {
-                assert!(shown.contains("227 Entering Passive Mode (127,0,0,61,117,"), "{shown}");
+                let named = cluster.balancer.to_string().replace('.', ",");
+                assert!(shown.contains(&format!("227 Entering Passive Mode ({named},117,")), "{shown}");
             }
         }
         let local = cluster.path().join("up");
@@ -137,23 +163,79 @@ fn behind_haproxy_data_goes_through_it_and_rules_and_limits_are_of_the_client() 
         assert_eq!(reply.0, 220);
         other.log_in("admin");
         let shown = succeeded(&cluster.operate(&["status"]));
-        assert!(shown.contains(" by 127.0.0.62 ") && shown.contains("  127.0.0.6:"), "{shown}");
+        assert!(
+            shown.contains(&format!(" by {} ", cluster.inside)) && shown.contains("  127.0.0.6:"),
+            "{shown}"
+        );
     }
 }
 
 #[test]
 fn data_may_come_from_the_client_itself_where_only_the_control_connection_is_balanced() {
-    let cluster = cluster(&format!("passive_address = \"{FRONTEND}\""), "");
+    let cluster = cluster("passive_address = \"FRONTEND\"", "direct");
     let balancer = HaProxy::start(&cluster, "send-proxy-v2", "");
-    let arguments = ["--disable-epsv", "--no-ftp-skip-pasv-ip"];
+    // EPSV would lead to the balancer; curl goes on with PASV.
+    let arguments = ["--no-ftp-skip-pasv-ip"];
     let shown = succeed(&mut curl("127.0.0.3", &cluster, &arguments, balancer.address, FILE));
-    assert!(shown.contains("227 Entering Passive Mode (127,0,0,60,"), "{shown}");
+    assert!(shown.contains("< 502 EPSV does not lead past the load balancer"), "{shown}");
+    let named = cluster.front.to_string().replace('.', ",");
+    assert!(shown.contains(&format!("227 Entering Passive Mode ({named},")), "{shown}");
     assert!(shown.starts_with("one.example"), "{shown}");
+    // Who comes by itself is served as always.
+    assert_eq!(Control::login(cluster.frontend.address, "admin").fetch(&format!("RETR {FILE}")).0, 226);
+}
+
+#[test]
+fn a_header_where_none_is_awaited_is_never_stored() {
+    for options in ["send-proxy", "send-proxy-v2"] {
+        let cluster = cluster("", "bare");
+        let balancer = HaProxy::start(&cluster, "send-proxy-v2", options);
+        let local = cluster.path().join("up");
+        fs::write(&local, "content").unwrap();
+        let stored = cluster.domains(1).join("one.example/up");
+        fs::write(&stored, "old").unwrap();
+        let upload = ["--upload-file", &local.to_string_lossy()];
+        let refused = curl("127.0.0.3", &cluster, &upload, balancer.address, "/domains/one.example/up");
+        let refused = { refused }.output().unwrap();
+        assert!(!refused.status.success() && text(&refused).contains("< 426 "), "{}", text(&refused));
+        assert_eq!(fs::read(&stored).unwrap(), b"old");
+        cluster.frontend.wait_for_log("proxy_protocol.data must be");
+    }
+    // And on a control connection from an address that is not trusted.
+    let cluster = cluster("", "header");
+    for header in
+        [&b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c0123456789ab"]
+    {
+        let mut stranger = Control::connect(cluster.frontend.address);
+        stranger.send(header).unwrap();
+        assert_eq!(stranger.reply().0, 421);
+    }
+    cluster
+        .frontend
+        .wait_for_log("a PROXY header came from an address that is not in proxy_protocol.trusted");
+}
+
+#[test]
+fn health_checks_of_the_balancer_are_neither_counted_nor_refused_nor_logged() {
+    let cluster = cluster("access = [{ allow = \"127.0.0.3\" }]", "header");
+    let balancer = HaProxy::start(&cluster, "send-proxy-v2", "send-proxy-v2");
+    succeed(&mut curl("127.0.0.3", &cluster, &[], balancer.address, FILE));
+    let mut check = connect_from(cluster.inside, cluster.frontend.address).unwrap();
+    check.write_all(b"PROXY UNKNOWN\r\n").unwrap();
+    let mut check = Control::over(check);
+    assert_eq!(check.reply().0, 220);
+    // Some checks of HAProxy, every 300 ms.
+    std::thread::sleep(Duration::from_secs(2));
+    let shown = succeeded(&cluster.operate(&["status"]));
+    assert!(shown.contains(" 1/600 in 60 s"), "curl's connection alone: {shown}");
+    let log = cluster.frontend.log();
+    let lines = log.lines().filter(|line| line.contains(&cluster.inside.to_string())).count();
+    assert_eq!(lines, 0, "{log}");
 }
 
 #[test]
 fn the_library_is_served_behind_haproxy_too() {
-    let cluster = cluster("engine = \"libunftp\"", "data = \"bare\"");
+    let cluster = cluster("engine = \"libunftp\"", "bare");
     let balancer = HaProxy::start(&cluster, "send-proxy-v2", "");
     for arguments in [&["--disable-epsv"][..], &["--ssl-reqd", "--insecure"]] {
         let shown = succeed(&mut curl("127.0.0.3", &cluster, arguments, balancer.address, FILE));
@@ -165,7 +247,7 @@ fn the_library_is_served_behind_haproxy_too() {
 
 #[test]
 fn a_data_connection_for_another_client_is_not_taken() {
-    let cluster = cluster("", "data = \"header\"");
+    let cluster = cluster("", "header");
     let balancer = HaProxy::start(&cluster, "send-proxy-v2", "send-proxy-v2");
     let mut control = Control::over(connect_from([127, 0, 0, 3].into(), balancer.address).unwrap());
     assert_eq!(control.reply().0, 220);
@@ -174,12 +256,12 @@ fn a_data_connection_for_another_client_is_not_taken() {
     assert_eq!(code, 229);
     let port: u16 = said.split('|').nth(3).unwrap().parse().unwrap();
     // Another client of the balancer, one that claims to be a balancer, and one without a header.
-    let data_port = SocketAddr::new(BALANCER.parse().unwrap(), port);
-    let front_port = SocketAddr::new(FRONTEND.parse().unwrap(), port);
+    let data_port = SocketAddr::new(cluster.balancer, port);
+    let front_port = SocketAddr::new(cluster.front, port);
     let mut foreign = connect_from([127, 0, 0, 4].into(), data_port).unwrap();
     let mut forged = connect_from([127, 0, 0, 4].into(), front_port).unwrap();
-    forged.write_all(b"PROXY TCP4 127.0.0.3 127.0.0.61 1 2\r\n").unwrap();
-    let mut bare = connect_from(BALANCER_INSIDE.parse().unwrap(), front_port).unwrap();
+    forged.write_all(b"PROXY TCP4 127.0.0.3 127.0.0.1 1 2\r\n").unwrap();
+    let mut bare = connect_from(cluster.inside, front_port).unwrap();
     bare.write_all(b"no header at all").unwrap();
     let mut own = connect_from([127, 0, 0, 3].into(), data_port).unwrap();
     assert_eq!(control.ask(&format!("RETR {FILE}")).0, 150);
@@ -198,9 +280,9 @@ fn a_data_connection_for_another_client_is_not_taken() {
 
 #[test]
 fn from_a_trusted_address_only_a_good_header_is_served_and_from_others_none_is_believed() {
-    let cluster = cluster("handshake_timeout = \"1s\"\nlimits = { simultaneous_per_address = 2 }", "");
+    let cluster = cluster("handshake_timeout = \"1s\"\nlimits = { simultaneous_per_address = 2 }", "header");
     let address = cluster.frontend.address;
-    let trusted = || connect_from(BALANCER_INSIDE.parse().unwrap(), address).unwrap();
+    let trusted = || connect_from(cluster.inside, address).unwrap();
     let v2 = |length: u16| [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11"[..], &length.to_be_bytes()].concat();
     for bad in [
         b"USER admin\r\nPASS x\r\n".to_vec(),
@@ -239,36 +321,28 @@ fn from_a_trusted_address_only_a_good_header_is_served_and_from_others_none_is_b
     let (_, said) = slow.ask("PASV");
     assert!(said.contains("(192,0,2,1,"), "what the client connected to: {said}");
 
-    // A client that is not trusted sends commands, and this is none.
-    let mut stranger = Control::connect(address);
-    assert_eq!(stranger.ask("PROXY TCP4 192.0.2.10 192.0.2.1 4000 21").0, 500);
     // Clients behind one balancer are told apart.
-    let behind = |client: &str| {
+    let behind = |family: &str, client: &str| {
         let mut stream = trusted();
-        stream.write_all(format!("PROXY TCP4 {client} 192.0.2.1 4000 21\r\n").as_bytes()).unwrap();
+        let contacted = if family == "TCP4" { "192.0.2.1" } else { "2001:db8::1" };
+        stream.write_all(format!("PROXY {family} {client} {contacted} 4000 21\r\n").as_bytes()).unwrap();
         let mut control = Control::over(stream);
         (control.reply(), control)
     };
-    let held = [behind("192.0.2.9"), behind("192.0.2.10"), behind("192.0.2.10")];
+    let held = ["192.0.2.9", "192.0.2.10", "192.0.2.10"].map(|client| behind("TCP4", client));
     assert!(held.iter().all(|((code, _), _)| *code == 220));
-    assert!(behind("192.0.2.10").0.1.starts_with("421 Your address has 2 connections"));
+    assert!(behind("TCP4", "192.0.2.10").0.1.starts_with("421 Your address has 2 connections"));
     // IPv6 clients count by their network.
-    let behind6 = |client: &str| {
-        let mut stream = trusted();
-        stream.write_all(format!("PROXY TCP6 {client} 2001:db8::1 4000 21\r\n").as_bytes()).unwrap();
-        let mut control = Control::over(stream);
-        (control.reply(), control)
-    };
-    let held = [behind6("2001:db8:0:1::1"), behind6("2001:db8:0:1::2"), behind6("2001:db8:0:2::1")];
+    let held = ["2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:0:2::1"].map(|client| behind("TCP6", client));
     assert!(held.iter().all(|((code, _), _)| *code == 220));
-    assert_eq!(behind6("2001:db8:0:1:ffff::3").0.0, 421);
+    assert_eq!(behind("TCP6", "2001:db8:0:1:ffff::3").0.0, 421);
     let log = cluster.frontend.wait_for_log("connection closed: no good PROXY header");
     assert!(!log.contains("panicked"), "{log}");
 }
 
 #[test]
 fn haproxy_may_carry_the_header_and_implicit_tls() {
-    let cluster = cluster("tls = \"implicit\"", "data = \"header\"");
+    let cluster = cluster("tls = \"implicit\"", "header");
     let balancer = HaProxy::start(&cluster, "send-proxy-v2", "send-proxy-v2");
     let output = Command::new("curl")
         .args(["--silent", "--show-error", "--max-time", "30", "--interface", "127.0.0.3", "--cacert"])

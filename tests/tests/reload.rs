@@ -113,6 +113,8 @@ fn a_faulty_configuration_is_refused_as_a_whole_with_all_its_faults() {
         let held = [code(address), code(address)];
         assert_eq!(held, [220, 220]);
     }
+    let shown = succeeded(&cluster.operate(&["status"]));
+    assert!(shown.contains("was refused:\n") && shown.contains("not TOML"), "{shown}");
     eventually("each refusal is logged", || {
         let log = cluster.frontend.log();
         let refused = "the new configuration is refused; the old one stays in force";
@@ -333,12 +335,136 @@ fn the_operator_ends_a_session_and_its_upload_is_not_kept() {
         });
         assert_eq!(fs::read(&file).unwrap(), b"old");
         assert_eq!(other.ask("NOOP").0, 200);
+        assert_eq!(succeeded(&cluster.operate(&["kick", "--admin", "reader"])), "sessions asked to end: 1\n");
+        eventually("its session is gone", || (other.ask("NOOP").0 != 200).then_some(()));
         let missing = cluster.operate(&["kick", &id]);
         assert_eq!(
             (missing.status.code(), text(&missing)),
             (Some(1), format!("portolan: there is no session \"{id}\"\n"))
         );
     }
+}
+
+/// A transfer of the library runs in a task of its own.
+#[test]
+fn a_download_ends_with_its_session_with_either_engine() {
+    for engine in ["native", "libunftp"] {
+        let mut cluster = Cluster::start(tree::fill);
+        cluster.restart_with(&format!("engine = \"{engine}\"\nlimits = {{ simultaneous = 2 }}"));
+        fs::write(cluster.domains(1).join("one.example/large"), vec![7; 64 << 20]).unwrap();
+        let address = cluster.frontend.address;
+        let begin = || {
+            let mut control = Control::login(address, "admin");
+            let data = control.passive();
+            assert_eq!(control.ask("RETR /domains/one.example/large").0, 150);
+            (control, data)
+        };
+        let received = |mut data: std::net::TcpStream| {
+            let (mut buffer, mut count) = (vec![0; 1 << 20], 0);
+            while let Ok(read @ 1..) = data.read(&mut buffer) {
+                count += read;
+            }
+            count
+        };
+        let (control, data) = begin();
+        let shown = succeeded(&cluster.operate(&["status"]));
+        assert!(shown.contains("RETR /domains/one.example/large"), "{shown}");
+        succeeded(&cluster.operate(&["kick", "--admin", "admin"]));
+        let count = received(data);
+        assert!(count < 32 << 20, "{engine}: {count} bytes came after the kick");
+        drop(control);
+        // Who closes the control connection gives up the download, and has its place until that has ended.
+        let mut open = Vec::new();
+        for _ in 0..10 {
+            let (control, data) = eventually("a place is free", || {
+                let mut control = Control::over(std::net::TcpStream::connect(address).unwrap());
+                if control.reply().0 != 220 {
+                    return None;
+                }
+                control.log_in("admin");
+                let data = control.passive();
+                (control.ask("RETR /domains/one.example/large").0 == 150).then_some((control, data))
+            });
+            drop(control);
+            open.push(data);
+        }
+        eventually("no session is left", || {
+            succeeded(&cluster.operate(&["status"])).contains("\n0 sessions").then_some(())
+        });
+        for data in open {
+            let count = received(data);
+            assert!(count < 32 << 20, "{engine}: {count} bytes came without a session");
+        }
+    }
+}
+
+#[test]
+fn a_drain_waits_for_transfers_only() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| {
+        config.replace("drain_timeout = \"5s\"", "drain_timeout = \"60s\"")
+            + "[[listeners]]\naddress = \"127.0.0.1:0\"\ntls = \"implicit\"\ncertificate = \"pki/front-1.pem\"\n\
+               key = \"pki/front-1-key.pem\"\npassive_ports = \"10000-19999\"\n\
+               proxy_protocol = { trusted = [\"127.0.0.99\"], data = \"header\" }\n"
+    });
+    let [explicit, implicit] = cluster.frontend.addresses[..] else { panic!("two listeners") };
+    let mut handshake = Control::connect(explicit);
+    assert_eq!(handshake.ask("AUTH TLS").0, 234);
+    let _silent = std::net::TcpStream::connect(implicit).unwrap();
+    let _headless = portolan_tests::client::connect_from([127, 0, 0, 99].into(), implicit).unwrap();
+    let mut deaf = Control::login(explicit, "admin");
+    for _ in 0..30_000 {
+        // Until its replies fill all buffers.
+        if deaf.send(b"FEAT\r\n").is_err() {
+            break;
+        }
+    }
+    let mut ahead = Control::login(explicit, "admin");
+    ahead.send("HASH /domains/one.example/domainRegistry.bin\r\n".repeat(60).as_bytes()).unwrap();
+    // However often a reload is asked for, once more is enough.
+    for _ in 0..200 {
+        cluster.frontend.signal(Signal::HUP);
+    }
+    let started = Instant::now();
+    cluster.frontend.signal(Signal::TERM);
+    eventually("nobody is let in", || std::net::TcpStream::connect(explicit).is_err().then_some(()));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(cluster.frontend.wait(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn sessions_keep_what_they_began_with_and_reloads_leave_nothing_behind() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_with("passive_address = \"localhost\"\nengine = \"native\"");
+    let mut before = Control::login(cluster.frontend.address, "admin");
+    cluster.edit_config(|config| config.replace("\"localhost\"", "\"192.0.2.1\""));
+    cluster.reload();
+    assert!(before.ask("PASV").1.contains("(127,0,0,1,"));
+    assert!(Control::login(cluster.frontend.address, "admin").ask("PASV").1.contains("(192,0,2,1,"));
+
+    let count = |kind: &str| fs::read_dir(format!("/proc/{}/{kind}", cluster.frontend.id())).unwrap().count();
+    cluster.edit_config(|config| config.replace("engine = \"native\"", "engine = \"libunftp\""));
+    cluster.reload();
+    let (threads, files) = (count("task"), count("fd"));
+    let mut held = Vec::new();
+    for number in 10..40 {
+        held.push(Control::login(cluster.frontend.address, "admin"));
+        if held.len() > 10 {
+            held.remove(0);
+        }
+        cluster.edit_config(|config| {
+            let mut lines: Vec<String> = config.lines().map(str::to_owned).collect();
+            lines.retain(|line| !line.starts_with("idle_timeout"));
+            lines.join("\n").replace("passive_ports", &format!("idle_timeout = \"{number}s\"\npassive_ports"))
+        });
+        cluster.reload();
+    }
+    // Workers that block come and go.
+    assert!(count("task") <= threads + 4, "{} threads, {threads} before", count("task"));
+    assert!(count("fd") <= files + 4 * held.len(), "{} files, {files} before", count("fd"));
+    drop(held);
+    eventually("all sessions are gone", || (count("fd") <= files + 4).then_some(()));
 }
 
 #[test]

@@ -148,9 +148,15 @@ impl Checker {
             .enumerate()
             .filter_map(|(index, raw)| self.rule(raw, &format!("{key}[{index}]")))
             .collect();
+        for (index, rule) in rules.iter().enumerate() {
+            let same = |other: &AccessRule| other.to_string() == rule.to_string();
+            if rules[..index].iter().any(same) {
+                self.fault(None, key, format!("the rule \"{rule}\" stands there twice"));
+            }
+        }
         if !rules.is_empty() && rules.iter().all(|rule| rule.verdict == Verdict::Deny) {
             let message = "only denying rules: nobody could connect, because what no rule allows is denied; \
-                           add { allow = \"all\" }, or leave the list empty";
+                           add { allow = \"all\" } for the others (an empty list denies everybody)";
             self.fault(None, key, message);
         }
         Some(AccessList { scope, rules })
@@ -205,7 +211,11 @@ impl Checker {
     pub(crate) fn nested(&mut self, inner: (&raw::Limits, Limits, &str), outer: (Limits, &str)) {
         let (raw, inner, key) = inner;
         let (outer, outer_key) = outer;
+        // Over different intervals they cannot be compared.
+        let new = |limit: u32| if inner.interval == outer.interval { limit } else { 0 };
         for (written, inner, outer, name) in [
+            (&raw.new, inner.new, new(outer.new), "new"),
+            (&raw.new_per_address, inner.new_per_address, new(outer.new_per_address), "new_per_address"),
             (&raw.simultaneous, inner.simultaneous, outer.simultaneous, "simultaneous"),
             (
                 &raw.simultaneous_per_address,

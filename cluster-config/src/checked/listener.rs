@@ -148,8 +148,9 @@ impl std::str::FromStr for PassiveHost {
     type Err = crate::units::Allowed;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
+        let allowed = crate::units::Allowed("an IPv4 address that clients can reach, or a DNS name");
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return if address.is_unspecified() { Err(allowed) } else { Ok(Self::Address(address)) };
         }
         let label = |label: &str| {
             (1..=63).contains(&label.len())
@@ -160,7 +161,7 @@ impl std::str::FromStr for PassiveHost {
         if !numeric && text.len() <= 253 && text.trim_end_matches('.').split('.').all(label) {
             return Ok(Self::Name(text.to_owned()));
         }
-        Err(crate::units::Allowed("an IPv4 address or a DNS name"))
+        Err(allowed)
     }
 }
 
@@ -270,6 +271,14 @@ fn listener(
     if engine == Engine::Libunftp {
         only_native(raw, index, checker, tls.as_ref(), &proxy_protocol);
     }
+    if proxy_protocol.data == ProxiedData::Direct
+        && raw.proxy_protocol.data.is_some()
+        && raw.passive_address.is_none()
+        && raw.passive_addresses.is_empty()
+    {
+        let message = "required with proxy_protocol.data = \"direct\": PASV would name the balancer";
+        checker.fault(span(&raw.proxy_protocol.data), &key("passive_address"), message);
+    }
     let idle_timeout = checker.duration(&raw.idle_timeout, &key("idle_timeout"), 10, 86_400, 300);
     let login_timeout = checker.duration(&raw.login_timeout, &key("login_timeout"), 5, 600, 60);
     let handshake_timeout = checker.duration(&raw.handshake_timeout, &key("handshake_timeout"), 1, 300, 30);
@@ -344,9 +353,10 @@ fn proxy_protocol(raw: &raw::ProxyProtocol, key: &str, checker: &mut Checker) ->
     let mut trusted = Vec::new();
     for text in checker.optional(&raw.trusted, &trusted_key).into_iter().flatten() {
         match text.parse::<Addresses>() {
-            Ok(Addresses::All) => {
-                let message =
-                    "\"all\" would let every client name any address; allowed: the balancers' addresses";
+            Ok(addresses) if addresses.is_everybody() => {
+                let message = format!(
+                    "{text:?} would let every client name any address; allowed: the balancers' addresses"
+                );
                 checker.fault(span(&raw.trusted), &trusted_key, message);
             }
             Ok(addresses) => trusted.push(addresses),
@@ -357,9 +367,15 @@ fn proxy_protocol(raw: &raw::ProxyProtocol, key: &str, checker: &mut Checker) ->
     }
     let ways =
         [("direct", ProxiedData::Direct), ("header", ProxiedData::Header), ("bare", ProxiedData::Bare)];
-    let data = checker.choice(&raw.data, &format!("{key}.data"), &ways, ProxiedData::Direct);
-    if raw.data.is_some() && trusted.is_empty() {
-        checker.fault(span(&raw.data), &format!("{key}.data"), "of no use without trusted");
+    let data_key = format!("{key}.data");
+    let data = checker.choice(&raw.data, &data_key, &ways, ProxiedData::Direct);
+    match (raw.trusted.is_some(), raw.data.is_some()) {
+        (false, true) => checker.fault(span(&raw.data), &data_key, "of no use without trusted"),
+        (true, false) => {
+            let message = "required with trusted: \"header\", \"bare\" or \"direct\"";
+            checker.fault(span(&raw.trusted), &data_key, message);
+        }
+        _ => {}
     }
     ProxyProtocol { trusted, data }
 }
@@ -401,23 +417,38 @@ fn only_native(
 
 fn tls(raw: &raw::Listener, index: usize, checker: &mut Checker, address: Option<SocketAddr>) -> Option<Tls> {
     let key = |name: &str| format!("listeners[{index}].{name}");
-    let loopback = address.is_none_or(|address| address.ip().is_loopback());
+    // Behind a balancer clients come from anywhere, wherever the front end listens.
+    let balanced = raw.proxy_protocol.trusted.is_some();
+    let loopback = address.is_none_or(|address| address.ip().is_loopback()) && !balanced;
     let modes = [("off", Mode::Off), ("explicit", Mode::Explicit), ("implicit", Mode::Implicit)];
     let mode = checker.choice(&raw.tls, &key("tls"), &modes, Mode::Explicit);
     let identities = identities(raw, index, checker);
-    let login_required =
-        checker.optional(&raw.tls_required, &key("tls_required")).copied().unwrap_or(!loopback);
+    let client = client_certificate(raw, index, checker);
+    // A certificate is shown in a handshake only.
+    let certified = matches!(client, Some(ClientCertificate::Required(_)));
+    let login_required = checker.optional(&raw.tls_required, &key("tls_required")).copied();
+    let login_required = login_required.unwrap_or(!loopback || certified);
     let data_required = checker.optional(&raw.tls_data_required, &key("tls_data_required"));
     let data_required = data_required.copied().unwrap_or(login_required);
+    for (required, field, name) in [
+        (login_required, &raw.tls_required, "tls_required"),
+        (data_required, &raw.tls_data_required, "tls_data_required"),
+    ] {
+        if certified && !required {
+            let message = "cannot be false with client_certificate = \"required\"";
+            checker.fault(span(field), &key(name), message);
+        }
+    }
     let versions = versions(raw, &key("tls_versions"), checker);
-    let client = client_certificate(raw, index, checker);
     let insecure = checker.optional(&raw.insecure, &key("insecure")).copied().unwrap_or(false);
     let logins_protected = mode == Mode::Implicit || (mode == Mode::Explicit && login_required);
     let protected = logins_protected && mode != Mode::Off && data_required;
     if !(loopback || insecure || protected) {
-        let message = "not a loopback address, so TLS is required (tls = \"explicit\" or \"implicit\", \
-                       tls_required = true, tls_data_required = true); insecure = true allows passwords and \
-                       mail in plaintext";
+        let place = if balanced { "behind a load balancer" } else { "not a loopback address" };
+        let message = format!(
+            "{place}, so TLS is required (tls = \"explicit\" or \"implicit\", tls_required = true, \
+             tls_data_required = true); insecure = true allows passwords and mail in plaintext"
+        );
         checker.fault(span(&raw.address), &key("address"), message);
     }
     if mode == Mode::Off {

@@ -3,10 +3,11 @@
 //!
 //! Who calls it: the engines, around each login; `gate`, which turns banned addresses away; `control`, for
 //! the operator.
-//! What it calls: nothing.
+//! What it calls: `client`, to know a network when it is typed.
 //! What it never does: keep an admin out of where it has logged in before, because somebody else guesses at its
 //! name from elsewhere.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,20 +16,25 @@ use std::time::{Duration, Instant, SystemTime};
 use lru::LruCache;
 use portolan_config::checked::access::Bans;
 
+use portolan_proto::path;
+
+use crate::client;
 use crate::recent::{Recent, While};
 
 /// Addresses, and names, with failures that are remembered at most; the one that was quiet for longest is
 /// forgotten first.
 const REMEMBERED_MAX: usize = 65_536;
+/// Banned ones that are passed over at most when something is to be forgotten.
+const FORGET_TRIES: usize = 16;
 /// Addresses from which a name has logged in that are remembered at most.
 const KNOWN_MAX: usize = 16;
 /// The delay of the first failure; doubled with each.
 const DELAY_FIRST: Duration = Duration::from_millis(250);
 
-/// Who is banned.
+/// Who is banned. For people: a network of IPv6 has its length, and a name is whatever a client has sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Banned {
-    Address(IpAddr),
+    Address(String),
     /// A name, but where it has logged in from before.
     Name(String),
 }
@@ -37,7 +43,7 @@ impl fmt::Display for Banned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Banned::Address(address) => write!(f, "address {address}"),
-            Banned::Name(name) => write!(f, "name {name:?}"),
+            Banned::Name(name) => write!(f, "name {name}"),
         }
     }
 }
@@ -50,7 +56,7 @@ pub struct Ban {
     pub failures: u32,
 }
 
-/// Failures, and what they lead to. Addresses are as `gate::flow::client_network` gives them.
+/// Failures, and what they lead to. Addresses are as `client::network` gives them.
 #[derive(Debug)]
 pub struct Lockout {
     epoch: Instant,
@@ -60,8 +66,13 @@ pub struct Lockout {
 #[derive(Debug)]
 struct State {
     rules: Bans,
+    /// For showing addresses, and knowing them when they are typed.
+    ipv6_prefix: u8,
     addresses: LruCache<IpAddr, Record>,
-    names: LruCache<String, NameRecord>,
+    names: LruCache<String, Record>,
+    /// Where admins have logged in from, the latest last. Not among what is forgotten, or strangers could make it be
+    /// forgotten; there are as many as admins.
+    known: HashMap<String, Vec<IpAddr>>,
 }
 
 #[derive(Debug, Default)]
@@ -70,11 +81,33 @@ struct Record {
     ban: Option<(Instant, u32)>,
 }
 
-#[derive(Debug, Default)]
-struct NameRecord {
-    record: Record,
-    /// Where it has logged in from, the latest last.
-    known: Vec<IpAddr>,
+/// Forgets what was quiet for longest, where there is too much; what is banned stays, as far as a few tries find
+/// something else.
+fn forget<K: std::hash::Hash + Eq>(records: &mut LruCache<K, Record>, now: Instant) {
+    for _ in 0..FORGET_TRIES {
+        if records.len() <= REMEMBERED_MAX {
+            return;
+        }
+        let Some((key, record)) = records.pop_lru() else { return };
+        if record.banned_until(now).is_some() {
+            records.push(key, record);
+        }
+    }
+    records.pop_lru();
+}
+
+impl State {
+    fn knows(&self, address: IpAddr, name: &str) -> bool {
+        self.known.get(name).is_some_and(|known| known.contains(&address))
+    }
+
+    fn address(&self, address: IpAddr) -> Banned {
+        Banned::Address(client::shown(address, self.ipv6_prefix))
+    }
+
+    fn name(name: &str) -> Banned {
+        Banned::Name(path::display(name.as_bytes()))
+    }
 }
 
 impl Record {
@@ -97,8 +130,9 @@ impl Record {
 }
 
 impl Lockout {
-    pub fn new(rules: Bans) -> Self {
-        let state = State { rules, addresses: LruCache::unbounded(), names: LruCache::unbounded() };
+    pub fn new(rules: Bans, ipv6_prefix: u8) -> Self {
+        let (addresses, names) = (LruCache::unbounded(), LruCache::unbounded());
+        let state = State { rules, ipv6_prefix, addresses, names, known: HashMap::new() };
         Self { epoch: Instant::now(), state: Mutex::new(state) }
     }
 
@@ -107,14 +141,23 @@ impl Lockout {
     }
 
     /// Other rules, for failures to come. Bans stay until they end or are lifted.
-    pub fn set_rules(&self, rules: Bans) {
+    pub fn set_rules(&self, rules: Bans, ipv6_prefix: u8) {
         let mut state = self.state();
+        if state.ipv6_prefix != ipv6_prefix {
+            // Networks of another size mean nothing.
+            state.ipv6_prefix = ipv6_prefix;
+            let networks: Vec<IpAddr> =
+                state.addresses.iter().map(|(address, _)| *address).filter(IpAddr::is_ipv6).collect();
+            for network in networks {
+                state.addresses.pop(&network);
+            }
+        }
         if state.rules.window != rules.window {
             for (_, record) in state.addresses.iter_mut() {
                 record.recent = Recent::default();
             }
-            for (_, name) in state.names.iter_mut() {
-                name.record.recent = Recent::default();
+            for (_, record) in state.names.iter_mut() {
+                record.recent = Recent::default();
             }
         }
         state.rules = rules;
@@ -122,7 +165,7 @@ impl Lockout {
 
     /// The end of the ban of an address.
     pub fn address_banned_until(&self, address: IpAddr, now: Instant) -> Option<SystemTime> {
-        let until = self.state().addresses.peek(&address)?.banned_until(now)?;
+        let until = self.state().addresses.get(&address)?.banned_until(now)?;
         Some(wall_clock(until, now))
     }
 
@@ -133,19 +176,22 @@ impl Lockout {
             && let Some(until) = record.banned_until(now)
         {
             let failures = record.ban.map_or(0, |(_, failures)| failures);
-            return Some(Ban { who: Banned::Address(address), until: wall_clock(until, now), failures });
+            return Some(Ban { who: state.address(address), until: wall_clock(until, now), failures });
         }
-        let name_record = state.names.get(name)?;
-        let until = name_record.record.banned_until(now)?;
-        let failures = name_record.record.ban.map_or(0, |(_, failures)| failures);
-        let who = Banned::Name(name.to_owned());
-        (!name_record.known.contains(&address)).then(|| Ban { who, until: wall_clock(until, now), failures })
+        if state.knows(address, name) {
+            return None;
+        }
+        let record = state.names.get(name)?;
+        let until = record.banned_until(now)?;
+        let failures = record.ban.map_or(0, |(_, failures)| failures);
+        Some(Ban { who: State::name(name), until: wall_clock(until, now), failures })
     }
 
     /// A login has failed: how late to answer, and the bans that it led to.
     pub fn failed(&self, address: IpAddr, name: &str, now: Instant) -> (Duration, Vec<Ban>) {
         let mut state = self.state();
-        let State { rules, addresses, names } = &mut *state;
+        let (address_shown, is_known) = (state.address(address), state.knows(address, name));
+        let State { rules, addresses, names, .. } = &mut *state;
         let of = While { epoch: self.epoch, length: rules.window };
         let mut bans = Vec::new();
         let mut note = |who, banned, failures| {
@@ -155,21 +201,17 @@ impl Lockout {
         };
         let record = addresses.get_or_insert_mut(address, Record::default);
         let (by_address, banned) = record.fail(of, rules.address_failures, rules.duration, now);
-        note(Banned::Address(address), banned, by_address);
-        let name_record = names.get_or_insert_mut(name.to_owned(), NameRecord::default);
+        note(address_shown, banned, by_address);
         let mut count = by_address;
         // Where it has logged in before, a slip of the finger is no attack.
-        if !name_record.known.contains(&address) {
-            let (by_name, banned) = name_record.record.fail(of, rules.name_failures, rules.duration, now);
-            note(Banned::Name(name.to_owned()), banned, by_name);
+        if !is_known {
+            let record = names.get_or_insert_mut(name.to_owned(), Record::default);
+            let (by_name, banned) = record.fail(of, rules.name_failures, rules.duration, now);
+            note(State::name(name), banned, by_name);
             count = count.max(by_name);
         }
-        if addresses.len() > REMEMBERED_MAX {
-            addresses.pop_lru();
-        }
-        if names.len() > REMEMBERED_MAX {
-            names.pop_lru();
-        }
+        forget(addresses, now);
+        forget(names, now);
         let doubled = 2_u32.saturating_pow(count.saturating_sub(1));
         (DELAY_FIRST.saturating_mul(doubled).min(rules.delay_max), bans)
     }
@@ -177,15 +219,12 @@ impl Lockout {
     /// An admin has logged in: from here it is let in although its name is banned elsewhere.
     pub fn succeeded(&self, address: IpAddr, name: &str) {
         let mut state = self.state();
-        let known = &mut state.names.get_or_insert_mut(name.to_owned(), NameRecord::default).known;
+        let known = state.known.entry(name.to_owned()).or_default();
         known.retain(|one| *one != address);
         if known.len() == KNOWN_MAX {
             known.remove(0);
         }
         known.push(address);
-        if state.names.len() > REMEMBERED_MAX {
-            state.names.pop_lru();
-        }
     }
 
     /// The bans that hold.
@@ -197,34 +236,39 @@ impl Lockout {
             Some(Ban { who, until: wall_clock(until, now), failures })
         };
         let addresses =
-            state.addresses.iter().filter_map(|(address, record)| ban(Banned::Address(*address), record));
-        let names =
-            state.names.iter().filter_map(|(name, found)| ban(Banned::Name(name.clone()), &found.record));
+            state.addresses.iter().filter_map(|(address, record)| ban(state.address(*address), record));
+        let names = state.names.iter().filter_map(|(name, record)| ban(State::name(name), record));
         addresses.chain(names).collect()
     }
 
-    /// Lifts the bans of an address or a name, as it was typed, or all; those that were lifted. Their failures are
-    /// forgotten.
-    pub fn lift(&self, who: Option<&str>, now: Instant) -> Vec<Ban> {
+    /// Lifts the bans of an address, a network or a name, as it was typed or is shown, or all; those that were lifted.
+    /// Failures are forgotten too. `None`: nothing is known of it.
+    pub fn lift(&self, who: Option<&str>, now: Instant) -> Option<Vec<Ban>> {
         let bans = self.bans(now);
-        let lifted = bans.into_iter().filter(|ban| match (&ban.who, who) {
-            (_, None) => true,
-            (Banned::Address(address), Some(typed)) => typed.parse() == Ok(*address),
-            (Banned::Name(name), Some(typed)) => name == typed,
-        });
-        let lifted: Vec<Ban> = lifted.collect();
         let mut state = self.state();
-        for ban in &lifted {
-            match &ban.who {
-                Banned::Address(address) => drop(state.addresses.pop(address)),
-                Banned::Name(name) => {
-                    if let Some(found) = state.names.get_mut(name) {
-                        found.record = Record::default();
-                    }
-                }
-            }
+        let State { ipv6_prefix, addresses, names, .. } = &mut *state;
+        let Some(typed) = who else {
+            addresses.clear();
+            names.clear();
+            return Some(bans);
+        };
+        let (address, length) = typed.split_once('/').unwrap_or((typed, ""));
+        let address: Option<IpAddr> = address.parse().ok();
+        let address = address.filter(|_| length.is_empty() || length == ipv6_prefix.to_string());
+        let mut meant = Vec::new();
+        if let Some(address) = address.map(|address| client::network(address, *ipv6_prefix))
+            && addresses.pop(&address).is_some()
+        {
+            meant.push(Banned::Address(client::shown(address, *ipv6_prefix)));
         }
-        lifted
+        let is_meant = |name: &str| name == typed || State::name(name) == Banned::Name(typed.to_owned());
+        let same: Vec<String> =
+            names.iter().map(|(name, _)| name).filter(|name| is_meant(name)).cloned().collect();
+        for name in same {
+            names.pop(&name);
+            meant.push(State::name(&name));
+        }
+        (!meant.is_empty()).then(|| bans.into_iter().filter(|ban| meant.contains(&ban.who)).collect())
     }
 }
 
@@ -250,12 +294,12 @@ mod tests {
 
     #[test]
     fn failures_are_answered_later_and_later_and_ban_the_address() {
-        let (lockout, now) = (Lockout::new(RULES), Instant::now());
+        let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
         let delays: Vec<_> =
             ["a", "b", "c"].map(|name| lockout.failed(address(1), name, now).0.as_millis()).into();
         assert_eq!(delays, [250, 500, 1_000]);
         let ban = lockout.banned(address(1), "d", now).unwrap();
-        assert_eq!((ban.who, ban.failures), (Banned::Address(address(1)), 3));
+        assert_eq!((ban.who, ban.failures), (Banned::Address("192.0.2.1".into()), 3));
         assert!(lockout.address_banned_until(address(1), now).is_some());
         assert_eq!(lockout.banned(address(2), "a", now), None);
         let after = now + RULES.duration + Duration::from_secs(1);
@@ -265,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_name_that_is_guessed_at_from_everywhere_is_open_only_where_it_is_known() {
-        let (lockout, now) = (Lockout::new(RULES), Instant::now());
+        let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
         lockout.succeeded(address(9), "anna");
         for number in 0..4 {
             assert_eq!(lockout.failed(address(number), "anna", now).1, []);
@@ -281,7 +325,7 @@ mod tests {
 
     #[test]
     fn old_failures_do_not_count() {
-        let (lockout, start) = (Lockout::new(RULES), Instant::now());
+        let (lockout, start) = (Lockout::new(RULES, 64), Instant::now());
         for number in 0..20 {
             let now = start + Duration::from_secs(700 * number);
             assert_eq!(lockout.failed(address(1), "anna", now).1, [], "{number}");
@@ -290,30 +334,62 @@ mod tests {
 
     #[test]
     fn bans_are_lifted_with_their_failures() {
-        let (lockout, now) = (Lockout::new(RULES), Instant::now());
+        let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
         for last in [1, 2] {
             for _ in 0..3 {
                 lockout.failed(address(last), "anna", now);
             }
         }
         assert_eq!(lockout.bans(now).len(), 3);
-        assert_eq!(lockout.lift(Some("192.0.2.7"), now), []);
-        assert_eq!(lockout.lift(Some("192.0.2.1"), now).len(), 1);
+        assert_eq!(lockout.lift(Some("192.0.2.7"), now), None);
+        assert_eq!(lockout.lift(Some("192.0.2.1"), now).unwrap().len(), 1);
         assert_eq!(lockout.banned(address(1), "bob", now), None);
         assert_eq!(lockout.failed(address(1), "bob", now).1, []);
-        assert_eq!(lockout.lift(None, now).len(), 2);
+        assert_eq!(lockout.lift(None, now).unwrap().len(), 2);
         assert_eq!(lockout.bans(now), []);
+        // By any of its addresses, and by what is shown; failures that are no ban yet are forgotten too.
+        let network: IpAddr = "2001:db8:0:1::".parse().unwrap();
+        for typed in ["2001:db8:0:1::", "2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"] {
+            for _ in 0..3 {
+                lockout.failed(network, "bad\x1bname", now);
+            }
+            assert_eq!(
+                lockout.lift(Some(typed), now).unwrap()[0].who.to_string(),
+                "address 2001:db8:0:1::/64"
+            );
+        }
+        assert_eq!(lockout.lift(Some("2001:db8:0:1::/48"), now), None);
+        lockout.failed(address(1), "bob", now);
+        assert_eq!(lockout.lift(Some("192.0.2.1"), now), Some(vec![]));
+        let Banned::Name(shown) = &lockout.bans(now)[0].who else { panic!("a name") };
+        assert_eq!(lockout.lift(Some(shown), now).unwrap().len(), 1);
     }
 
     #[test]
     fn without_limits_nobody_is_banned_and_what_is_remembered_is_bounded() {
         let rules = Bans { address_failures: 0, name_failures: 0, ..RULES };
-        let (lockout, now) = (Lockout::new(rules), Instant::now());
+        let (lockout, now) = (Lockout::new(rules, 64), Instant::now());
         for number in 0..100_000_u32 {
             let from = IpAddr::from(number.to_be_bytes());
             assert_eq!(lockout.failed(from, &number.to_string(), now).1, []);
         }
         let state = lockout.state();
         assert_eq!((state.addresses.len(), state.names.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
+    }
+
+    #[test]
+    fn no_flood_of_names_makes_known_addresses_or_bans_be_forgotten() {
+        let rules = Bans { address_failures: 3, name_failures: 3, ..RULES };
+        let (lockout, now) = (Lockout::new(rules, 64), Instant::now());
+        lockout.succeeded(address(9), "anna");
+        for _ in 0..3 {
+            lockout.failed(address(1), "anna", now);
+        }
+        for number in 0..70_000_u32 {
+            lockout.failed(IpAddr::from(number.to_be_bytes()), &number.to_string(), now);
+        }
+        assert!(lockout.address_banned_until(address(1), now).is_some());
+        assert!(lockout.banned(address(8), "anna", now).is_some());
+        assert_eq!(lockout.banned(address(9), "anna", now), None);
     }
 }

@@ -63,6 +63,10 @@ pub enum Error {
     Broken(#[source] tokio::task::JoinError),
 }
 
+/// One of the password checks at once.
+#[derive(Debug)]
+pub struct Turn<'a>(#[allow(dead_code)] tokio::sync::SemaphorePermit<'a>);
+
 /// The admins of a configuration, ready to be looked up.
 #[derive(Debug)]
 pub struct Admins {
@@ -93,9 +97,13 @@ impl Authenticator {
         self.local.store(admins.local);
     }
 
+    /// Waits for a turn to check a password.
+    pub async fn turn(&self) -> Turn<'_> {
+        Turn(self.checks.acquire().await.expect("the semaphore is never closed"))
+    }
+
     /// Checks a name and a password.
-    pub async fn login(&self, name: &str, password: &str) -> Result<Arc<Admin>, Error> {
-        let _turn = self.checks.acquire().await.expect("the semaphore is never closed");
+    pub async fn login(&self, _turn: &Turn<'_>, name: &str, password: &str) -> Result<Arc<Admin>, Error> {
         let (local, name, password) = (self.local.load_full(), name.to_owned(), password.to_owned());
         let checked = tokio::task::spawn_blocking(move || local.check(&name, &password));
         checked.await.map_err(Error::Broken)?.ok_or(Error::Refused)

@@ -22,10 +22,10 @@ enum Action {
     Lift(Lift),
 }
 
-/// Lift the ban of an address or a name, or all bans; their failed logins are forgotten.
+/// Lift the ban of an address or a name, or all bans, and forget their failed logins, also where they are no ban yet.
 #[derive(Parser)]
 struct Lift {
-    /// The address or the name, as `portolan bans` shows it.
+    /// An address, a network or a name, as `portolan bans` shows it.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     who: Option<String>,
     /// Lift all bans.
@@ -55,8 +55,7 @@ fn table(bans: &[Ban]) -> String {
     rows.extend(bans.iter().map(|ban| {
         let (kind, who) = match &ban.who {
             Some(Who::Address(address)) => ("address", address.clone()),
-            // A name is whatever a client has sent.
-            Some(Who::Name(name)) => ("name", portolan_proto::path::display(name.as_bytes())),
+            Some(Who::Name(name)) => ("name", name.clone()),
             None => ("-", String::new()),
         };
         vec![kind.to_owned(), who, shown_time(super::time(ban.until_ns)), ban.failures.to_string()]

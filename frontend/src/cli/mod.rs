@@ -98,8 +98,14 @@ where
     let asking = async {
         let path = &socket.socket;
         let client = crate::control::connect(path).await.map_err(|error| {
-            let cause = process::chain(&error);
-            format!("no front end answers at {}: {cause}; --socket names another one", path.display())
+            let causes =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
+            let cause = causes.last().map(ToString::to_string).unwrap_or_default();
+            format!(
+                "no front end answers at {}: {cause}; run this as root or as the front end's user, where the \
+                 front end runs, and name its control.socket by --socket",
+                path.display()
+            )
         })?;
         question(client).await.map_err(|status| status.message().to_owned())
     };

@@ -31,14 +31,19 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 
 fn show(described: &DescribeResponse, sessions: &[Session], now: SystemTime) -> String {
     let mut text = format!(
-        "portolan-frontend {}, process {}, {} since {}\n{}, read {}\n",
+        "portolan-frontend {}, process {}, started {}, {} since {}\n{}, read {}\n",
         described.version,
         described.process_id,
-        described.phase,
         shown_time(super::time(described.started_ns)),
+        described.phase,
+        shown_time(super::time(described.phase_since_ns)),
         described.config_file,
         shown_time(super::time(described.config_read_ns)),
     );
+    if let Some(refused) = &described.refused_reload {
+        let at = shown_time(super::time(refused.at_ns));
+        text += &format!("the reload of {at} was refused:\n{}\n", refused.cause);
+    }
     let heading = |words: &[&str]| vec![words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()];
 
     let mut listeners = heading(&["LISTENER", "ADDRESS", "ENGINE", "TLS"]);
@@ -75,10 +80,7 @@ fn usage(usage: &Usage) -> Vec<String> {
         of(usage.simultaneous, usage.simultaneous_max),
         of(usage.simultaneous_of_one_address, usage.simultaneous_per_address_max),
         format!("{} in {interval} s", of(usage.new, usage.new_max)),
-        match usage.new_per_address_max {
-            0 => "no limit".to_owned(),
-            maximum => format!("{maximum} in {interval} s"),
-        },
+        format!("{} in {interval} s", of(usage.new_by_one_address, usage.new_per_address_max)),
         usage.addresses.to_string(),
     ]
 }

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use portolan_config::checked::listener::{Engine, Tls};
 use portolan_proto::control::control_server::Control;
-use portolan_proto::control::{self as v1, ban};
+use portolan_proto::control::{self as v1, ban, kick_request};
 use tokio_stream::Stream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -102,6 +102,10 @@ impl Control for ControlService {
             process_id: std::process::id(),
             started_ns: nanoseconds(running.started()),
             phase: running.phase().name().to_owned(),
+            phase_since_ns: nanoseconds(running.phase_since()),
+            refused_reload: running
+                .refused_reload()
+                .map(|refused| v1::RefusedReload { at_ns: nanoseconds(refused.at), cause: refused.cause }),
             config_file: config.file.display().to_string(),
             config_read_ns: nanoseconds(running.config_read()),
             listeners: listeners.collect(),
@@ -122,11 +126,21 @@ impl Control for ControlService {
     }
 
     async fn kick(&self, request: Request<v1::KickRequest>) -> Result<Response<v1::KickResponse>, Status> {
-        let id = request.into_inner().session;
-        if !self.running.sessions().kick(&id) {
-            return Err(Status::not_found(format!("there is no session {id:?}")));
+        let sessions = self.running.sessions();
+        let (kicked, missing) = match request.into_inner().who {
+            Some(kick_request::Who::Session(id)) => {
+                (sessions.kick(|control| control.id.to_string() == id), format!("there is no session {id:?}"))
+            }
+            Some(kick_request::Who::Admin(name)) => (
+                sessions.kick(|control| control.shown().admin.as_deref() == Some(&name)),
+                format!("{name:?} has no session"),
+            ),
+            None => return Err(Status::invalid_argument("a session or an admin is required")),
+        };
+        if kicked == 0 {
+            return Err(Status::not_found(missing));
         }
-        Ok(Response::new(v1::KickResponse {}))
+        Ok(Response::new(v1::KickResponse { count: u32::try_from(kicked).unwrap_or(u32::MAX) }))
     }
 
     async fn list_bans(
@@ -142,12 +156,12 @@ impl Control for ControlService {
         request: Request<v1::LiftBansRequest>,
     ) -> Result<Response<v1::LiftBansResponse>, Status> {
         let who = request.into_inner().who;
-        let lifted = self.running.lockout().lift(who.as_deref(), Instant::now());
+        let Some(lifted) = self.running.lockout().lift(who.as_deref(), Instant::now()) else {
+            let who = who.unwrap_or_default();
+            return Err(Status::not_found(format!("nothing is known of {who:?}: no ban, no failed login")));
+        };
         for ban in &lifted {
             tracing::warn!(banned = %ban.who, "ban lifted by the operator");
-        }
-        if let (Some(who), []) = (&who, &lifted[..]) {
-            return Err(Status::not_found(format!("there is no ban of {who:?}")));
         }
         let count = u32::try_from(lifted.len()).unwrap_or(u32::MAX);
         let shown = lifted.iter().take(BATCH_MAX).map(banned).collect();
@@ -199,12 +213,13 @@ fn usage(usage: &Usage) -> v1::Usage {
         new_per_address_max: limits.new_per_address,
         interval_seconds: u32::try_from(limits.interval.as_secs()).unwrap_or(u32::MAX),
         addresses: usage.addresses as u64,
+        new_by_one_address: usage.new_by_one,
     }
 }
 
 fn banned(ban: &Ban) -> v1::Ban {
     let who = match &ban.who {
-        Banned::Address(address) => ban::Who::Address(address.to_string()),
+        Banned::Address(address) => ban::Who::Address(address.clone()),
         Banned::Name(name) => ban::Who::Name(name.clone()),
     };
     v1::Ban { who: Some(who), until_ns: nanoseconds(ban.until), failures: ban.failures }

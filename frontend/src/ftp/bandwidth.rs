@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use portolan_config::checked::access::Bandwidth;
@@ -73,14 +73,36 @@ impl Way {
         Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 
-    /// When this many bytes may go, which then counts as done.
-    fn reserve(&self, bytes: usize, now: Instant) -> Instant {
-        let Some(rate) = self.rate() else { return now };
+    /// Takes a turn for this many bytes, behind those that wait already; `None`: there is no limit.
+    fn reserve(&self, bytes: usize, now: Instant) -> Option<Turn<'_>> {
+        let rate = self.rate()?;
         let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free_at = self.free_at();
         let start = (*free_at).max(now.checked_sub(LATE_MAX).unwrap_or(now));
         *free_at = start + takes;
-        *free_at
+        Some(Turn { way: self, takes, ends: *free_at, taken: false })
+    }
+
+    fn free_at(&self) -> MutexGuard<'_, Instant> {
+        self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A turn of one piece. Whoever gives up waiting gives its time back to the others.
+struct Turn<'a> {
+    way: &'a Way,
+    takes: Duration,
+    /// When the piece is through.
+    ends: Instant,
+    taken: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            let mut free_at = self.way.free_at();
+            *free_at = free_at.checked_sub(self.takes).unwrap_or(*free_at);
+        }
     }
 }
 
@@ -112,9 +134,15 @@ impl Pace {
     /// Waits for as long as this many bytes take.
     pub(crate) async fn take(&self, direction: Direction, bytes: usize) {
         let now = Instant::now();
-        let free_at = self.ways(direction).map(|way| way.reserve(bytes, now)).max().unwrap_or(now);
-        if free_at > now {
-            tokio::time::sleep_until(free_at).await;
+        let mut turns: Vec<Turn<'_>> =
+            self.ways(direction).filter_map(|way| way.reserve(bytes, now)).collect();
+        if let Some(ends) = turns.iter().map(|turn| turn.ends).max()
+            && ends > now
+        {
+            tokio::time::sleep_until(ends).await;
+        }
+        for turn in &mut turns {
+            turn.taken = true;
         }
     }
 }
@@ -179,6 +207,18 @@ mod tests {
         pace.take(Direction::ToClient, 1 << 30).await;
         assert_eq!(pace.piece_bytes_max(Direction::ToClient), CHUNK_BYTES_MAX);
         assert!(started.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_waiting_delays_nobody() {
+        let pace = Pace::new(vec![rates(100_000).throttle()]);
+        for _ in 0..1_000 {
+            let turn = pace.take(Direction::ToClient, 10_000);
+            assert!(tokio::time::timeout(Duration::from_millis(1), turn).await.is_err());
+        }
+        let started = Instant::now();
+        pace.take(Direction::ToClient, 10_000).await;
+        assert!(started.elapsed() < Duration::from_millis(150), "{:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use portolan_proto::id::SessionId;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::reply::Reply;
 use super::transfer::Transfer;
@@ -65,6 +66,8 @@ pub struct ControlConnection {
     logged_in: AtomicBool,
     shown: Mutex<Shown>,
     ending: watch::Sender<Ending>,
+    /// The session is over; what an engine still does for it must end.
+    over: CancellationToken,
 }
 
 /// What the operator is shown of a session.
@@ -110,6 +113,7 @@ impl ControlConnection {
             logged_in: AtomicBool::new(false),
             shown: Mutex::default(),
             ending: watch::Sender::new(Ending::No),
+            over: CancellationToken::new(),
         })
     }
 
@@ -145,11 +149,20 @@ impl ControlConnection {
         TransferUnderWay(Arc::clone(self))
     }
 
+    /// Something that takes its time is under way.
+    pub fn is_busy(&self) -> bool {
+        self.transfers.load(Ordering::Acquire) > 0
+    }
+
+    /// Is cancelled when the session is over.
+    pub fn over(&self) -> &CancellationToken {
+        &self.over
+    }
+
     /// True when no transfer is under way, nor has been for `quiet`: the reply to the last one is out.
     pub fn is_idle_for(&self, quiet: Duration) -> bool {
         let ended = Duration::from_millis(self.last_transfer_ms.load(Ordering::Acquire));
-        let none = self.transfers.load(Ordering::Acquire) == 0;
-        none && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
+        !self.is_busy() && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
     }
 
     /// Who has logged in; `None`: nobody any more.
@@ -169,6 +182,11 @@ impl ControlConnection {
             *present = ending.max(*present);
             stronger
         });
+    }
+
+    /// Is the session asked to end?
+    pub fn is_asked_to_end(&self) -> Ending {
+        *self.ending.borrow()
     }
 
     /// Waits until the session is asked to end, for a reason at least as strong.

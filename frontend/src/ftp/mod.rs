@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use crate::auth::lockout::{Ban, Lockout};
 use crate::auth::{Admin, Admins, Authenticator};
 use crate::tree::Tree;
-use advertised::AdvertisedNames;
+use advertised::{AdvertisedNames, ListenerAddresses};
 use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
 use passive::PassivePorts;
 use tls::ListenerTls;
@@ -44,13 +44,11 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(config: &Config, tree: Arc<Tree>) -> Self {
-        let advertised = AdvertisedNames::default();
-        advertised.follow(&config.listeners);
         Self {
             tree,
             auth: Authenticator::new(Admins::new(&config.admins)),
-            lockout: Lockout::new(config.bans),
-            advertised,
+            lockout: Lockout::new(config.bans, config.ipv6_prefix),
+            advertised: AdvertisedNames::default(),
             admin_throttles: AdminThrottles::new(config.admin_bandwidth),
         }
     }
@@ -58,8 +56,7 @@ impl Shared {
     /// Takes over what a reload changes.
     pub fn update(&self, config: &Config, admins: Admins) {
         self.auth.replace_admins(admins);
-        self.lockout.set_rules(config.bans);
-        self.advertised.follow(&config.listeners);
+        self.lockout.set_rules(config.bans, config.ipv6_prefix);
         self.admin_throttles.set(config.admin_bandwidth);
     }
 }
@@ -69,12 +66,13 @@ pub struct Service {
     pub(crate) listener: Listener,
     pub(crate) shared: Arc<Shared>,
     pub(crate) passive: Arc<PassivePorts>,
+    pub(crate) advertised: ListenerAddresses,
     /// `None`: this listener speaks plaintext only.
     pub(crate) tls: Option<ListenerTls>,
     /// What the native engine remembers of the TLS sessions of this listener.
     tls_sessions: Option<Arc<native::TlsService>>,
     /// `None`: another engine.
-    threads: Option<libunftp::Threads>,
+    library: Option<libunftp::Library>,
     limits: Arc<Bandwidths>,
 }
 
@@ -113,10 +111,14 @@ impl Service {
         };
         let kept = previous.and_then(|previous| previous.tls_sessions.as_deref());
         let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls, kept)));
-        let threads = match listener.engine {
+        let library = match listener.engine {
             Engine::Native => None,
-            Engine::Libunftp => Some(libunftp::Threads::start(&listener.banner)?),
+            Engine::Libunftp => {
+                let previous = previous.and_then(|previous| previous.library.as_ref());
+                Some(libunftp::Library::new(&listener.banner, previous)?)
+            }
         };
+        let advertised = ListenerAddresses::new(&listener, &shared.advertised);
         let limits = match previous {
             Some(previous) => Arc::clone(&previous.limits),
             None => {
@@ -126,7 +128,7 @@ impl Service {
                 Arc::new(Bandwidths { listener: rates, listener_throttle, session })
             }
         };
-        Ok(Self { listener, shared, passive, tls, tls_sessions, threads, limits })
+        Ok(Self { listener, shared, passive, advertised, tls, tls_sessions, library, limits })
     }
 
     /// Puts the bandwidth limits of this service into force, also for sessions of the one before.
@@ -137,9 +139,9 @@ impl Service {
 
     /// Serves one control connection until it ends.
     pub async fn serve(self: Arc<Self>, stream: TcpStream, control: Arc<ControlConnection>) {
-        match &self.threads {
+        match &self.library {
             None => native::serve(self, stream, control).await,
-            Some(threads) => libunftp::serve(&self, threads, stream, control).await,
+            Some(library) => libunftp::serve(&self, library, stream, control).await,
         }
     }
 
@@ -165,20 +167,32 @@ impl Service {
         let (session, from) = (control.id, control.origin.client);
         let network = control.origin.network;
         let lockout = &self.shared.lockout;
-        if let Some(ban) = lockout.banned(network, name, Instant::now()) {
-            tracing::warn!(%session, name, %from, banned = %ban.who, "login refused: banned");
-            return Err(LoginFailure::Banned(ban));
-        }
+        let allowed = || match lockout.banned(network, name, Instant::now()) {
+            None => Ok(()),
+            Some(ban) => {
+                tracing::warn!(%session, name, %from, banned = %ban.who, "login refused: banned");
+                Err(LoginFailure::Banned(ban))
+            }
+        };
+        allowed()?;
         let reason = match password {
-            Ok(password) => match self.shared.auth.login(name, password).await {
-                Ok(admin) => {
-                    tracing::info!(%session, admin = admin.name, %from, "login");
-                    lockout.succeeded(network, name);
-                    control.set_admin(Some(&admin.name));
-                    return Ok(admin);
+            Ok(password) => {
+                // Of many guesses at once, those that come after the ban are not decided, nor is one whose check was
+                // under way when it came.
+                let turn = self.shared.auth.turn().await;
+                allowed()?;
+                let checked = self.shared.auth.login(&turn, name, password).await;
+                allowed()?;
+                match checked {
+                    Ok(admin) => {
+                        tracing::info!(%session, admin = admin.name, %from, "login");
+                        lockout.succeeded(network, name);
+                        control.set_admin(Some(&admin.name));
+                        return Ok(admin);
+                    }
+                    Err(error) => portolan_agent::process::chain(&error),
                 }
-                Err(error) => portolan_agent::process::chain(&error),
-            },
+            }
             Err(reason) => reason.to_owned(),
         };
         let (delay, bans) = lockout.failed(network, name, Instant::now());

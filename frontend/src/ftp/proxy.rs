@@ -41,6 +41,12 @@ pub enum Error {
     NotTcp,
 }
 
+/// Is this the beginning of a header, or of what looks like one?
+pub(super) fn looks_like_header(bytes: &[u8]) -> bool {
+    let text = ["PROXY TCP4 ", "PROXY TCP6 ", "PROXY UNKNOWN"];
+    bytes.starts_with(v2::PROTOCOL_PREFIX) || text.iter().any(|start| bytes.starts_with(start.as_bytes()))
+}
+
 /// Reads the header. `None`: the balancer speaks for itself, as in a health check.
 pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Ends>, Error> {
     // As long as a version 2 signature, and shorter than any header.

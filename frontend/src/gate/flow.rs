@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ struct State {
     total: Counter,
     by_address: HashMap<IpAddr, Counter>,
     sweep_at: usize,
+    swept: Instant,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -135,8 +136,9 @@ pub struct Usage {
     pub new: u32,
     /// Addresses that are remembered.
     pub addresses: usize,
-    /// The most connections that one address has.
+    /// The most connections that one address has, and has opened within the interval.
     pub simultaneous_of_one: u32,
+    pub new_by_one: u32,
 }
 
 /// A connection that was let in, counted as long as this lives.
@@ -155,6 +157,7 @@ impl Flow {
             total: Counter::default(),
             by_address: HashMap::new(),
             sweep_at: SWEEP_AT_FIRST,
+            swept: interval.epoch,
         };
         Self { place, state: Mutex::new(state) }
     }
@@ -183,14 +186,17 @@ impl Flow {
 
     pub fn usage(&self, now: Instant) -> Usage {
         let mut state = self.state();
-        let interval = state.interval;
+        let State { limits, interval, total, by_address, .. } = &mut *state;
+        let simultaneous_of_one = by_address.values().map(|counter| counter.present).max();
+        let new_by_one = by_address.values_mut().map(|counter| counter.recent.count(*interval, now)).max();
         Usage {
             place: self.place.clone(),
-            limits: state.limits,
-            simultaneous: state.total.present,
-            new: state.total.recent.count(interval, now),
-            addresses: state.by_address.len(),
-            simultaneous_of_one: state.by_address.values().map(|counter| counter.present).max().unwrap_or(0),
+            limits: *limits,
+            simultaneous: total.present,
+            new: total.recent.count(*interval, now),
+            addresses: by_address.len(),
+            simultaneous_of_one: simultaneous_of_one.unwrap_or(0),
+            new_by_one: new_by_one.unwrap_or(0),
         }
     }
 }
@@ -249,9 +255,13 @@ impl State {
 
     /// Forgets addresses of which nothing counts any more; in constant time a connection, taken over all.
     fn sweep(&mut self, now: Instant) {
-        if self.by_address.len() < self.sweep_at {
+        let full = self.by_address.len() >= ADDRESSES_MAX;
+        // Nothing more can be forgotten before a part of the interval is over.
+        let soon = now.saturating_duration_since(self.swept) < self.interval.length / 8;
+        if self.by_address.len() < self.sweep_at || (full && soon) {
             return;
         }
+        self.swept = now;
         let interval = self.interval;
         self.by_address.retain(|_, counter| counter.present > 0 || counter.recent.count(interval, now) > 0);
         self.sweep_at = (self.by_address.len() * 2).clamp(SWEEP_AT_FIRST, ADDRESSES_MAX);
@@ -260,7 +270,7 @@ impl State {
 }
 
 /// Lets a connection in and counts it in `scopes` and in the scope of the rule that allowed it, or says which
-/// limit has no room. `address` is the client's, as [`client_network`] gives it; `limits` are the rule's.
+/// limit has no room. `address` is the client's, as [`crate::client::network`] gives it; `limits` are the rule's.
 pub fn admit(
     scopes: [&Arc<Flow>; 3],
     rule: Option<&Arc<Flow>>,
@@ -290,18 +300,6 @@ impl Drop for Admission {
         let now = Instant::now();
         for flow in &self.flows {
             flow.state().leave(self.address, now);
-        }
-    }
-}
-
-/// What counts as one client: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 one, because a
-/// host has a whole network of these.
-pub fn client_network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let kept = u128::MAX.checked_shl(128 - u32::from(ipv6_prefix)).unwrap_or(0);
-            Ipv6Addr::from_bits(address.to_bits() & kept).into()
         }
     }
 }
@@ -444,18 +442,5 @@ mod tests {
         assert_eq!(enter(&flows, "10.0.0.1", now).unwrap_err().limit, Limit::New);
         flows[0].set_limits(Limits { new: 1, interval: Duration::from_secs(30), ..Limits::NONE });
         enter(&flows, "10.0.0.1", Instant::now()).unwrap();
-    }
-
-    #[test]
-    fn a_network_of_ipv6_is_one_client() {
-        for (address, prefix, network) in [
-            ("2001:db8:1:2:3:4:5:6", 64, "2001:db8:1:2::"),
-            ("2001:db8:1:2:3:4:5:6", 48, "2001:db8:1::"),
-            ("2001:db8:1:2:3:4:5:6", 128, "2001:db8:1:2:3:4:5:6"),
-            ("::ffff:192.0.2.1", 64, "192.0.2.1"),
-            ("192.0.2.1", 32, "192.0.2.1"),
-        ] {
-            assert_eq!(client_network(address.parse().unwrap(), prefix).to_string(), network);
-        }
     }
 }

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use portolan_config::checked::access::{AccessList, AccessRule, RuleLimits, Scope, Verdict};
 use portolan_config::checked::frontend::Frontend as Config;
+use portolan_config::checked::listener::Tls;
+use rustix::net::SendFlags;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +41,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 4_096;
 /// Connections of load balancers whose headers are awaited at once.
 const HEADERS_MAX: usize = 1_024;
+
+/// What a balancer's own connection is greeted with.
+const HEALTHY: &[u8] = b"220 Portolan ready.\r\n";
 
 /// What all gates share.
 #[derive(Debug)]
@@ -197,7 +202,7 @@ impl Gate {
         };
         let trusted = &rules.service.listener.proxy_protocol.trusted;
         if !trusted.iter().any(|balancer| balancer.contains(peer.ip())) {
-            let network = flow::client_network(peer.ip(), rules.ipv6_prefix);
+            let network = crate::client::network(peer.ip(), rules.ipv6_prefix);
             let origin = Origin { client: peer, network, contacted: own, own, balancer: None };
             self.decide(&rules, stream, origin);
             return;
@@ -232,14 +237,25 @@ impl Gate {
                 return;
             }
         };
-        let (client, contacted) = match ends {
-            Some(ends) => (ends.source, ends.destination.ip().to_canonical()),
-            // The balancer itself.
-            None => (peer, own),
+        let Some(ends) = ends else {
+            self.answer_health_check(rules, stream).await;
+            return;
         };
-        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-        let network = flow::client_network(client.ip(), rules.ipv6_prefix);
+        let client = SocketAddr::new(ends.source.ip().to_canonical(), ends.source.port());
+        let contacted = ends.destination.ip().to_canonical();
+        let network = crate::client::network(client.ip(), rules.ipv6_prefix);
         self.decide(rules, stream, Origin { client, network, contacted, own, balancer: Some(peer.ip()) });
+    }
+
+    /// The balancer itself looks whether somebody is here. That is no session: it is neither counted nor refused nor
+    /// logged. Where the greeting is plaintext it gets one, for checks that look at it.
+    async fn answer_health_check(&self, rules: &Rules, stream: TcpStream) {
+        if !matches!(rules.service.listener.tls, Tls::Implicit(_))
+            && rustix::net::send(&stream, HEALTHY, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err()
+        {
+            return;
+        }
+        refusal::read_away(stream).await;
     }
 
     /// Lets a connection in or refuses it.

@@ -50,6 +50,15 @@ impl From<Refusal> for Refused {
     }
 }
 
+/// Waits for the other end to close its connection, for a while.
+pub(super) async fn read_away(stream: TcpStream) {
+    let mut rest = stream.take(LINGER_BYTES_MAX);
+    let mut nowhere = tokio::io::sink();
+    let read_away = tokio::io::copy(&mut rest, &mut nowhere);
+    // What it sends, and whether it closes in time, does not matter.
+    drop(tokio::time::timeout(LINGER_MAX, read_away).await);
+}
+
 /// Refuses the connections of one listener.
 pub(super) struct Refuser {
     listener: Arc<str>,
@@ -106,11 +115,7 @@ impl Refuser {
         let Ok(turn) = Arc::clone(&self.lingering).try_acquire_owned() else { return };
         self.sessions.spawn(async move {
             let _turn = turn;
-            let mut rest = stream.take(LINGER_BYTES_MAX);
-            let mut nowhere = tokio::io::sink();
-            let read_away = tokio::io::copy(&mut rest, &mut nowhere);
-            // What it sends, and whether it closes in time, does not matter.
-            drop(tokio::time::timeout(LINGER_MAX, read_away).await);
+            read_away(stream).await;
         });
     }
 

@@ -23,6 +23,7 @@ const REPLY_GRACE: Duration = Duration::from_millis(500);
 pub struct Sessions {
     present: Mutex<HashMap<SessionId, Arc<ControlConnection>>>,
     tasks: TaskTracker,
+    draining: CancellationToken,
     cut: CancellationToken,
 }
 
@@ -48,23 +49,26 @@ impl Sessions {
         all
     }
 
-    /// Ends a session, by its id as it is shown; `false`: there is none.
-    pub fn kick(&self, id: &str) -> bool {
-        let found = self.present().values().find(|control| control.id.to_string() == id).cloned();
-        if let Some(control) = &found {
+    /// Ends the sessions that are meant; how many.
+    pub fn kick(&self, is_meant: impl Fn(&ControlConnection) -> bool) -> usize {
+        let meant: Vec<_> = self.list().into_iter().filter(|control| is_meant(control)).collect();
+        for control in &meant {
             tracing::warn!(session = %control.id, "session closed by the operator");
             control.ask_to_end(Ending::Kick);
         }
-        found.is_some()
+        meant.len()
     }
 
-    /// Runs something beside the sessions until it ends or all is cut.
+    /// Runs something for a connection that is no session, until it ends or a drain begins.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let cut = self.cut.clone();
+        self.spawn_until(self.draining.clone(), task);
+    }
+
+    fn spawn_until(&self, end: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = task => {}
-                () = cut.cancelled() => {}
+                () = end.cancelled() => {}
             }
         });
     }
@@ -78,7 +82,7 @@ impl Sessions {
     ) {
         self.present().insert(control.id, Arc::clone(&control));
         let present = Present { control, sessions: Arc::clone(self), _admission: admission };
-        self.spawn(async move {
+        self.spawn_until(self.cut.clone(), async move {
             let _present = present;
             session.await;
         });
@@ -98,6 +102,7 @@ impl Sessions {
             }
         };
         self.tasks.close();
+        self.draining.cancel();
         tokio::select! {
             () = self.tasks.wait() => {}
             () = deadline => {}

@@ -286,7 +286,10 @@ fn connect(node: &Node, security: &Security) -> std::result::Result<AgentClient<
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
+        .keep_alive_while_idle(true)
+        // Each download that a client aborts resets a stream. The library takes more than 1,024 of them, over the
+        // life of a connection, for an attack by the node, and closes the connection with all transfers on it.
+        .http2_max_local_error_reset_streams(None);
     if let Security::Mutual { identity, ca } = security {
         // The certificate must carry the node's name, whatever address it is reached at.
         let tls = ClientTlsConfig::new()

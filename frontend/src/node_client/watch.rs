@@ -31,6 +31,12 @@ enum Ended {
     Replaced,
 }
 
+/// The innermost cause, which says what to mend.
+fn root_cause(ended: &Ended) -> String {
+    let causes = std::iter::successors(Some(ended as &dyn std::error::Error), |cause| cause.source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
+}
+
 impl NodeClient {
     /// Watches the node until `stop`, reporting to the router.
     pub async fn watch(&self, router: &Router, stop: CancellationToken) {
@@ -48,7 +54,7 @@ impl NodeClient {
             let cause = portolan_agent::process::chain(&ended);
             let changed = self.health.send_if_modified(|health| {
                 let was_away = matches!(health, Health::Away(_));
-                *health = Health::Away(ended.to_string());
+                *health = Health::Away(root_cause(&ended));
                 !was_away
             });
             if changed {

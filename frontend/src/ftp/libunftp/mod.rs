@@ -23,19 +23,47 @@ use super::passive::PassivePorts;
 use super::{ControlConnection, Ending, Service};
 use accounts::{FtpUser, FtpUsers, PasswordCheck};
 use storage::TreeStorage;
-pub(super) use threads::Threads;
+use threads::Threads;
+
+/// What the sessions of one listener share for the library.
+pub(super) struct Library {
+    threads: Arc<Threads>,
+    greeting: &'static str,
+}
+
+impl Library {
+    /// `previous` is that of the same listener before a reload.
+    pub(super) fn new(banner: &[String], previous: Option<&Self>) -> std::io::Result<Self> {
+        let text = banner.join(" ");
+        let threads = match previous {
+            Some(previous) => Arc::clone(&previous.threads),
+            None => Arc::new(Threads::start()?),
+        };
+        // The library wants one that lives for ever: another banner costs its few bytes.
+        let greeting = match previous.filter(|previous| previous.greeting == text) {
+            Some(previous) => previous.greeting,
+            None => Box::leak(text.into_boxed_str()),
+        };
+        Ok(Self { threads, greeting })
+    }
+}
+
+/// How often it is looked whether a session's last transfer has ended.
+const END_STEP: Duration = Duration::from_millis(5);
 
 pub(super) async fn serve(
     service: &Arc<Service>,
-    threads: &Threads,
+    library: &Library,
     stream: TcpStream,
     control: Arc<ControlConnection>,
 ) {
+    // However this ends, transfers end with it: the library runs them in tasks of their own.
+    let _over = control.over().clone().drop_guard();
     let session = control.id;
     let login_timeout = service.listener.login_timeout;
-    let served = match (builder(service, threads, &control).build(), stream.into_std()) {
+    let served = match (builder(service, library, &control).build(), stream.into_std()) {
         (Ok(server), Ok(stream)) => {
-            let serving = threads.next().spawn(async move {
+            let serving = library.threads.next().spawn(async move {
                 // Registers the socket with the runtime of the thread.
                 let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
                 server.service(stream).await.map_err(|error| error.to_string())
@@ -57,6 +85,11 @@ pub(super) async fn serve(
     }
     // Our second handle keeps the socket open; the client must see that the session is over.
     control.close();
+    // The session has its place for as long as it does something.
+    control.over().cancel();
+    while control.is_busy() {
+        tokio::time::sleep(END_STEP).await;
+    }
 }
 
 /// Ends when a session has not logged in by the deadline; otherwise never. The library itself waits for ever
@@ -70,7 +103,7 @@ async fn too_late_to_log_in(control: &ControlConnection, login_timeout: Duration
 
 fn builder(
     service: &Arc<Service>,
-    threads: &Threads,
+    library: &Library,
     control: &Arc<ControlConnection>,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
     let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control));
@@ -79,14 +112,12 @@ fn builder(
     let ports = service.listener.passive_ports;
     let mut builder = ServerBuilder::with_user_detail_provider(Box::new(move || storage.clone()), users)
         .authenticator(check)
-        .greeting(threads.greeting())
+        .greeting(library.greeting)
         .idle_session_timeout(service.listener.idle_timeout.as_secs())
         .passive_ports(ports.first..=ports.last)
         .binder(PassiveBinder { ports: Arc::clone(&service.passive) });
     // Otherwise the library takes its own address, or refuses PASV.
-    if let Advertised::Address(address) =
-        service.shared.advertised.address(&service.listener, &control.origin)
-    {
+    if let Advertised::Address(address) = service.advertised.address(&control.origin) {
         builder = builder.passive_host(PassiveHost::Ip(address));
     }
     if let (Some(tls), Some(settings)) = (&service.tls, service.listener.tls.settings()) {

@@ -24,6 +24,9 @@ use crate::ftp::transfer::{Transfer, command_failed, in_time};
 use crate::ftp::{ControlConnection, Service, reply};
 use crate::tree::{self, Begins, Entry, Kind, Tree, VirtualPath};
 
+/// What the library writes about an entry of a listing beside its name, about.
+const LINE_BYTES: usize = 60;
+
 /// The tree as one session's storage.
 #[derive(Clone)]
 pub(super) struct TreeStorage {
@@ -185,18 +188,38 @@ impl TreeStorage {
         Ok(entries)
     }
 
+    /// Runs a transfer as part of the session: counted and shown while it lasts, and ended with it, unless the node is
+    /// keeping it already.
+    async fn within_session<T>(
+        &self,
+        transfer: &Arc<Transfer>,
+        work: impl Future<Output = storage::Result<T>>,
+    ) -> storage::Result<T> {
+        let _under_way = self.control.begin_transfer(Some(Arc::clone(transfer)));
+        tokio::pin!(work);
+        tokio::select! {
+            worked = &mut work => return worked,
+            () = self.control.over().cancelled() => {}
+        }
+        if transfer.is_committing() {
+            return work.await;
+        }
+        let why = "the session has ended";
+        transfer.broken_off(&why);
+        Err(broken_off(why))
+    }
+
     async fn send<W>(
         &self,
         user: &FtpUser,
         path: &VirtualPath,
         offset: u64,
         output: &mut W,
+        transfer: &Transfer,
     ) -> storage::Result<u64>
     where
         W: AsyncWrite + Unpin + Sync + Send + ?Sized,
     {
-        let transfer = Arc::new(Transfer::begin(&user.0, "RETR", path));
-        let _under_way = self.control.begin_transfer(Some(Arc::clone(&transfer)));
         let pace = self.pace(user);
         let failed = |error: tree::Error| {
             transfer.failed(&error);
@@ -230,12 +253,11 @@ impl TreeStorage {
         path: &VirtualPath,
         offset: u64,
         mut input: R,
+        transfer: &Transfer,
     ) -> storage::Result<u64>
     where
         R: AsyncRead + Send + Sync + Unpin,
     {
-        let transfer = Arc::new(Transfer::begin(&user.0, "STOR", path));
-        let _under_way = self.control.begin_transfer(Some(Arc::clone(&transfer)));
         let pace = self.pace(user);
         let failed = |error: tree::Error| {
             transfer.failed(&error);
@@ -263,6 +285,7 @@ impl TreeStorage {
             transfer.broken_off(&why);
             return Err(broken_off(why));
         }
+        transfer.set_committing();
         upload.finish().await.map_err(|error| failed(error.into()))?;
         transfer.complete();
         Ok(transfer.bytes())
@@ -313,6 +336,9 @@ impl StorageBackend<FtpUser> for TreeStorage {
         let path = path.as_ref();
         let entries = async { self.entries(user, &resolve(path)?).await };
         let entries = entries.await.map_err(|error| refused(user, "LIST", path, error))?;
+        // The library writes the lines; this is about what they take.
+        let bytes = entries.iter().map(|entry| entry.name.len() + LINE_BYTES).sum();
+        self.pace(user).take(Direction::ToClient, bytes).await;
         Ok(entries
             .into_iter()
             .map(|entry| Fileinfo { path: in_one_line(&entry.name), metadata: entry })
@@ -333,7 +359,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
         let path = path.as_ref();
         self.check_memory(path, start_pos, false)?;
         let sent = match resolve(path) {
-            Ok(resolved) => self.send(user, &resolved, start_pos, output).await,
+            Ok(resolved) => {
+                let transfer = Arc::new(Transfer::begin(&user.0, "RETR", &resolved));
+                let sending = self.send(user, &resolved, start_pos, output, &transfer);
+                self.within_session(&transfer, sending).await
+            }
             Err(error) => Err(refused(user, "RETR", path, error)),
         };
         self.remember(start_pos, sent)
@@ -359,7 +389,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
         let path = path.as_ref();
         self.check_memory(path, start_pos, true)?;
         let received = match resolve(path) {
-            Ok(resolved) => self.receive(user, &resolved, start_pos, input).await,
+            Ok(resolved) => {
+                let transfer = Arc::new(Transfer::begin(&user.0, "STOR", &resolved));
+                let receiving = self.receive(user, &resolved, start_pos, input, &transfer);
+                self.within_session(&transfer, receiving).await
+            }
             Err(error) => Err(refused(user, "STOR", path, error)),
         };
         self.remember(start_pos, received)

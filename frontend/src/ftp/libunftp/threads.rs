@@ -22,16 +22,16 @@ const TASKS_BEFORE_SOCKETS: u32 = 4_096;
 pub(in crate::ftp) struct Threads {
     runtimes: Vec<Handle>,
     next: AtomicUsize,
-    greeting: &'static str,
     _stop: DropGuard,
 }
 
 impl Threads {
-    /// As many threads as there are cores. The greeting is theirs because the library wants one that lives for
-    /// ever: a reload costs its few bytes.
-    pub(in crate::ftp) fn start(banner: &[String]) -> io::Result<Self> {
+    /// As many threads as there are cores.
+    pub(in crate::ftp) fn start() -> io::Result<Self> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         let stop = CancellationToken::new();
+        // Those that have started end when one cannot.
+        let _stop = stop.clone().drop_guard();
         let mut runtimes = Vec::with_capacity(count);
         for number in 0..count {
             let runtime =
@@ -42,12 +42,7 @@ impl Threads {
                 .name(format!("libunftp-{number}"))
                 .spawn(move || runtime.block_on(stopped.cancelled()))?;
         }
-        let greeting = Box::leak(banner.join(" ").into_boxed_str());
-        Ok(Self { runtimes, next: AtomicUsize::new(0), greeting, _stop: stop.drop_guard() })
-    }
-
-    pub(super) fn greeting(&self) -> &'static str {
-        self.greeting
+        Ok(Self { runtimes, next: AtomicUsize::new(0), _stop })
     }
 
     /// The runtime for the next session, by turns.

@@ -12,6 +12,7 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Stream;
+use crate::ftp::proxy;
 use crate::ftp::reply::Reply;
 
 /// Bytes of a line at most, its end included.
@@ -31,6 +32,8 @@ pub(super) enum Line {
     Endless,
     /// No line, but the beginning of a TLS handshake (RFC 8446 section 5.1).
     Tls,
+    /// No line, but a PROXY header.
+    Proxy,
     /// The client has closed its end.
     Closed,
 }
@@ -40,7 +43,7 @@ impl Line {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Line::Command(line) => line.len(),
-            Line::TooLong | Line::Endless | Line::Tls | Line::Closed => 0,
+            Line::TooLong | Line::Endless | Line::Tls | Line::Proxy | Line::Closed => 0,
         }
     }
 }
@@ -102,6 +105,10 @@ impl ControlIo {
         if self.discarded == 0 && self.buffer.starts_with(b"\x16\x03") {
             self.buffer.clear();
             return Some(Line::Tls);
+        }
+        if self.discarded == 0 && proxy::looks_like_header(&self.buffer) {
+            self.buffer.clear();
+            return Some(Line::Proxy);
         }
         let end = self.buffer.iter().position(|byte| *byte == b'\n');
         let length = end.map_or(self.buffer.len(), |end| end + 1);

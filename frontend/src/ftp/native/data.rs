@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use portolan_config::checked::listener::{CloseNotify, ProxiedData, ProxyProtocol, SessionReuse};
@@ -24,6 +24,9 @@ use crate::ftp::{Origin, keep_alive, proxy};
 
 /// How long a client may take to connect after its transfer was answered with 150, and we to it.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
+
+/// How long content of an upload is gathered before it goes on.
+const GATHER_MAX: Duration = Duration::from_secs(10);
 
 /// What client and server have agreed on for the next transfer.
 #[derive(Debug, Default)]
@@ -108,25 +111,43 @@ impl Plan {
             Some((tls, reuse)) => Stream::Right(Box::new(tls.accept_data(stream, *reuse, direction).await?)),
         };
         let compression = self.compression.map(Deflate::new);
+        let may_have_header = self.may_have_header();
         let Self { close_notify, pace, .. } = self;
-        Ok(Connection { stream, close_notify, compression, inflate: None, pace, direction })
+        Ok(Connection { stream, close_notify, compression, inflate: None, pace, direction, may_have_header })
     }
 
     async fn accept(&self, listener: &TcpListener) -> Result<TcpStream, Error> {
+        let mut strangers = 0_usize;
         loop {
             let (mut stream, from) = listener.accept().await.map_err(Error::Accept)?;
             let from = from.ip().to_canonical();
             let trusted = || self.proxy_protocol.trusted.iter().any(|balancer| balancer.contains(from));
-            let own = match (self.origin.balancer, self.proxy_protocol.data) {
-                (None, _) | (Some(_), ProxiedData::Direct) => from == self.origin.client.ip(),
-                (Some(_), ProxiedData::Bare) => trusted(),
-                (Some(_), ProxiedData::Header) => trusted() && self.is_of_client(&mut stream).await,
+            let (own, expected) = match (self.origin.balancer, self.proxy_protocol.data) {
+                (None, _) | (Some(_), ProxiedData::Direct) => {
+                    (from == self.origin.client.ip(), "the client's address")
+                }
+                (Some(_), ProxiedData::Bare) => (trusted(), "a trusted load balancer"),
+                (Some(_), ProxiedData::Header) => (
+                    trusted() && self.is_of_client(&mut stream).await,
+                    "a trusted load balancer, with the client's address in its header",
+                ),
             };
             if own {
                 return Ok(stream);
             }
-            tracing::warn!(%from, "a data connection from another address than the client's was closed");
+            strangers += 1;
+            // Once is enough: strangers must not fill the log.
+            if strangers == 1 {
+                tracing::warn!(%from, expected, "a data connection that is not the client's was closed");
+            } else {
+                tracing::debug!(%from, expected, strangers, "a data connection that is not the client's was closed");
+            }
         }
+    }
+
+    /// True where what a balancer puts in front of the content would be taken for content.
+    fn may_have_header(&self) -> bool {
+        self.origin.balancer.is_some() && self.proxy_protocol.data == ProxiedData::Bare
     }
 
     /// Reads the header of a load balancer: does it speak for this client?
@@ -167,6 +188,8 @@ pub(super) struct Connection {
     inflate: Option<Inflate>,
     pace: Pace,
     direction: Direction,
+    /// Nothing has been read yet, and a PROXY header would be a mistake of the balancer's configuration.
+    may_have_header: bool,
 }
 
 impl Connection {
@@ -208,20 +231,30 @@ impl Connection {
         self.linger(None)
     }
 
-    /// The next content of an upload: a full chunk, or what is left; empty at its end.
+    /// The next content of an upload: a full chunk, or what is left; empty at its end. `moved` counts it as it
+    /// comes.
     ///
     /// # Errors
     /// The connection broke, or ended in a way that does not tell its end from a cut.
-    pub(super) async fn receive(&mut self) -> io::Result<Bytes> {
+    pub(super) async fn receive(&mut self, moved: impl Fn(usize)) -> io::Result<Bytes> {
         if self.compression.is_some() {
-            return self.receive_packed().await;
+            let content = self.receive_packed().await?;
+            moved(content.len());
+            return Ok(content);
         }
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
-        while chunk.len() < CHUNK_BYTES_MAX {
-            if self.read(&mut chunk).await? == 0 {
-                break;
+        let begun = Instant::now();
+        // The node is not kept waiting by a client, or a limit, that is slow.
+        while chunk.len() < CHUNK_BYTES_MAX && (chunk.is_empty() || begun.elapsed() < GATHER_MAX) {
+            match self.read(&mut chunk).await? {
+                0 => break,
+                count => moved(count),
+            }
+            if self.may_have_header {
+                refuse_header(&chunk)?;
             }
         }
+        self.may_have_header = false;
         Ok(chunk.freeze())
     }
 
@@ -281,6 +314,15 @@ impl Connection {
             Stream::Right(stream) => linger(stream.get_ref().0, time),
         }
     }
+}
+
+/// Refuses content that begins with a PROXY header: it would be stored as a part of the file.
+fn refuse_header(content: &[u8]) -> io::Result<()> {
+    if proxy::looks_like_header(content) {
+        let message = "the load balancer sends a PROXY header: proxy_protocol.data must be \"header\"";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(())
 }
 
 fn linger(stream: &TcpStream, time: Option<Duration>) -> io::Result<()> {

@@ -11,6 +11,7 @@ use portolan_proto::id::SessionId;
 use portolan_proto::v1::DigestAlgorithm;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 
 use super::Stream;
 use super::codec::{ControlIo, Line};
@@ -35,6 +36,8 @@ const DEFERRED_BYTES_MAX: usize = 64 * 1024;
 /// A session that is asked to end and cannot say good bye, because its client takes nothing, has its connection
 /// closed after this long.
 const GOOD_BYE_MAX: Duration = Duration::from_secs(3);
+/// How often it is looked whether what such a session does has ended.
+const GOOD_BYE_STEP: Duration = Duration::from_millis(200);
 /// The level of MODE Z unless OPTS MODE Z LEVEL says another.
 const COMPRESSION_LEVEL: u32 = 6;
 
@@ -133,10 +136,16 @@ enum Ended {
 /// Serves one control connection until it ends.
 pub(in crate::ftp) async fn serve(service: Arc<Service>, stream: TcpStream, control: Arc<ControlConnection>) {
     let serving = run(service, stream, &control);
-    // The session itself says good bye. This is for one that cannot.
+    // The session itself says good bye. This is for one that cannot, because its client takes no replies.
     let cutting = async {
-        control.asked_to_end(Ending::Kick).await;
+        control.asked_to_end(Ending::Drain).await;
         tokio::time::sleep(GOOD_BYE_MAX).await;
+        while control.is_busy() && control.is_asked_to_end() != Ending::Kick {
+            tokio::time::sleep(GOOD_BYE_STEP).await;
+        }
+        if control.is_asked_to_end() == Ending::Kick && control.is_busy() {
+            tokio::time::sleep(GOOD_BYE_MAX).await;
+        }
         control.close();
         std::future::pending::<()>().await;
     };
@@ -162,7 +171,7 @@ async fn run(
     let tls = tls.map(|tls| Arc::new(SessionTls::new(tls, origin.client.ip(), handshake_max)));
     let implicit = matches!(service.listener.tls, Tls::Implicit { .. });
     let stream = match &tls {
-        Some(tls) if implicit => Stream::Right(Box::new(tls.accept_control(stream).await?)),
+        Some(tls) if implicit => Stream::Right(Box::new(handshake(control, tls, stream).await?)),
         _ => Stream::Left(stream),
     };
     let session = Session {
@@ -210,6 +219,18 @@ async fn run(
             Turn::StartTls(reply) => conversation = conversation.start_tls(&reply).await?,
             Turn::Over => return Ok(()),
         }
+    }
+}
+
+/// The handshake of the control connection, which a drain does not wait for.
+async fn handshake(
+    control: &ControlConnection,
+    tls: &SessionTls,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, Ended> {
+    tokio::select! {
+        accepted = tls.accept_control(stream) => Ok(accepted?),
+        _ = control.asked_to_end(Ending::Drain) => Err(Ended::Refused("it was in its TLS handshake and is to end")),
     }
 }
 
@@ -267,6 +288,11 @@ impl Conversation {
     /// Takes the next event.
     async fn turn(&mut self) -> Result<Turn, Ended> {
         let Some(running) = &mut self.running else {
+            // What was sent ahead would otherwise keep the session from a drain.
+            let ending = self.session.control.is_asked_to_end();
+            if ending != Ending::No {
+                return self.close(&ending.reply()).await;
+            }
             let line = match self.deferred.pop_front() {
                 Some(line) => {
                     self.deferred_bytes -= line.bytes();
@@ -360,6 +386,11 @@ impl Conversation {
             Line::Tls => {
                 return self.refuse_protocol("the client speaks TLS where plaintext was expected").await;
             }
+            Line::Proxy => {
+                let from = self.session.origin.client;
+                tracing::warn!(%from, "a PROXY header came from an address that is not in proxy_protocol.trusted");
+                return self.refuse_protocol("a PROXY header came where none is trusted").await;
+            }
             Line::Closed => return Ok(Turn::Over),
         };
         let command = match Command::parse(&line) {
@@ -419,7 +450,7 @@ impl Conversation {
         let Some(running) = &mut self.running else { return self.line(line).await };
         let verb = match &line {
             Line::Command(bytes) => Command::parse(bytes).ok(),
-            Line::TooLong | Line::Tls => None,
+            Line::TooLong | Line::Tls | Line::Proxy => None,
             Line::Endless | Line::Closed => {
                 self.end_work(CONTROL_CLOSED).await;
                 return Ok(Turn::Over);
@@ -474,7 +505,7 @@ impl Conversation {
         let (Some(tls), Stream::Left(stream)) = (session.tls.clone(), io.into_stream()) else {
             return Err(Ended::Refused("TLS was asked for where there is none, or twice"));
         };
-        let stream = tls.accept_control(stream).await?;
+        let stream = handshake(&session.control, &tls, stream).await?;
         session.protected = true;
         let io = ControlIo::new(Stream::Right(Box::new(stream)));
         Ok(Self { session, io, deferred, deferred_bytes, running })

@@ -127,12 +127,11 @@ impl Job {
                 };
                 let mut lines = LocalLines::default();
                 loop {
-                    let mut chunk = match connection.receive().await {
+                    let mut chunk = match connection.receive(|count| transfer.moved(count)).await {
                         Ok(chunk) => chunk,
                         Err(error) => return Outcome::Done(broken(&transfer, &error)),
                     };
                     let ended = chunk.is_empty();
-                    transfer.moved(chunk.len());
                     if converts {
                         chunk = lines.convert(&chunk);
                     }

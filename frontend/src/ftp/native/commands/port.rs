@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use portolan_config::checked::listener::ProxiedData;
+
 use crate::ftp::advertised::Advertised;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
@@ -17,8 +19,7 @@ pub(super) fn pasv(session: &mut Session) -> Step {
     if session.epsv_only {
         return Reply::new(503, EPSV_ONLY).into();
     }
-    let service = &session.service;
-    let address = match service.shared.advertised.address(&service.listener, &session.origin) {
+    let address = match session.service.advertised.address(&session.origin) {
         Advertised::Address(address) => address,
         Advertised::Ipv6 => return Reply::new(425, "PASV knows IPv4 only; use EPSV.").into(),
         Advertised::Unresolved => {
@@ -39,6 +40,11 @@ pub(super) fn epsv(session: &mut Session, argument: &[u8]) -> Step {
     if argument.eq_ignore_ascii_case(b"ALL") {
         session.epsv_only = true;
         return Reply::new(200, "From now on there is only EPSV.").into();
+    }
+    // EPSV names no address, so the client would come to the balancer.
+    let direct = session.service.listener.proxy_protocol.data == ProxiedData::Direct;
+    if session.origin.balancer.is_some() && direct {
+        return Reply::new(502, "EPSV does not lead past the load balancer; use PASV.").into();
     }
     let own = protocol(session.origin.contacted);
     if !argument.is_empty() && argument != own.as_bytes() {
