@@ -270,7 +270,7 @@ impl State {
 }
 
 /// Lets a connection in and counts it in `scopes` and in the scope of the rule that allowed it, or says which
-/// limit has no room. `address` is the client's, as [`crate::client::network`] gives it; `limits` are the rule's.
+/// limit has no room. `address` is the client's, as `client::network` gives it; `limits` are the rule's.
 pub fn admit(
     scopes: [&Arc<Flow>; 3],
     rule: Option<&Arc<Flow>>,
