@@ -46,6 +46,8 @@ pub(crate) struct Frontend {
     pub(crate) ftp: Ftp,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) admins: Admins,
+    pub(crate) directories: Vec<Directory>,
+    pub(crate) grants: Vec<Grant>,
     pub(crate) cluster: Cluster,
     pub(crate) nodes: Vec<Node>,
     pub(crate) map: Map,
@@ -193,6 +195,43 @@ pub(crate) struct ProxyProtocol {
 #[serde(default)]
 pub(crate) struct Admins {
     pub(crate) file: Text,
+    pub(crate) order: Option<Field<Vec<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Directory {
+    pub(crate) name: Text,
+    pub(crate) kind: Text,
+    pub(crate) uris: Option<Field<Vec<String>>>,
+    pub(crate) start_tls: Option<Field<bool>>,
+    pub(crate) ca: Text,
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+    pub(crate) insecure: Option<Field<bool>>,
+    pub(crate) connect_timeout: Text,
+    pub(crate) query_timeout: Text,
+    pub(crate) bind_dn: Text,
+    pub(crate) bind_password_file: Text,
+    pub(crate) base: Text,
+    pub(crate) scope: Text,
+    pub(crate) filter: Text,
+    pub(crate) bind_as: Text,
+    pub(crate) name_attribute: Text,
+    pub(crate) group_base: Text,
+    pub(crate) group_scope: Text,
+    pub(crate) nested_groups: Option<Field<bool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Grant {
+    pub(crate) group: Text,
+    pub(crate) user: Text,
+    pub(crate) directory: Text,
+    pub(crate) rights: Option<Field<Vec<String>>>,
+    pub(crate) domains: Option<Field<Vec<String>>>,
+    pub(crate) domains_attribute: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

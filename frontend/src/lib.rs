@@ -56,6 +56,8 @@ pub enum Error {
     #[error(transparent)]
     Node(#[from] node_client::SetupError),
     #[error(transparent)]
+    Directory(#[from] auth::ldap::SetupError),
+    #[error(transparent)]
     Control(#[from] control::Error),
 }
 

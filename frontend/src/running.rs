@@ -102,7 +102,7 @@ impl Running {
         let tree = Arc::new(Tree::new(Arc::clone(&router), nodes.clone()));
         Ok(Self {
             started: SystemTime::now(),
-            shared: Arc::new(Shared::new(&config, tree)),
+            shared: Arc::new(Shared::new(&config, tree, Admins::new(&config)?)),
             commons: Arc::new(Commons::new(&config)),
             config: ArcSwap::from_pointee(config),
             config_read: Mutex::new(SystemTime::now()),
@@ -281,12 +281,11 @@ impl Running {
         let old = self.config();
         let file = old.file.clone();
         let load = move || {
-            let config = portolan_config::Frontend::load(&file)?;
-            let admins = Admins::new(&config.admins);
-            Ok((config, admins))
+            let config = portolan_config::Frontend::load(&file).map_err(ReloadError::Faults)?;
+            let admins = Admins::new(&config).map_err(Error::from)?;
+            Ok::<_, ReloadError>((config, admins))
         };
-        let loaded = tokio::task::spawn_blocking(load).await?;
-        let (new, admins) = loaded.map_err(ReloadError::Faults)?;
+        let (new, admins) = tokio::task::spawn_blocking(load).await??;
         let keys = needs_restart(&old, &new);
         if !keys.is_empty() {
             return Err(ReloadError::NeedsRestart { keys: keys.join(", ") });
@@ -431,6 +430,11 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         (old.bans != new.bans, "the rules of bans are changed"),
         (old.admin_bandwidth != new.admin_bandwidth, "the bandwidth of admins is changed"),
         (old.admins != new.admins, "the admins are changed; who is logged in stays so"),
+        (
+            old.directories != new.directories || old.order != new.order,
+            "the directories of admins are changed",
+        ),
+        (old.grants != new.grants, "the grants are changed; who is logged in keeps those of the login"),
         (old.map != new.map, "the map is changed"),
         (old.cluster != new.cluster, "the certificates of the cluster are changed"),
         (old.drain_timeout != new.drain_timeout, "the drain timeout is changed"),

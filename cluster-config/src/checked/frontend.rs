@@ -8,6 +8,7 @@ use portolan_proto::id::NodeId;
 use portolan_proto::path;
 
 use super::access::{Bandwidth, Bans, Errors, Limits, Scope};
+use super::directory::{Directory, GrantRule};
 use super::listener::{Inherited, Listener, listeners};
 use super::tls::{Anchors, Identity};
 use super::{Checker, Log, span};
@@ -34,7 +35,12 @@ pub struct Frontend {
     pub admin_bandwidth: Bandwidth,
     /// Those that are enabled; at least one.
     pub listeners: Vec<Listener>,
+    /// Those of the admins file; nobody where there is none.
     pub admins: AdminsFile,
+    pub directories: Vec<Directory>,
+    pub grants: Vec<GrantRule>,
+    /// In which order admins are looked up: names of directories, and [`LOCAL`] for the admins file.
+    pub order: Vec<String>,
     pub cluster: Security,
     /// At least one; names and addresses are distinct.
     pub nodes: Vec<Node>,
@@ -42,6 +48,9 @@ pub struct Frontend {
     pub drain_timeout: Duration,
     pub log: Log,
 }
+
+/// The name of the admins file among the directories.
+pub const LOCAL: &str = "local";
 
 /// Threads of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,6 +155,9 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     let inherited = Inherited { access: ftp_access.or(global_access), limits: ftp_limits, errors };
     let listeners = listeners(&raw.listeners, checker, &inherited);
     let admins = admins(raw, checker);
+    let directories = checker.directories(&raw.directories);
+    let grants = checker.grants(&raw.grants, &raw.directories);
+    let order = order(raw, checker);
     let nodes = nodes(&raw.nodes, checker);
     let cluster = cluster(raw, checker, &nodes);
     let map = map(&raw.map, checker, &nodes);
@@ -162,6 +174,9 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
         admin_bandwidth,
         listeners: listeners?,
         admins: admins?,
+        directories: directories?,
+        grants,
+        order,
         cluster: cluster?,
         nodes,
         map,
@@ -185,6 +200,9 @@ fn threads(raw: &raw::Threads, checker: &mut Checker) -> Threads {
 }
 
 fn admins(raw: &raw::Frontend, checker: &mut Checker) -> Option<AdminsFile> {
+    if raw.admins.file.is_none() && !raw.directories.is_empty() {
+        return Some(AdminsFile { admins: Vec::new() });
+    }
     checker.required(&raw.admins.file, "admins.file");
     let path: PathBuf = checker.path(&raw.admins.file, "admins.file")?;
     match AdminsFile::read(&path) {
@@ -196,6 +214,24 @@ fn admins(raw: &raw::Frontend, checker: &mut Checker) -> Option<AdminsFile> {
             None
         }
     }
+}
+
+/// All directories, each once; the admins file first unless the order says otherwise.
+fn order(raw: &raw::Frontend, checker: &mut Checker) -> Vec<String> {
+    let local = raw.admins.file.is_some().then(|| LOCAL.to_owned());
+    let named = |directory: &raw::Directory| {
+        directory.name.as_ref().and_then(|field| field.value.as_ref().ok()).cloned()
+    };
+    let all: Vec<String> = local.into_iter().chain(raw.directories.iter().filter_map(named)).collect();
+    let Some(order) = checker.optional(&raw.admins.order, "admins.order").cloned() else { return all };
+    let (mut written, mut expected) = (order.clone(), all.clone());
+    written.sort();
+    expected.sort();
+    if written != expected {
+        let message = format!("{order:?} is not valid; allowed: each of {all:?} once");
+        checker.fault(span(&raw.admins.order), "admins.order", message);
+    }
+    order
 }
 
 fn nodes(raw: &[raw::Node], checker: &mut Checker) -> Vec<Node> {

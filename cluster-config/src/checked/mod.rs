@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod agent;
+pub mod directory;
 pub mod frontend;
 pub mod listener;
 pub mod tls;

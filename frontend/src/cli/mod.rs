@@ -5,6 +5,7 @@
 //! demo).
 //! What it never does: change a running service otherwise than over its control socket.
 
+mod auth;
 mod bans;
 mod check;
 mod demo;
@@ -45,6 +46,7 @@ enum Command {
     Check(check::Arguments),
     Passwd(passwd::Arguments),
     Pki(pki::Arguments),
+    Auth(auth::Arguments),
     Status(status::Arguments),
     Kick(kick::Arguments),
     Bans(bans::Arguments),
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Passwd(arguments) => passwd::run(&arguments),
         Command::Pki(arguments) => pki::run(&arguments),
+        Command::Auth(arguments) => auth::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Kick(arguments) => kick::run(&arguments),
         Command::Bans(arguments) => bans::run(&arguments),

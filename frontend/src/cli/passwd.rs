@@ -82,6 +82,11 @@ fn read_password() -> Result<String, String> {
     Ok(password)
 }
 
+/// A password that is there already, asked for once.
+pub(super) fn read_one() -> Result<String, String> {
+    if std::io::stdin().is_terminal() { ask("Password: ") } else { read_line() }
+}
+
 /// Asks on the terminal with echo switched off.
 fn ask(prompt: &str) -> Result<String, String> {
     let terminal = std::io::stdin();

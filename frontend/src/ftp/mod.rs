@@ -22,6 +22,7 @@ use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::listener::{Engine, Listener};
 use tokio::net::TcpStream;
 
+use crate::auth;
 use crate::auth::lockout::{Ban, Lockout};
 use crate::auth::{Admin, Admins, Authenticator};
 use crate::tree::Tree;
@@ -43,10 +44,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(config: &Config, tree: Arc<Tree>) -> Self {
+    pub fn new(config: &Config, tree: Arc<Tree>, admins: Admins) -> Self {
         Self {
             tree,
-            auth: Authenticator::new(Admins::new(&config.admins)),
+            auth: Authenticator::new(admins),
             lockout: Lockout::new(config.bans, config.ipv6_prefix),
             advertised: AdvertisedNames::default(),
             admin_throttles: AdminThrottles::new(config.admin_bandwidth),
@@ -97,6 +98,8 @@ pub(crate) enum LoginFailure {
     Wrong,
     /// It was not even tried.
     Banned(Ban),
+    /// The directory that would know does not answer.
+    Undecided,
 }
 
 impl Service {
@@ -177,11 +180,8 @@ impl Service {
         allowed()?;
         let reason = match password {
             Ok(password) => {
-                // Of many guesses at once, those that come after the ban are not decided, nor is one whose check was
-                // under way when it came.
-                let turn = self.shared.auth.turn().await;
-                allowed()?;
-                let checked = self.shared.auth.login(&turn, name, password).await;
+                let checked = self.shared.auth.login(name, password).await;
+                // Of many guesses at once, those whose check was under way when the ban came are not decided.
                 allowed()?;
                 match checked {
                     Ok(admin) => {
@@ -189,6 +189,11 @@ impl Service {
                         lockout.succeeded(network, name);
                         control.set_admin(Some(&admin.name));
                         return Ok(admin);
+                    }
+                    Err(error @ auth::Error::Away { .. }) => {
+                        let cause = portolan_agent::process::chain(&error);
+                        tracing::error!(%session, name, %from, cause, "login not decided");
+                        return Err(LoginFailure::Undecided);
                     }
                     Err(error) => portolan_agent::process::chain(&error),
                 }

@@ -1,8 +1,8 @@
 //! Our admins, in the library's words.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use portolan_config::admins::NAME_BYTES_MAX;
@@ -12,13 +12,17 @@ use unftp_core::auth::{
     UserDetailProvider,
 };
 
-use crate::auth::Login;
-use crate::ftp::{ControlConnection, LoginFailure, Service, Shared};
+use crate::auth::{Admin, Login};
+use crate::ftp::{ControlConnection, LoginFailure, Service};
+
+/// Who has logged in; the library asks for it by name.
+pub(super) type SessionAdmin = Arc<Mutex<Option<Arc<Admin>>>>;
 
 /// Checks names and passwords of one session.
 pub(super) struct PasswordCheck {
     service: Arc<Service>,
     control: Arc<ControlConnection>,
+    admin: SessionAdmin,
     failures: AtomicU32,
     /// Held while a password is checked. The library checks pipelined ones side by side, so that one client
     /// could keep all others waiting.
@@ -26,8 +30,8 @@ pub(super) struct PasswordCheck {
 }
 
 impl PasswordCheck {
-    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>) -> Self {
-        Self { service, control, failures: AtomicU32::new(0), checking: tokio::sync::Mutex::default() }
+    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>, admin: SessionAdmin) -> Self {
+        Self { service, control, admin, failures: AtomicU32::new(0), checking: tokio::sync::Mutex::default() }
     }
 
     fn is_at_limit(&self, failures: u32) -> bool {
@@ -61,7 +65,13 @@ impl Authenticator for PasswordCheck {
             Some(password) => (name, Ok(password)),
         };
         match self.service.log_in(&self.control, name, password).await {
-            Ok(admin) => Ok(Principal { username: admin.name.clone() }),
+            Ok(admin) => {
+                let username = admin.name.clone();
+                *self.admin.lock().unwrap_or_else(PoisonError::into_inner) = Some(admin);
+                Ok(Principal { username })
+            }
+            // The library has no reply for it but 530.
+            Err(LoginFailure::Undecided) => Err(AuthenticationError::BadPassword),
             Err(LoginFailure::Banned(_)) => {
                 self.control.close();
                 Err(AuthenticationError::BadPassword)
@@ -81,13 +91,13 @@ impl Authenticator for PasswordCheck {
 
 /// Gives the login of a name that was checked.
 pub(super) struct FtpUsers {
-    shared: Arc<Shared>,
+    admin: SessionAdmin,
     session: SessionId,
 }
 
 impl FtpUsers {
-    pub(super) fn new(shared: Arc<Shared>, session: SessionId) -> Self {
-        Self { shared, session }
+    pub(super) fn new(admin: SessionAdmin, session: SessionId) -> Self {
+        Self { admin, session }
     }
 }
 
@@ -103,7 +113,8 @@ impl UserDetailProvider for FtpUsers {
 
     async fn provide_user_detail(&self, principal: &Principal) -> Result<FtpUser, UserDetailError> {
         let username = &principal.username;
-        let admin = self.shared.auth.known(username);
+        let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let admin = admin.filter(|admin| admin.name == *username);
         let admin = admin.ok_or_else(|| UserDetailError::UserNotFound { username: username.clone() })?;
         Ok(FtpUser(Login { admin, session: self.session }))
     }

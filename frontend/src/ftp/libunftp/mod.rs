@@ -21,7 +21,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::advertised::Advertised;
 use super::passive::PassivePorts;
 use super::{ControlConnection, Ending, Service};
-use accounts::{FtpUser, FtpUsers, PasswordCheck};
+use accounts::{FtpUser, FtpUsers, PasswordCheck, SessionAdmin};
 use storage::TreeStorage;
 use threads::Threads;
 
@@ -107,8 +107,10 @@ fn builder(
     control: &Arc<ControlConnection>,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
     let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control));
-    let check = Arc::new(PasswordCheck::new(Arc::clone(service), Arc::clone(control)));
-    let users = Arc::new(FtpUsers::new(Arc::clone(&service.shared), control.id));
+    let admin = SessionAdmin::default();
+    let check =
+        Arc::new(PasswordCheck::new(Arc::clone(service), Arc::clone(control), SessionAdmin::clone(&admin)));
+    let users = Arc::new(FtpUsers::new(admin, control.id));
     let ports = service.listener.passive_ports;
     let mut builder = ServerBuilder::with_user_detail_provider(Box::new(move || storage.clone()), users)
         .authenticator(check)

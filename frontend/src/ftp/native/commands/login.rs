@@ -51,6 +51,9 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
             session.login = Some(Login { admin, session: session.id });
             Reply::with(230, text).into()
         }
+        Err(LoginFailure::Undecided) => {
+            Reply::new(431, "The directory of admins does not answer; try again later.").into()
+        }
         Err(LoginFailure::Banned(ban)) => Step::Quit(Reply::with(
             421,
             format!(

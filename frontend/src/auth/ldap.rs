@@ -1,0 +1,618 @@
+//! An LDAP directory or Active Directory: finds an admin, checks the password by a bind, and finds the groups.
+//!
+//! Who calls it: `auth::Authenticator`.
+//! What it calls: ldap3.
+//! What it never does: bind with an empty password (RFC 4513 section 5.1.2 makes that anonymous), follow a
+//! referral, or take a directory that does not answer for one that says no.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry, SearchOptions};
+use portolan_config::checked::directory::{Directory, DirectoryKind, LdapUri, SearchScope};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+/// Logins at once; each has a connection of its own.
+const LOGINS_AT_ONCE: usize = 32;
+/// A server that does not answer is passed over for this long, doubled each time up to the last.
+const BREAK_FIRST: Duration = Duration::from_secs(1);
+const BREAK_LAST: Duration = Duration::from_secs(30);
+/// Groups of groups of groups are followed to this depth, and so many groups at most.
+const NESTING_MAX: usize = 10;
+const GROUPS_MAX: usize = 1_000;
+/// Groups that one question asks about.
+const GROUPS_ASKED_MAX: usize = 50;
+
+/// Result codes of RFC 4511 section 4.1.9.
+const SUCCESS: u32 = 0;
+const SIZE_LIMIT_EXCEEDED: u32 = 4;
+const NO_SUCH_OBJECT: u32 = 32;
+const INVALID_CREDENTIALS: u32 = 49;
+
+/// Active Directory's rule for members of members.
+const IN_CHAIN: &str = "1.2.840.113556.1.4.1941";
+
+/// The system's authorities, or those of the configuration, cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS to directory {directory} cannot be set up")]
+pub struct SetupError {
+    directory: String,
+    source: rustls::Error,
+}
+
+/// Why a directory has not admitted somebody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("there is nobody of that name")]
+    Unknown,
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody knows: none of its servers has answered.
+    #[error("{0}")]
+    Away(String),
+}
+
+/// Who has proved to be who.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// As the directory has it, however it was typed.
+    pub(super) name: String,
+    /// Of groups, in the form of [`same_form`].
+    pub(super) groups: BTreeSet<String>,
+    entry: Entry,
+}
+
+impl Found {
+    /// The values of an attribute of its entry.
+    pub(super) fn values(&self, attribute: &str) -> impl Iterator<Item = &str> {
+        self.entry.values(attribute)
+    }
+
+    /// Is it a member of this group, named by its DN or by the value of the DN's first part?
+    pub(super) fn is_member(&self, group: &str) -> bool {
+        let wanted = same_form(group);
+        if group.contains('=') {
+            return self.groups.contains(&wanted);
+        }
+        self.groups.iter().any(|dn| {
+            let first = dn.split(',').next().unwrap_or_default();
+            first.split_once('=').is_some_and(|(_, value)| value == wanted)
+        })
+    }
+}
+
+/// Told what happens, step by step, for who asks why.
+pub type Trace<'a> = &'a (dyn Fn(String) + Sync);
+
+#[derive(Debug)]
+pub(super) struct LdapDirectory {
+    directory: Directory,
+    /// The attribute of a grant that names domains is asked for with the entry.
+    attributes: Vec<String>,
+    tls: Arc<ClientConfig>,
+    servers: Vec<Server>,
+    turns: Semaphore,
+    connections: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Server {
+    uri: LdapUri,
+    broken: Mutex<Broken>,
+}
+
+#[derive(Debug, Default)]
+struct Broken {
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+impl Server {
+    fn broken(&self) -> std::sync::MutexGuard<'_, Broken> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken().until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// Whether this is news.
+    fn has_failed(&self) -> bool {
+        let mut broken = self.broken();
+        let news = broken.until.is_none();
+        broken.pause = (broken.pause * 2).clamp(BREAK_FIRST, BREAK_LAST);
+        broken.until = Some(Instant::now() + broken.pause);
+        news
+    }
+
+    fn has_answered(&self) -> bool {
+        std::mem::take(&mut *self.broken()).until.is_some()
+    }
+}
+
+/// What was typed, and its parts.
+struct Typed<'a> {
+    user: &'a str,
+    local: &'a str,
+    domain: &'a str,
+}
+
+impl<'a> Typed<'a> {
+    /// `user@domain`, `DOMAIN\user` or a bare name.
+    fn new(user: &'a str) -> Self {
+        if let Some((local, domain)) = user.rsplit_once('@') {
+            return Self { user, local, domain };
+        }
+        match user.split_once('\\') {
+            Some((domain, local)) => Self { user, local, domain },
+            None => Self { user, local: user, domain: "" },
+        }
+    }
+
+    /// Fills a template in; `escape` makes a part harmless where it stands.
+    fn fill(&self, template: &str, escape: impl Fn(&str) -> String) -> String {
+        // One pass, so that what was typed is never taken for a placeholder.
+        let mut filled = String::new();
+        let mut rest = template;
+        while let Some(at) = rest.find('{') {
+            filled.push_str(&rest[..at]);
+            let (part, length) = match &rest[at..] {
+                text if text.starts_with("{user}") => (self.user, "{user}".len()),
+                text if text.starts_with("{local}") => (self.local, "{local}".len()),
+                text if text.starts_with("{domain}") => (self.domain, "{domain}".len()),
+                _ => ("{", 1),
+            };
+            filled.push_str(&if length == 1 { part.to_owned() } else { escape(part) });
+            rest = &rest[at + length..];
+        }
+        filled + rest
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    dn: String,
+    /// Values that are text, by attribute in lower case.
+    text: Vec<(String, Vec<String>)>,
+    binary: Vec<(String, Vec<Vec<u8>>)>,
+}
+
+impl Entry {
+    fn new(found: SearchEntry) -> Self {
+        let lower = |(name, values): (String, _)| (name.to_ascii_lowercase(), values);
+        let text =
+            found.attrs.into_iter().map(|(name, values)| (name.to_ascii_lowercase(), values)).collect();
+        Self { dn: found.dn, text, binary: found.bin_attrs.into_iter().map(lower).collect() }
+    }
+
+    fn values(&self, attribute: &str) -> impl Iterator<Item = &str> {
+        let wanted = attribute.to_ascii_lowercase();
+        let found = self.text.iter().find(move |(name, _)| *name == wanted);
+        found.into_iter().flat_map(|(_, values)| values.iter().map(String::as_str))
+    }
+
+    fn bytes(&self, attribute: &str) -> Option<Vec<u8>> {
+        let wanted = attribute.to_ascii_lowercase();
+        let binary = self.binary.iter().find(|(name, _)| *name == wanted);
+        binary
+            .and_then(|(_, values)| values.first().cloned())
+            .or_else(|| self.values(attribute).next().map(|text| text.as_bytes().to_vec()))
+    }
+}
+
+/// What went wrong on the way to a server: try the next one.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Ldap(#[from] LdapError),
+    #[error("no answer in {0:?}")]
+    Slow(Duration),
+    #[error("it answers {what} with code {code}: {text}")]
+    Answer { what: &'static str, code: u32, text: String },
+}
+
+impl LdapDirectory {
+    pub(super) fn new(directory: &Directory, domain_attributes: &[String]) -> Result<Self, SetupError> {
+        let setup = |source| SetupError { directory: directory.name.clone(), source };
+        let mut roots = RootCertStore::empty();
+        match &directory.ca {
+            Some(anchors) => {
+                for certificate in &anchors.certificates {
+                    roots.add(certificate.clone()).map_err(setup)?;
+                }
+            }
+            // Those that the system cannot read are as good as absent.
+            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(setup)?
+            .with_root_certificates(roots);
+        let tls = match &directory.identity {
+            Some(identity) => {
+                builder.with_client_auth_cert(identity.chain.clone(), identity.key()).map_err(setup)?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let mut attributes = vec![directory.user.name_attribute.clone()];
+        if directory.kind == DirectoryKind::ActiveDirectory {
+            attributes.extend(["primaryGroupID", "objectSid"].map(str::to_owned));
+        } else {
+            attributes.push("uid".to_owned());
+        }
+        attributes.extend(domain_attributes.iter().cloned());
+        let server = |uri: &LdapUri| Server { uri: uri.clone(), broken: Mutex::default() };
+        Ok(Self {
+            servers: directory.uris.iter().map(server).collect(),
+            directory: directory.clone(),
+            attributes,
+            tls: Arc::new(tls),
+            turns: Semaphore::new(LOGINS_AT_ONCE),
+            connections: TaskTracker::new(),
+        })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.directory.name
+    }
+
+    /// Checks a name and a password. `None` in place of the password: only looks, as far as that is possible.
+    pub(super) async fn look_up(
+        &self,
+        typed: &str,
+        password: Option<&str>,
+        trace: Trace<'_>,
+    ) -> Result<Found, Failure> {
+        // An empty password would be an anonymous bind, which every directory grants.
+        if password == Some("") || typed.contains('\0') {
+            return Err(Failure::Refused("an empty password, or a name with NUL".to_owned()));
+        }
+        let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+        // Those that have failed lately come last: they may be back, and nobody else is left.
+        let (broken, good): (Vec<&Server>, Vec<&Server>) =
+            self.servers.iter().partition(|server| server.is_broken());
+        let mut troubles = Vec::new();
+        for server in good.into_iter().chain(broken) {
+            match self.ask(server, typed, password, trace).await {
+                Ok(answer) => {
+                    if server.has_answered() {
+                        tracing::info!(
+                            directory = self.name(),
+                            server = server.uri.text,
+                            "directory server is back"
+                        );
+                    }
+                    return answer;
+                }
+                Err(trouble) => {
+                    let cause = portolan_agent::process::chain(&trouble);
+                    trace(format!("{}: {cause}", server.uri.text));
+                    if server.has_failed() {
+                        tracing::error!(
+                            directory = self.name(),
+                            server = server.uri.text,
+                            cause,
+                            "directory server does not answer"
+                        );
+                    }
+                    troubles.push(format!("{}: {cause}", server.uri.text));
+                }
+            }
+        }
+        Err(Failure::Away(troubles.join("; ")))
+    }
+
+    async fn within<T>(&self, asking: impl Future<Output = Result<T, LdapError>>) -> Result<T, Trouble> {
+        let limit = self.directory.query_timeout;
+        Ok(tokio::time::timeout(limit, asking).await.map_err(|_| Trouble::Slow(limit))??)
+    }
+
+    /// Asks one server all that is needed.
+    async fn ask(
+        &self,
+        server: &Server,
+        typed: &str,
+        password: Option<&str>,
+        trace: Trace<'_>,
+    ) -> Result<Result<Found, Failure>, Trouble> {
+        let limit = self.directory.connect_timeout;
+        let settings = LdapConnSettings::new()
+            .set_config(Arc::clone(&self.tls))
+            .set_starttls(self.directory.start_tls && !server.uri.tls);
+        let connecting = LdapConnAsync::with_settings(settings, &server.uri.text);
+        let (connection, mut ldap) =
+            tokio::time::timeout(limit, connecting).await.map_err(|_| Trouble::Slow(limit))??;
+        // Ends when `ldap` is dropped.
+        self.connections.spawn(async move {
+            if let Err(error) = connection.drive().await {
+                tracing::debug!(%error, "a connection to a directory ended");
+            }
+        });
+        trace(format!("{}: connected", server.uri.text));
+        let answer = self.ask_over(&mut ldap, typed, password, trace).await;
+        // A server that does not take the good bye closes the connection all the same.
+        drop(tokio::time::timeout(Duration::from_millis(200), ldap.unbind()).await);
+        answer
+    }
+
+    async fn ask_over(
+        &self,
+        ldap: &mut Ldap,
+        typed: &str,
+        password: Option<&str>,
+        trace: Trace<'_>,
+    ) -> Result<Result<Found, Failure>, Trouble> {
+        let typed = Typed::new(typed);
+        let user = &self.directory.user;
+        // Who asks: the service, nobody, or the admin itself.
+        let as_user = match (&user.bind_as, password) {
+            (Some(template), Some(password)) => {
+                let escape = |part: &str| {
+                    if template.contains('=') { ldap3::dn_escape(part).into_owned() } else { part.to_owned() }
+                };
+                let name = typed.fill(template, escape);
+                if let Err(failure) = self.bind(ldap, &name, password, trace).await? {
+                    return Ok(Err(failure));
+                }
+                true
+            }
+            _ => {
+                self.bind_service(ldap, trace).await?;
+                false
+            }
+        };
+        let filter = typed.fill(&user.filter, |part| ldap3::ldap_escape(part).into_owned());
+        let entry = match self.search(ldap, &user.base, user.scope, &filter, &self.attributes, 2).await? {
+            entries if entries.len() > 1 => {
+                trace(format!("{filter} below {:?}: more than one entry", user.base));
+                return Ok(Err(Failure::Refused("more than one entry fits the name".to_owned())));
+            }
+            mut entries => entries.pop(),
+        };
+        let Some(entry) = entry else {
+            trace(format!("{filter} below {:?}: no entry", user.base));
+            return Ok(Err(Failure::Unknown));
+        };
+        trace(format!("{filter} below {:?}: {}", user.base, entry.dn));
+        if let (false, Some(password)) = (as_user, password) {
+            if let Err(failure) = self.bind(ldap, &entry.dn, password, trace).await? {
+                return Ok(Err(failure));
+            }
+            if self.directory.service.is_some() {
+                self.bind_service(ldap, trace).await?;
+            }
+        }
+        let groups = self.groups(ldap, &entry).await?;
+        for group in &groups {
+            trace(format!("member of {group}"));
+        }
+        let name = entry.values(&user.name_attribute).next().unwrap_or(typed.user).to_owned();
+        Ok(Ok(Found { name, groups, entry }))
+    }
+
+    /// Binds as an admin. A wrong password is an answer, not a trouble.
+    async fn bind(
+        &self,
+        ldap: &mut Ldap,
+        name: &str,
+        password: &str,
+        trace: Trace<'_>,
+    ) -> Result<Result<(), Failure>, Trouble> {
+        let result = self.within(ldap.simple_bind(name, password)).await?;
+        match result.rc {
+            SUCCESS => {
+                trace(format!("bind as {name:?}: accepted"));
+                Ok(Ok(()))
+            }
+            INVALID_CREDENTIALS | NO_SUCH_OBJECT => {
+                let reason = account_state(&result.text).unwrap_or("the directory refuses name or password");
+                trace(format!("bind as {name:?}: refused: {reason}"));
+                Ok(Err(Failure::Refused(reason.to_owned())))
+            }
+            code => Err(Trouble::Answer { what: "a bind", code, text: result.text }),
+        }
+    }
+
+    async fn bind_service(&self, ldap: &mut Ldap, trace: Trace<'_>) -> Result<(), Trouble> {
+        let Some(service) = &self.directory.service else { return Ok(()) };
+        let result = self.within(ldap.simple_bind(&service.dn, service.password.expose())).await?;
+        if result.rc != SUCCESS {
+            return Err(Trouble::Answer { what: "the bind of bind_dn", code: result.rc, text: result.text });
+        }
+        trace(format!("bind as {:?}: accepted", service.dn));
+        Ok(())
+    }
+
+    /// At most `most` entries; one more where there are more.
+    async fn search(
+        &self,
+        ldap: &mut Ldap,
+        base: &str,
+        scope: SearchScope,
+        filter: &str,
+        attributes: &[String],
+        most: usize,
+    ) -> Result<Vec<Entry>, Trouble> {
+        let scope = match scope {
+            SearchScope::Base => Scope::Base,
+            SearchScope::OneLevel => Scope::OneLevel,
+            SearchScope::Subtree => Scope::Subtree,
+        };
+        let options = SearchOptions::new().sizelimit(i32::try_from(most).unwrap_or(i32::MAX));
+        let searching = async {
+            let mut stream = ldap
+                .with_search_options(options)
+                .streaming_search(base, scope, filter, attributes.to_vec())
+                .await?;
+            let mut entries = Vec::new();
+            while let Some(found) = stream.next().await? {
+                // Referrals lead elsewhere, and are not followed.
+                if !found.is_ref() && !found.is_intermediate() && entries.len() <= most {
+                    entries.push(Entry::new(SearchEntry::construct(found)));
+                }
+            }
+            Ok((entries, stream.finish().await))
+        };
+        let (entries, result) = self.within(searching).await?;
+        match result.rc {
+            SUCCESS | SIZE_LIMIT_EXCEEDED => Ok(entries),
+            NO_SUCH_OBJECT => Ok(Vec::new()),
+            code => Err(Trouble::Answer { what: "a search", code, text: result.text }),
+        }
+    }
+
+    /// The groups of an admin, with those that they are members of.
+    async fn groups(&self, ldap: &mut Ldap, entry: &Entry) -> Result<BTreeSet<String>, Trouble> {
+        match self.directory.kind {
+            DirectoryKind::OpenLdap => self.groups_step_by_step(ldap, entry).await,
+            DirectoryKind::ActiveDirectory => self.groups_in_chain(ldap, entry).await,
+        }
+    }
+
+    /// Active Directory finds members of members itself; the primary group is not among `member`.
+    async fn groups_in_chain(&self, ldap: &mut Ldap, entry: &Entry) -> Result<BTreeSet<String>, Trouble> {
+        let groups = &self.directory.groups;
+        let mut members = vec![entry.dn.clone()];
+        let mut found = BTreeSet::new();
+        if let (Some(sid), Some(primary)) = (entry.bytes("objectSid"), entry.values("primaryGroupID").next())
+            && let (Some(domain), Ok(relative)) = (sid.len().checked_sub(4), primary.parse::<u32>())
+        {
+            // A group's SID is that of its domain with its own number at the end.
+            let sid = [&sid[..domain], &relative.to_le_bytes()].concat();
+            let escaped: String = sid.iter().map(|byte| format!("\\{byte:02x}")).collect();
+            let filter = format!("(objectSid={escaped})");
+            for group in self.search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), 1).await? {
+                found.insert(same_form(&group.dn));
+                members.push(group.dn);
+            }
+        }
+        let rule = if groups.nested { format!(":{IN_CHAIN}:") } else { String::new() };
+        let parts: String =
+            members.iter().map(|dn| format!("(member{rule}={})", ldap3::ldap_escape(dn.as_str()))).collect();
+        let filter = format!("(|{parts})");
+        let entries =
+            self.search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), GROUPS_MAX).await?;
+        found.extend(entries.iter().map(|group| same_form(&group.dn)));
+        Ok(found)
+    }
+
+    /// Group entries with `member`, `uniqueMember` or `memberUid`; then the groups of those groups, and so on.
+    async fn groups_step_by_step(&self, ldap: &mut Ldap, entry: &Entry) -> Result<BTreeSet<String>, Trouble> {
+        let groups = &self.directory.groups;
+        let mut found: BTreeSet<String> = BTreeSet::new();
+        let uid = entry.values("uid").next().map(|uid| format!("(memberUid={})", ldap3::ldap_escape(uid)));
+        let mut members = vec![entry.dn.clone()];
+        let depth = if groups.nested { NESTING_MAX } else { 1 };
+        for level in 0..depth {
+            let mut next = Vec::new();
+            for some in members.chunks(GROUPS_ASKED_MAX) {
+                let mut parts: String = some
+                    .iter()
+                    .map(|dn| {
+                        let dn = ldap3::ldap_escape(dn.as_str());
+                        format!("(member={dn})(uniqueMember={dn})")
+                    })
+                    .collect();
+                if level == 0 {
+                    parts += uid.as_deref().unwrap_or_default();
+                }
+                let filter = format!("(|{parts})");
+                let entries = self
+                    .search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), GROUPS_MAX)
+                    .await?;
+                for group in entries {
+                    if found.len() < GROUPS_MAX && found.insert(same_form(&group.dn)) {
+                        next.push(group.dn);
+                    }
+                }
+            }
+            if next.is_empty() {
+                break;
+            }
+            members = next;
+        }
+        Ok(found)
+    }
+}
+
+/// Asks for no attribute at all (RFC 4511 section 4.5.1.8).
+fn no_attributes() -> Vec<String> {
+    vec!["1.1".to_owned()]
+}
+
+/// DNs in one form: lower case, without blanks around their separators.
+fn same_form(dn: &str) -> String {
+    let parts = dn.split(',').map(|part| match part.split_once('=') {
+        Some((name, value)) => format!("{}={}", name.trim(), value.trim()),
+        None => part.trim().to_owned(),
+    });
+    parts.collect::<Vec<_>>().join(",").to_lowercase()
+}
+
+/// Why Active Directory refuses an account, which it says in the text of code 49.
+fn account_state(text: &str) -> Option<&'static str> {
+    let code = text.split("data ").nth(1)?.split([',', ' ', '\0']).next()?;
+    match code {
+        "525" => Some("there is nobody of that name"),
+        "52e" => Some("the password is wrong"),
+        "530" => Some("the account may not log in at this hour"),
+        "531" => Some("the account may not log in from here"),
+        "532" => Some("the password has expired"),
+        "533" => Some("the account is disabled"),
+        "701" => Some("the account has expired"),
+        "773" => Some("the password must be changed first"),
+        "775" => Some("the account is locked"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_typed_is_harmless_in_filters_and_names() {
+        let filter =
+            |typed| Typed::new(typed).fill("(uid={user})", |part| ldap3::ldap_escape(part).into_owned());
+        for (typed, filled) in [
+            ("anna", "(uid=anna)"),
+            ("*)(uid=*", "(uid=\\2a\\29\\28uid=\\2a)"),
+            ("{user}{local}", "(uid={user}{local})"),
+            ("a\\b", "(uid=a\\5cb)"),
+        ] {
+            assert_eq!(filter(typed), filled);
+        }
+        let name = |typed| {
+            Typed::new(typed).fill("uid={local},ou=people", |part| ldap3::dn_escape(part).into_owned())
+        };
+        assert_eq!(name("anna,ou=admins"), "uid=anna\\,ou\\=admins,ou=people");
+        assert_eq!(name("EXAMPLE\\anna"), "uid=anna,ou=people");
+        assert_eq!(name("anna@example.org"), "uid=anna,ou=people");
+    }
+
+    #[test]
+    fn groups_are_known_by_dn_and_by_name() {
+        let groups = BTreeSet::from([same_form("CN=Backup Admins, OU=Groups,DC=example,DC=org")]);
+        let entry = Entry { dn: String::new(), text: Vec::new(), binary: Vec::new() };
+        let found = Found { name: "anna".into(), groups, entry };
+        for group in ["cn=backup admins,ou=groups,dc=example,dc=org", "Backup Admins", "backup admins"] {
+            assert!(found.is_member(group), "{group}");
+        }
+        for group in
+            ["cn=backup admins", "backup", "groups", "", "cn=backup admins,ou=groups,dc=example,dc=net"]
+        {
+            assert!(!found.is_member(group), "{group}");
+        }
+    }
+
+    #[test]
+    fn states_of_accounts_are_read_from_the_text() {
+        let text = "80090308: LdapErr: DSID-0C0903A9, comment: AcceptSecurityContext error, data 533, v1db1";
+        assert_eq!(account_state(text), Some("the account is disabled"));
+        assert_eq!(account_state("invalid credentials"), None);
+    }
+}

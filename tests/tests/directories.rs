@@ -1,0 +1,512 @@
+//! Admins of an organisation: OpenLDAP's slapd and Samba's Active Directory, as Debian has them.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use portolan_tests::client::Protection;
+use portolan_tests::client::{Control, curl_over, succeed, succeeded, text};
+use portolan_tests::{Cluster, PASSWORD, eventually, program, tree};
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A process of a directory. Killed when dropped.
+struct Directory {
+    child: Child,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+const PEOPLE: &str = "dn: dc=example,dc=org
+objectClass: dcObject
+objectClass: organization
+dc: example
+o: Example
+
+dn: ou=people,dc=example,dc=org
+objectClass: organizationalUnit
+ou: people
+
+dn: ou=groups,dc=example,dc=org
+objectClass: organizationalUnit
+ou: groups
+
+dn: cn=portolan,dc=example,dc=org
+objectClass: organizationalRole
+objectClass: simpleSecurityObject
+cn: portolan
+userPassword: service-password
+";
+
+/// A person, with the domain that it looks after.
+fn person(uid: &str, domain: &str) -> String {
+    format!(
+        "\ndn: uid={uid},ou=people,dc=example,dc=org\nobjectClass: inetOrgPerson\nuid: {uid}\ncn: {uid}\nsn: {uid}\n\
+         userPassword: {uid}-password\nbusinessCategory: {domain}\n"
+    )
+}
+
+/// slapd with this data, over LDAP and LDAPS.
+struct Slapd {
+    _process: Directory,
+    plain: u16,
+    tls: u16,
+}
+
+impl Slapd {
+    fn start(cluster: &Cluster, name: &str) -> Self {
+        let folder = cluster.path().join(name);
+        fs::create_dir_all(folder.join("db")).unwrap();
+        let pki = cluster.path().join("pki");
+        let (folder_shown, pki) = (folder.display(), pki.display());
+        let config = format!(
+            "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
+             include /etc/ldap/schema/nis.schema\ninclude /etc/ldap/schema/inetorgperson.schema\n\
+             modulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {folder_shown}/slapd.pid\n\
+             TLSCACertificateFile {pki}/ca.pem\nTLSCertificateFile {pki}/front-1.pem\n\
+             TLSCertificateKeyFile {pki}/front-1-key.pem\n\
+             database mdb\nsuffix \"dc=example,dc=org\"\nrootdn \"cn=root,dc=example,dc=org\"\n\
+             directory {folder_shown}/db\nindex uid,member,uniqueMember,memberUid eq\n\
+             access to attrs=userPassword by anonymous auth by * none\n\
+             access to * by dn.exact=\"cn=portolan,dc=example,dc=org\" read by users read by * none\n"
+        );
+        fs::write(folder.join("slapd.conf"), config).unwrap();
+        let mut people = PEOPLE.to_owned();
+        for (uid, domain) in
+            [("anna", "one.example"), ("bob", "two.example"), ("carl", "-"), ("dora", "-"), ("nobody", "-")]
+        {
+            people += &person(uid, domain);
+        }
+        let group = |name: &str, class: &str, members: &str| {
+            format!(
+                "\ndn: cn={name},ou=groups,dc=example,dc=org\nobjectClass: {class}\ncn: {name}\n{members}\n"
+            )
+        };
+        people += &group("all", "groupOfNames", "member: cn=inner,ou=groups,dc=example,dc=org");
+        people += &group("inner", "groupOfUniqueNames", "uniqueMember: uid=anna,ou=people,dc=example,dc=org");
+        // A loop, which must not be followed for ever.
+        people += &group(
+            "loop",
+            "groupOfNames",
+            "member: cn=all,ou=groups,dc=example,dc=org\nmember: cn=loop,ou=groups,dc=example,dc=org",
+        );
+        people += &group("posix", "posixGroup", "gidNumber: 5000\nmemberUid: carl");
+        people += &group("own", "groupOfNames", "member: uid=bob,ou=people,dc=example,dc=org");
+        fs::write(folder.join("people.ldif"), people).unwrap();
+        let mut add = Command::new("/usr/sbin/slapadd");
+        succeed(add.arg("-f").arg(folder.join("slapd.conf")).arg("-l").arg(folder.join("people.ldif")));
+        let (plain, tls) = (free_port(), free_port());
+        let child = Command::new("/usr/sbin/slapd")
+            .args(["-h", &format!("ldap://127.0.0.1:{plain} ldaps://127.0.0.1:{tls}"), "-d", "0", "-f"])
+            .arg(folder.join("slapd.conf"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("`tests/run` installs slapd");
+        let process = Directory { child };
+        eventually("slapd listens", || TcpStream::connect(("127.0.0.1", tls)).ok());
+        Self { _process: process, plain, tls }
+    }
+}
+
+const GRANTS: &str = r#"
+[[grants]]
+group = "all"
+rights = ["backup", "restore"]
+domains = ["*"]
+[[grants]]
+group = "cn=own, ou=groups, dc=example, dc=org"
+rights = ["backup"]
+domains_attribute = "businessCategory"
+[[grants]]
+group = "posix"
+rights = ["backup"]
+domains = ["*.example"]
+[[grants]]
+user = "dora"
+rights = ["restore"]
+domains = ["two.example"]
+"#;
+
+/// The configuration of a directory with these addresses.
+fn directory(cluster: &Cluster, uris: &[String], keys: &str) -> String {
+    let secret = cluster.path().join("service-password");
+    fs::write(&secret, "service-password\n").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    format!(
+        "[[directories]]\nname = \"corp\"\nkind = \"openldap\"\nuris = {uris:?}\nca = \"pki/ca.pem\"\n\
+         base = \"ou=people,dc=example,dc=org\"\ngroup_base = \"ou=groups,dc=example,dc=org\"\n{keys}\n"
+    )
+}
+
+const SERVICE: &str =
+    "bind_dn = \"cn=portolan,dc=example,dc=org\"\nbind_password_file = \"service-password\"\n";
+
+fn cluster_with(uris: impl Fn(&Slapd) -> Vec<String>, keys: &str) -> (Cluster, Slapd) {
+    let mut cluster = Cluster::start(tree::fill);
+    let slapd = Slapd::start(&cluster, "slapd");
+    let more = directory(&cluster, &uris(&slapd), keys) + GRANTS;
+    cluster.restart_frontend(|config| config + &more);
+    (cluster, slapd)
+}
+
+/// The code of a login.
+fn login(address: SocketAddr, name: &str, password: &str) -> (u16, Control) {
+    let mut control = Control::connect(address);
+    control.send(format!("USER {name}\r\n").as_bytes()).unwrap();
+    control.reply();
+    let (code, _) = control.ask(&format!("PASS {password}"));
+    (code, control)
+}
+
+#[test]
+fn admins_of_openldap_log_in_over_each_kind_of_connection_and_see_what_their_groups_grant() {
+    for (keys, tls) in [
+        (SERVICE.to_owned(), false),
+        (format!("{SERVICE}start_tls = true\n"), false),
+        (SERVICE.to_owned(), true),
+        ("bind_as = \"uid={local},ou=people,dc=example,dc=org\"\n".to_owned(), true),
+    ] {
+        let uris = |slapd: &Slapd| match tls {
+            false => vec![format!("ldap://127.0.0.1:{}", slapd.plain)],
+            true => vec![format!("ldaps://127.0.0.1:{}", slapd.tls)],
+        };
+        let (cluster, _slapd) = cluster_with(uris, &keys);
+        let address = cluster.frontend.address;
+        let domains = |name: &str| {
+            let (code, mut control) = login(address, name, &format!("{name}-password"));
+            assert_eq!(code, 230, "{keys} {name}");
+            let (_, listing) = control.fetch("NLST /domains");
+            String::from_utf8(listing).unwrap().replace("\r\n", " ").replace("/domains/", "")
+        };
+        // By a group of a group; by a group and an attribute; by memberUid; by name.
+        assert_eq!(domains("anna"), "one.example spread.example two.example ");
+        assert_eq!(domains("bob"), "two.example ");
+        assert_eq!(domains("carl"), "one.example spread.example two.example ");
+        assert_eq!(domains("dora"), "two.example ");
+        let (_, mut bob) = login(address, "bob", "bob-password");
+        assert_eq!(bob.ask("MKD /domains/two.example/users/new").0, 550, "backup does not write");
+        assert_eq!(bob.fetch("RETR /domains/one.example/domainRegistry.bin").0, 550);
+        assert_eq!(bob.ask("CWD /domains/one.example").0, 550);
+        let (_, mut dora) = login(address, "dora", "dora-password");
+        assert_eq!(dora.ask("MKD /domains/two.example/users/new").0, 257);
+        for (name, password) in
+            [("anna", "wrong"), ("nobody", "nobody-password"), ("missing", "x"), ("anna", "anna-password ")]
+        {
+            assert_eq!(login(address, name, password).0, 530, "{keys} {name}");
+        }
+        // The admins file is asked too, and first.
+        Control::login(address, "admin");
+    }
+}
+
+#[test]
+fn no_name_is_a_filter_and_no_empty_password_binds() {
+    let (cluster, _slapd) = cluster_with(|slapd| vec![format!("ldap://127.0.0.1:{}", slapd.plain)], SERVICE);
+    cluster.edit_config(|config| config + "[ftp.bans]\naddress_failures = 0\ndelay_max = \"0s\"\n");
+    cluster.reload();
+    let address = cluster.frontend.address;
+    for name in [
+        "*",
+        "*)(uid=*",
+        "anna)(|(uid=*",
+        "a*",
+        "anna)",
+        "(",
+        "uid=anna,ou=people,dc=example,dc=org",
+        "anna,ou=people",
+        "\\61nna",
+        "anna\\",
+        "{user}",
+    ] {
+        assert_eq!(login(address, name, "anna-password").0, 530, "{name}");
+    }
+    let (code, _) = login(address, "anna", "");
+    assert!(code == 530 || code == 501, "{code}");
+    let mut control = Control::connect(address);
+    control.send(b"USER an\xffna\r\nPASS anna-password\r\n").unwrap();
+    assert_eq!((control.reply().0, control.reply().0), (331, 530));
+    assert_eq!(login(address, "anna", "anna-password").0, 230);
+}
+
+#[test]
+fn a_replica_that_is_away_is_passed_over_and_without_any_nobody_is_refused_for_it() {
+    let mut cluster = Cluster::start(tree::fill);
+    let (first, second) = (Slapd::start(&cluster, "first"), Slapd::start(&cluster, "second"));
+    let uris = [&first, &second].map(|slapd| format!("ldaps://127.0.0.1:{}", slapd.tls));
+    let more = directory(&cluster, &uris, SERVICE) + GRANTS;
+    cluster.restart_frontend(|config| config + &more);
+    let address = cluster.frontend.address;
+    // 200 logins by 8 clients, and a replica that is killed meanwhile.
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    assert_eq!(login(address, "anna", "anna-password").0, 230);
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        drop(first);
+    });
+    println!("200 logins by 8 clients in {:?}", started.elapsed());
+    cluster.frontend.wait_for_log("directory server does not answer");
+    let mut inside = login(address, "bob", "bob-password").1;
+    drop(second);
+    // More often than failed logins are allowed: these are none.
+    let mut control = Control::connect(address);
+    for _ in 0..12 {
+        assert_eq!(control.ask("USER anna").0, 331);
+        let (code, said) = control.ask("PASS anna-password");
+        assert_eq!((code, &*said), (431, "431 The directory of admins does not answer; try again later."));
+    }
+    // Who is in stays in, and the admins file is there for emergencies.
+    assert_eq!(inside.fetch("RETR /domains/two.example/domainRegistry.bin").0, 226);
+    Control::login(address, "admin");
+    assert!(succeeded(&cluster.operate(&["bans"])).contains("nobody is banned"));
+}
+
+/// A directory that does as `with` says with each connection.
+fn false_directory(with: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let with = std::sync::Arc::new(with);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let with = std::sync::Arc::clone(&with);
+            std::thread::spawn(move || with(stream));
+        }
+    });
+    port
+}
+
+#[test]
+fn a_directory_that_is_slow_breaks_off_or_has_a_wrong_certificate_is_away() {
+    let silent = false_directory(|mut stream| {
+        let mut buffer = [0; 4_096];
+        while let Ok(1..) = stream.read(&mut buffer) {}
+    });
+    let cutting = false_directory(|mut stream| {
+        let mut buffer = [0; 4_096];
+        stream.read(&mut buffer).ok();
+        // The beginning of a bind response.
+        stream.write_all(&[0x30, 0x0c, 0x02, 0x01]).ok();
+    });
+    let garbage = false_directory(|mut stream| {
+        stream.write_all(&[0xff; 65_536]).ok();
+        let mut buffer = [0; 4_096];
+        while let Ok(1..) = stream.read(&mut buffer) {}
+    });
+    let mut cluster = Cluster::start(tree::fill);
+    let slapd = Slapd::start(&cluster, "slapd");
+    let made = Command::new(program("portolan"))
+        .args(["pki", "init"])
+        .arg(cluster.path().join("foreign"))
+        .arg("--frontend=x")
+        .output()
+        .unwrap();
+    succeed(&mut Command::new("true"));
+    succeeded(&made);
+    for (uri, keys) in [
+        (format!("ldap://127.0.0.1:{silent}"), "query_timeout = \"1s\"\nconnect_timeout = \"1s\"\n"),
+        (format!("ldaps://127.0.0.1:{silent}"), "query_timeout = \"1s\"\nconnect_timeout = \"1s\"\n"),
+        (format!("ldap://127.0.0.1:{cutting}"), "query_timeout = \"2s\"\n"),
+        (format!("ldap://127.0.0.1:{garbage}"), "query_timeout = \"2s\"\n"),
+        (format!("ldaps://127.0.0.1:{}", slapd.tls), "@foreign"),
+    ] {
+        let keys = keys.to_owned() + SERVICE;
+        let more = directory(&cluster, std::slice::from_ref(&uri), &keys.replace("@foreign", ""));
+        let more =
+            if keys.starts_with("@foreign") { more.replace("pki/ca.pem", "foreign/ca.pem") } else { more };
+        let more = more + GRANTS;
+        cluster.restart_frontend(|config| config + &more);
+        let address = cluster.frontend.address;
+        let started = Instant::now();
+        assert_eq!(login(address, "anna", "anna-password").0, 431, "{uri}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{uri}: {:?}", started.elapsed());
+        Control::login(address, "admin");
+        assert!(!cluster.frontend.log().contains("panicked"));
+        cluster.edit_config(|config| config.replace(&more, ""));
+    }
+}
+
+#[test]
+fn the_operator_is_told_step_by_step_why() {
+    let (cluster, _slapd) = cluster_with(|slapd| vec![format!("ldaps://127.0.0.1:{}", slapd.tls)], SERVICE);
+    let test = |user: &str, password: Option<&str>| {
+        let mut command = Command::new(program("portolan"));
+        command.args(["auth", "test", user, "--config"]).arg(cluster.path().join("frontend.toml"));
+        let Some(password) = password else { return command.output().unwrap() };
+        let mut child = command
+            .arg("--password")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let right = test("anna", Some("anna-password\n"));
+    let shown = succeeded(&right);
+    for step in [
+        "directory local:",
+        "directory corp:",
+        "uid=anna,ou=people,dc=example,dc=org",
+        "accepted",
+        "member of cn=inner,ou=groups,dc=example,dc=org",
+        "member of cn=all,ou=groups,dc=example,dc=org",
+        "granted: ",
+    ] {
+        assert!(shown.contains(step), "{step}: {shown}");
+    }
+    assert!(!shown.contains("anna-password") && !shown.contains("service-password"), "{shown}");
+    let wrong = test("anna", Some("wrong\n"));
+    assert!(wrong.status.code() == Some(1) && text(&wrong).contains("refused"), "{}", text(&wrong));
+    assert!(text(&test("missing", None)).contains("no entry"));
+    assert!(text(&test("nobody", None)).contains("no grant is for nobody"));
+}
+
+/// Samba as a domain controller of Active Directory, on the ports of LDAP.
+struct SambaAd {
+    _process: Directory,
+    config: PathBuf,
+}
+
+impl SambaAd {
+    fn start(cluster: &Cluster) -> Self {
+        let folder = cluster.path().join("samba");
+        let lo = ["--option=interfaces=lo", "--option=bind interfaces only=yes"];
+        succeed(
+            Command::new("samba-tool")
+                .args(["domain", "provision", "--realm=AD.EXAMPLE.ORG", "--domain=ADEX", "--server-role=dc"])
+                .args(["--adminpass=Admin-Passw0rd", "--use-rfc2307", "--dns-backend=NONE"])
+                .arg(format!("--targetdir={}", folder.display()))
+                .args(lo),
+        );
+        let config = folder.join("etc/smb.conf");
+        let pki = cluster.path().join("pki");
+        let certificates = format!(
+            "[global]\n\ttls keyfile = {0}/front-1-key.pem\n\ttls certfile = {0}/front-1.pem\n\ttls cafile = {0}/ca.pem\n",
+            pki.display()
+        );
+        let text = fs::read_to_string(&config).unwrap().replacen("[global]\n", &certificates, 1);
+        fs::write(&config, text).unwrap();
+        let child = Command::new("samba")
+            .args(["-i", "-s"])
+            .arg(&config)
+            .args(lo)
+            .arg("--option=server services=ldap")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group_of_its_own()
+            .spawn()
+            .expect("`tests/run` installs samba");
+        let samba = Self { _process: Directory { child }, config };
+        eventually("samba listens", || TcpStream::connect(("127.0.0.1", 636)).ok());
+        samba
+    }
+
+    fn tool(&self, arguments: &[&str]) {
+        succeed(Command::new("samba-tool").args(arguments).arg("-s").arg(&self.config));
+    }
+}
+
+/// A process group of its own, so that a signal to the test does not reach it first.
+trait OwnGroup {
+    fn process_group_of_its_own(&mut self) -> &mut Self;
+}
+
+impl OwnGroup for Command {
+    fn process_group_of_its_own(&mut self) -> &mut Self {
+        use std::os::unix::process::CommandExt as _;
+        self.process_group(0)
+    }
+}
+
+#[test]
+fn admins_of_active_directory_log_in_by_each_of_their_names() {
+    let mut cluster = Cluster::start(tree::fill);
+    let samba = SambaAd::start(&cluster);
+    let password = "Anna-Passw0rd";
+    for user in ["anna", "bob", "carl", "disabled", "expired"] {
+        samba.tool(&["user", "create", user, password]);
+    }
+    samba.tool(&["group", "add", "Backup Admins"]);
+    samba.tool(&["group", "add", "Team"]);
+    samba.tool(&["group", "addmembers", "Backup Admins", "Team"]);
+    samba.tool(&["group", "addmembers", "Team", "anna,disabled,expired"]);
+    samba.tool(&["user", "disable", "disabled"]);
+    samba.tool(&["user", "setexpiry", "expired", "--days=0"]);
+    fs::write(cluster.path().join("service"), "Admin-Passw0rd\n").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(cluster.path().join("service"), fs::Permissions::from_mode(0o600)).unwrap();
+    let more = r#"
+[[directories]]
+name = "ad"
+kind = "active-directory"
+uris = ["ldaps://127.0.0.1"]
+ca = "pki/ca.pem"
+bind_dn = "administrator@ad.example.org"
+bind_password_file = "service"
+base = "dc=ad,dc=example,dc=org"
+[[grants]]
+group = "Backup Admins"
+rights = ["backup", "restore"]
+domains = ["*"]
+[[grants]]
+group = "cn=domain users,cn=users,dc=ad,dc=example,dc=org"
+directory = "ad"
+rights = ["backup"]
+domains = ["one.example"]
+"#;
+    cluster
+        .restart_frontend(|config| config + more + "[ftp.bans]\naddress_failures = 0\ndelay_max = \"0s\"\n");
+    let address = cluster.frontend.address;
+    let domains = |name: &str| {
+        let (code, mut control) = login(address, name, password);
+        assert_eq!(code, 230, "{name}");
+        String::from_utf8(control.fetch("NLST /domains").1).unwrap().matches(".example").count()
+    };
+    // By a nested group, whichever way the name is written; by the primary group alone.
+    for name in ["anna", "anna@ad.example.org", "ADEX\\anna"] {
+        assert_eq!(domains(name), 3, "{name}");
+    }
+    assert_eq!(domains("bob"), 1);
+    for (name, reason) in [("disabled", "the account is disabled"), ("expired", "the account has expired")] {
+        assert_eq!(login(address, name, password).0, 530);
+        cluster.frontend.wait_for_log(reason);
+    }
+    assert_eq!(login(address, "anna", "wrong").0, 530);
+    // Simple binds in plaintext are refused by a real one, and that is no failed login.
+    cluster.edit_config(|config| config.replace("ldaps://127.0.0.1", "ldap://127.0.0.1"));
+    cluster.reload();
+    assert_eq!(login(address, "anna", password).0, 431);
+    cluster.frontend.wait_for_log("code 8");
+    // And a real client over all of it.
+    cluster.edit_config(|config| config.replace("ldap://127.0.0.1", "ldaps://127.0.0.1"));
+    cluster.reload();
+    let fetched = curl_over(
+        Protection::Explicit,
+        &cluster,
+        &["--user", &format!("anna@ad.example.org:{password}")],
+        "/domains/one.example/domainRegistry.bin",
+    );
+    assert_eq!(succeeded(&fetched), "one.example");
+    assert!(Path::new(&samba.config).is_file());
+    assert!(!cluster.frontend.log().contains(password) && !cluster.frontend.log().contains(PASSWORD));
+}
