@@ -22,6 +22,8 @@ fn folder_with(kind: &str) -> (tempfile::TempDir, Vec<PathBuf>) {
         write_secret(&path.join(format!("pki/{name}-key.pem")), &made.signing_key.serialize_pem(), 0o600);
     }
     write_secret(&path.join("admins"), &format!("admin:{HASH}:backup,restore:*\n"), 0o600);
+    write_secret(&path.join("service-password"), "secret\n", 0o600);
+    write_secret(&path.join("empty"), "\n", 0o600);
     write_secret(&path.join("open-admins"), &format!("admin:{HASH}:backup,restore:*\n"), 0o644);
     write_secret(&path.join("bad-admins"), &format!("# two\nadmin:{HASH}:backup:*\nadmin:x\n"), 0o600);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(kind);
