@@ -21,8 +21,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::Admins;
 use crate::auth::lockout::Lockout;
+use crate::auth::{Admins, Authenticator};
 use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
 use crate::gate::sessions::Sessions;
@@ -173,6 +173,10 @@ impl Running {
 
     pub fn sessions(&self) -> &Arc<Sessions> {
         &self.commons.sessions
+    }
+
+    pub fn auth(&self) -> &Authenticator {
+        &self.shared.auth
     }
 
     pub fn lockout(&self) -> &Lockout {

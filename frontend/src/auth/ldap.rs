@@ -260,6 +260,11 @@ impl LdapDirectory {
         &self.directory.name
     }
 
+    /// Its servers, and which of them did not answer when they were asked last.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.servers.iter().map(|server| (&*server.uri.text, server.broken().until.is_some()))
+    }
+
     /// Checks a name and a password. `None` in place of the password: only looks, as far as that is possible.
     pub(super) async fn look_up(
         &self,

@@ -166,6 +166,15 @@ impl Authenticator {
         self.admins.store(Arc::new(admins));
     }
 
+    /// The directories with their servers, and which of these did not answer when they were asked last.
+    pub fn directories(&self) -> Vec<(String, Vec<(String, bool)>)> {
+        let admins = self.admins.load();
+        let servers = |directory: &LdapDirectory| {
+            directory.servers().map(|(uri, away)| (uri.to_owned(), away)).collect()
+        };
+        admins.ldap.iter().map(|directory| (directory.name().to_owned(), servers(directory))).collect()
+    }
+
     /// Checks a name and a password. The first directory that knows the name decides; one that is away does, too,
     /// because nobody knows what it would say, except that the admins file is always asked.
     pub async fn login(&self, name: &str, password: &str) -> Result<Arc<Admin>, Error> {

@@ -54,12 +54,23 @@ fn show(described: &DescribeResponse, sessions: &[Session], now: SystemTime) -> 
     for one in &described.nodes {
         nodes.push(vec![one.name.clone(), one.address.clone(), one.health.clone(), one.cause.clone()]);
     }
+    let mut directories = heading(&["DIRECTORY", "SERVER", "HEALTH"]);
+    for one in &described.directories {
+        for server in &one.servers {
+            let health = if server.away { "did not answer" } else { "-" };
+            directories.push(vec![one.name.clone(), server.uri.clone(), health.to_owned()]);
+        }
+    }
     let mut limits =
         heading(&["LIMITS OF", "NOW", "OF ONE ADDRESS", "NEW", "NEW BY ONE ADDRESS", "ADDRESSES"]);
     limits.extend(described.usages.iter().map(usage));
     let mut shown = heading(&["SESSION", "ADMIN", "FROM", "LISTENER", "SINCE", "DOES"]);
     shown.extend(sessions.iter().map(|one| session(one, now)));
-    for table in [listeners, nodes, limits, shown] {
+    let mut tables = vec![listeners, nodes, limits, shown];
+    if directories.len() > 1 {
+        tables.insert(2, directories);
+    }
+    for table in tables {
         text.push('\n');
         text += &super::table(&table);
     }

@@ -112,6 +112,18 @@ impl Control for ControlService {
             nodes: nodes.collect(),
             usages: running.usages().iter().map(usage).collect(),
             sessions: count(running.sessions().list().len()),
+            directories: running
+                .auth()
+                .directories()
+                .into_iter()
+                .map(|(name, servers)| v1::Directory {
+                    name,
+                    servers: servers
+                        .into_iter()
+                        .map(|(uri, away)| v1::DirectoryServer { uri, away })
+                        .collect(),
+                })
+                .collect(),
             bans: count(running.lockout().bans(Instant::now()).len()),
         }))
     }
