@@ -107,6 +107,7 @@ impl Agent {
             self.config.node.clone(),
             Arc::clone(&self.store),
             Arc::clone(&self.holdings),
+            self.config.allow.clone(),
             tasks.clone(),
             shutdown.clone(),
             cut.clone(),

@@ -279,6 +279,7 @@ pub(crate) struct Agent {
     pub(crate) version: Option<Field<u64>>,
     pub(crate) node: Text,
     pub(crate) listen: Listen,
+    pub(crate) allow: Vec<Allow>,
     pub(crate) store: Store,
     pub(crate) drain_timeout: Text,
     pub(crate) log: Log,
@@ -292,6 +293,14 @@ pub(crate) struct Listen {
     pub(crate) key: Text,
     pub(crate) client_ca: Text,
     pub(crate) insecure: Option<Field<bool>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Allow {
+    pub(crate) frontend: Text,
+    pub(crate) rights: Option<Field<Vec<String>>>,
+    pub(crate) domains: Option<Field<Vec<String>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -178,7 +178,7 @@ impl Cluster {
         }
         fill(path);
         prepare(path);
-        let agents = [1, 2, 3].map(|number| start_agent(path, number, "127.0.0.1:0"));
+        let agents = [1, 2, 3].map(|number| start_agent(path, number, "127.0.0.1:0", ""));
         let addresses = [0, 1, 2].map(|index: usize| agents[index].address);
         fs::write(path.join("frontend.toml"), frontend_config(&addresses)).expect("a new file");
         let frontend = start_frontend(path);
@@ -205,7 +205,14 @@ impl Cluster {
     /// Starts a stopped agent again, on its old port.
     pub fn start_agent(&mut self, number: usize) {
         let address = self.addresses[number - 1].to_string();
-        self.agents[number - 1] = Some(start_agent(self.folder.path(), number, &address));
+        self.agents[number - 1] = Some(start_agent(self.folder.path(), number, &address, ""));
+    }
+
+    /// Restarts an agent with more tables in its configuration.
+    pub fn restart_agent_with(&mut self, number: usize, tables: &str) {
+        self.kill_agent(number);
+        let address = self.addresses[number - 1].to_string();
+        self.agents[number - 1] = Some(start_agent(self.folder.path(), number, &address, tables));
     }
 
     /// Restarts the front end with another configuration, made from the present one.
@@ -310,7 +317,7 @@ pub fn admin_line(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("a line of text")
 }
 
-fn start_agent(folder: &Path, number: usize, address: &str) -> Server {
+fn start_agent(folder: &Path, number: usize, address: &str, tables: &str) -> Server {
     let config = folder.join(format!("agent-{number}.toml"));
     let text = format!(
         r#"version = 1
@@ -326,7 +333,7 @@ root = "node-{number}"
 rescan_interval = "1s"
 [log]
 format = "json"
-"#
+{tables}"#
     );
     fs::write(&config, text).expect("our file");
     Server::start("portolan-agent", &config)

@@ -194,6 +194,50 @@ async fn a_stolen_front_end_certificate_does_not_leave_the_store_or_its_grant() 
     }
 }
 
+#[test]
+fn a_front_end_may_do_on_a_node_what_the_node_allows_it_and_no_more() {
+    let mut cluster = Cluster::start(tree::fill);
+    let made = std::process::Command::new(portolan_tests::program("portolan"))
+        .args(["pki", "init"])
+        .arg(cluster.path().join("pki"))
+        .arg("--frontend=stranger")
+        .output()
+        .unwrap();
+    assert!(made.status.success());
+    cluster.restart_agent_with(
+        1,
+        "[[allow]]\nfrontend = \"front-1\"\nrights = [\"backup\"]\ndomains = [\"one.*\"]\n",
+    );
+    // Whatever grant it states.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let read = |name: &'static str, path: &'static str| {
+        let request = v1::ReadRequest {
+            caller: caller(None, true, true),
+            path: path.as_bytes().to_vec().into(),
+            offset: 0,
+            length: None,
+        };
+        runtime.block_on(async {
+            let mut agent = AgentClient::new(channel(&cluster, 1, Some(name)).await.unwrap());
+            agent.read(request).await.map(drop).map_err(|status| reason_of(&status))
+        })
+    };
+    assert_eq!(read("front-1", "domains/one.example/domainRegistry.bin"), Ok(()));
+    assert_eq!(read("front-1", "domains/spread.example/domainRegistry.bin"), Err(Some(Reason::NotGranted)));
+    assert_eq!(read("stranger", "domains/one.example/domainRegistry.bin"), Err(Some(Reason::NotGranted)));
+    let address = cluster.frontend.address;
+    let mut control = eventually("the node is heard again", || {
+        let mut control = Control::login(address, "admin");
+        (control.fetch("RETR /domains/one.example/domainRegistry.bin").0 == 226).then_some(control)
+    });
+    assert_eq!(control.store("/domains/one.example/domainRegistry.bin", b"new"), 550);
+    assert_eq!(control.ask("DELE /domains/one.example/domainRegistry.bin").0, 550);
+    assert_eq!(control.fetch("RETR /domains/spread.example/domainRegistry.bin").0, 550);
+    assert!(cluster.agent(1).log().contains("no rule allows it to this front end"));
+    let file = cluster.domains(1).join("one.example/domainRegistry.bin");
+    assert_eq!(std::fs::read(file).unwrap(), b"one.example");
+}
+
 #[tokio::test]
 async fn an_upload_without_its_finish_changes_nothing() {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(tree::fill)).await.unwrap();

@@ -8,6 +8,7 @@ use portolan_proto::path::{DOMAINS, domain_of};
 use portolan_proto::v1::{Caller, Reason};
 use tonic::Status;
 
+use super::policy::Permission;
 use super::status;
 use crate::store::{Error, StorePath};
 
@@ -27,8 +28,14 @@ const ADMIN_BYTES_MAX: usize = 256;
 /// Characters of a session's id at most.
 const SESSION_CHARACTERS_MAX: usize = 64;
 
-/// The path of a call, after its caller and grant were checked. Its failure is logged as it may be an attack.
-pub(super) fn authorize(caller: Option<&Caller>, path: &[u8], need: Need) -> Result<StorePath, Status> {
+/// The path of a call, after its caller, its grant and what its front end may do were checked. Its failure is logged as
+/// it may be an attack.
+pub(super) fn authorize(
+    permission: &Permission,
+    caller: Option<&Caller>,
+    path: &[u8],
+    need: Need,
+) -> Result<StorePath, Status> {
     let bad = |what: &str| Err(status(Reason::BadRequest, what));
     let Some(caller) = caller else { return bad("the call names no caller") };
     if caller.admin.is_empty() || caller.admin.len() > ADMIN_BYTES_MAX {
@@ -62,6 +69,17 @@ pub(super) fn authorize(caller: Option<&Caller>, path: &[u8], need: Need) -> Res
         );
         return Err(status(Reason::NotGranted, format!("no right to do this at {store_path}")));
     }
+    if !permission.covers(need, domain_of(path)) {
+        tracing::warn!(
+            frontend = permission.frontend(),
+            admin = caller.admin,
+            session = caller.session_id,
+            path = %store_path,
+            ?need,
+            "call refused: no rule allows it to this front end"
+        );
+        return Err(status(Reason::NotGranted, format!("this front end may not do this at {store_path}")));
+    }
     Ok(store_path)
 }
 
@@ -81,7 +99,9 @@ mod tests {
     }
 
     fn refusal(caller: Option<&Caller>, path: &str, need: Need) -> Option<Reason> {
-        authorize(caller, path.as_bytes(), need).err().map(|status| reason_of(&status).unwrap())
+        authorize(&Permission::unlimited(), caller, path.as_bytes(), need)
+            .err()
+            .map(|status| reason_of(&status).unwrap())
     }
 
     #[test]

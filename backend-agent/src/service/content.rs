@@ -8,7 +8,7 @@ use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::v1::{self, read_response::Part};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::caller::{Need, authorize};
 use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream, blocking};
@@ -78,9 +78,11 @@ impl Range {
 
 pub(super) async fn read(
     service: &AgentService,
-    request: v1::ReadRequest,
+    request: Request<v1::ReadRequest>,
 ) -> Result<Response<ResponseStream<v1::ReadResponse>>, Status> {
-    let path = authorize(request.caller.as_ref(), &request.path, Need::Read)?;
+    let permission = service.policy.of(&request)?;
+    let request = request.into_inner();
+    let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
     let permit = service.admit()?;
     let (offset, length) = (request.offset, request.length);
     // A small file is opened and read in one visit.

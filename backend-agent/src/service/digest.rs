@@ -13,7 +13,7 @@ use portolan_proto::failure::status;
 use portolan_proto::v1::{self, DigestAlgorithm, Reason};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::caller::{Need, authorize};
 use super::content::Range;
@@ -140,9 +140,11 @@ fn is_settled(version: &Version, opened: SystemTime) -> bool {
 
 pub(super) async fn digest(
     service: &AgentService,
-    request: v1::DigestRequest,
+    request: Request<v1::DigestRequest>,
 ) -> Result<Response<v1::DigestResponse>, Status> {
-    let path = authorize(request.caller.as_ref(), &request.path, Need::Read)?;
+    let permission = service.policy.of(&request)?;
+    let request = request.into_inner();
+    let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
     let permit = service.admit()?;
     let algorithm = request.algorithm();
     let sum = sum_of(algorithm)

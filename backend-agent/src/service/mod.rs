@@ -7,12 +7,14 @@
 mod caller;
 mod content;
 mod digest;
+mod policy;
 pub mod status;
 mod upload;
 
 use std::pin::Pin;
 use std::sync::Arc;
 
+use portolan_config::checked::agent::AllowRule;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::agent_server::Agent;
 use portolan_proto::v1::{self, Reason};
@@ -27,6 +29,7 @@ use crate::holdings::HoldingsWatch;
 use crate::store::{self, Entry, Holdings, Kind, Permissions, Store, StorePath};
 use caller::{Need, authorize};
 use digest::Digests;
+use policy::Policy;
 
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
 pub const STREAMS_MAX: usize = 1_024;
@@ -40,6 +43,7 @@ pub struct AgentService {
     node: NodeId,
     store: Arc<dyn Store>,
     holdings: Arc<HoldingsWatch>,
+    policy: Arc<Policy>,
     streams: Arc<Semaphore>,
     digests: Arc<Digests>,
     tasks: TaskTracker,
@@ -55,13 +59,15 @@ impl AgentService {
         node: NodeId,
         store: Arc<dyn Store>,
         holdings: Arc<HoldingsWatch>,
+        allow: Option<Vec<AllowRule>>,
         tasks: TaskTracker,
         draining: CancellationToken,
         cut: CancellationToken,
     ) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let digests = Arc::new(Digests::new());
-        Self { node, store, holdings, streams, digests, tasks, draining, cut }
+        let policy = Arc::new(Policy::new(allow));
+        Self { node, store, holdings, policy, streams, digests, tasks, draining, cut }
     }
 
     /// Leave to begin a stream.
@@ -130,8 +136,9 @@ fn wire_entry(entry: Entry) -> v1::Entry {
 impl Agent for AgentService {
     async fn describe(
         &self,
-        _request: Request<v1::DescribeRequest>,
+        request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
+        self.policy.of(&request)?;
         let usage = self.on_store(|store| store.usage()).await?;
         Ok(Response::new(v1::DescribeResponse {
             node: self.node.to_string(),
@@ -146,8 +153,9 @@ impl Agent for AgentService {
 
     async fn watch_holdings(
         &self,
-        _request: Request<v1::WatchHoldingsRequest>,
+        request: Request<v1::WatchHoldingsRequest>,
     ) -> Result<Response<Self::WatchHoldingsStream>, Status> {
+        self.policy.of(&request)?;
         let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
         let mut current = self.holdings.subscribe();
         let draining = self.draining.clone();
@@ -181,8 +189,9 @@ impl Agent for AgentService {
     }
 
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::StatResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Look)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
         let entry = self.on_store(move |store| store.stat(&path)).await?;
         Ok(Response::new(v1::StatResponse { entry: Some(wire_entry(entry)) }))
     }
@@ -190,8 +199,9 @@ impl Agent for AgentService {
     type ListStream = ResponseStream<v1::ListResponse>;
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Look)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
         let permit = self.admit()?;
         let sorted = request.sorted;
         let mut listing = self.on_store(move |store| store.list(&path, sorted)).await?;
@@ -227,22 +237,23 @@ impl Agent for AgentService {
     type ReadStream = ResponseStream<v1::ReadResponse>;
 
     async fn read(&self, request: Request<v1::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        content::read(self, request.into_inner()).await
+        content::read(self, request).await
     }
 
     async fn write(
         &self,
         request: Request<Streaming<v1::WriteRequest>>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        upload::write(self, request.into_inner()).await
+        upload::write(self, request).await
     }
 
     async fn make_directory(
         &self,
         request: Request<v1::MakeDirectoryRequest>,
     ) -> Result<Response<v1::MakeDirectoryResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         self.change(path, |store, path| store.make_directory(path)).await?;
         Ok(Response::new(v1::MakeDirectoryResponse {}))
     }
@@ -251,8 +262,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::RemoveRequest>,
     ) -> Result<Response<v1::RemoveResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         self.change(path, |store, path| store.remove(path)).await?;
         Ok(Response::new(v1::RemoveResponse {}))
     }
@@ -261,8 +273,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::RemoveDirectoryRequest>,
     ) -> Result<Response<v1::RemoveDirectoryResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         self.change(path, |store, path| store.remove_directory(path)).await?;
         Ok(Response::new(v1::RemoveDirectoryResponse {}))
     }
@@ -271,9 +284,10 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::RenameRequest>,
     ) -> Result<Response<v1::RenameResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let from = authorize(request.caller.as_ref(), &request.from, Need::Change)?;
-        let to = authorize(request.caller.as_ref(), &request.to, Need::Change)?;
+        let from = authorize(&permission, request.caller.as_ref(), &request.from, Need::Change)?;
+        let to = authorize(&permission, request.caller.as_ref(), &request.to, Need::Change)?;
         let touched = to.clone();
         self.change(from, move |store, from| store.rename(from, &to)).await?;
         self.holdings.touched(&touched);
@@ -284,8 +298,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::SetTimesRequest>,
     ) -> Result<Response<v1::SetTimesResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         let modified_ns = request.modified_ns;
         self.on_store(move |store| store.set_times(&path, modified_ns)).await?;
         Ok(Response::new(v1::SetTimesResponse {}))
@@ -295,8 +310,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::SetModeRequest>,
     ) -> Result<Response<v1::SetModeResponse>, Status> {
+        let permission = self.policy.of(&request)?;
         let request = request.into_inner();
-        let path = authorize(request.caller.as_ref(), &request.path, Need::Change)?;
+        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         let permissions = Permissions::new(request.unix_mode).ok_or_else(|| {
             portolan_proto::failure::status(Reason::BadRequest, "permission bits are 0777 at most")
         })?;
@@ -308,7 +324,7 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::DigestRequest>,
     ) -> Result<Response<v1::DigestResponse>, Status> {
-        digest::digest(self, request.into_inner()).await
+        digest::digest(self, request).await
     }
 }
 
@@ -334,7 +350,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(TreeStore::open(folder, Duration::from_secs(3_600)).unwrap());
         let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
-        AgentService::new("mail-1".parse().unwrap(), store, holdings, TaskTracker::new(), draining, cut)
+        AgentService::new("mail-1".parse().unwrap(), store, holdings, None, TaskTracker::new(), draining, cut)
     }
 
     fn caller(backup: bool, restore: bool) -> Option<v1::Caller> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::failure::status;
 use portolan_proto::v1::{self, Reason, WriteBegin, write_request::Part};
-use tonic::{Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{Need, authorize};
 use super::{AgentService, blocking};
@@ -53,8 +53,10 @@ impl Incoming {
 
 pub(super) async fn write(
     service: &AgentService,
-    mut messages: Streaming<v1::WriteRequest>,
+    request: Request<Streaming<v1::WriteRequest>>,
 ) -> Result<Response<v1::WriteResponse>, Status> {
+    let permission = service.policy.of(&request)?;
+    let mut messages = request.into_inner();
     let _permit = service.admit()?;
     let bad = |what: &str| Err(status(Reason::BadRequest, what));
     let Part::Begin(begin) = next(service, &mut messages).await? else {
@@ -64,7 +66,7 @@ pub(super) async fn write(
     if usize::from(exclusive) + usize::from(append) + usize::from(offset > 0) > 1 {
         return bad("an upload is exclusive, or appends, or begins at an offset");
     }
-    let path = authorize(caller.as_ref(), &path, Need::Change)?;
+    let path = authorize(&permission, caller.as_ref(), &path, Need::Change)?;
     let touched = path.clone();
     let begin = Begin { offset, modified_ns, exclusive, append };
     let mut incoming = Incoming { path, begin, upload: None, gathered: Vec::new(), gathered_bytes: 0 };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use portolan_proto::id::NodeId;
 
+use super::directory::GrantedDomains;
 use super::tls::{Anchors, Identity};
 use super::{Checker, Log, span};
 use crate::error::Faults;
@@ -17,6 +18,8 @@ pub struct Agent {
     pub node: NodeId,
     pub address: SocketAddr,
     pub security: Security,
+    /// What each front end may do; `None`: all that their certificates let in may do everything.
+    pub allow: Option<Vec<AllowRule>>,
     pub store: Store,
     pub drain_timeout: Duration,
     pub log: Log,
@@ -29,6 +32,16 @@ pub enum Security {
     Mutual { identity: Identity, client_ca: Anchors },
     /// Plaintext: on loopback, or because the configuration says `insecure = true`.
     Plain,
+}
+
+/// What a front end may do at most, whatever grants it states.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowRule {
+    /// A name in its certificate.
+    pub frontend: String,
+    pub backup: bool,
+    pub restore: bool,
+    pub domains: GrantedDomains,
 }
 
 #[derive(Debug, Clone)]
@@ -57,10 +70,19 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
     checker.required(&raw.listen.address, "listen.address");
     let address = socket_address(checker, &raw.listen.address, "listen.address");
     let security = security(raw, checker, address);
+    let allow = allow(raw, checker, security.as_ref());
     let store = store(raw, checker);
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
     let log = checker.log(&raw.log);
-    Some(Agent { node: node?, address: address?, security: security?, store: store?, drain_timeout, log })
+    Some(Agent {
+        node: node?,
+        address: address?,
+        security: security?,
+        allow,
+        store: store?,
+        drain_timeout,
+        log,
+    })
 }
 
 /// `IP:PORT`; port 0 lets the system choose.
@@ -96,6 +118,30 @@ fn security(raw: &raw::Agent, checker: &mut Checker, address: Option<SocketAddr>
         checker.fault(span(&listen.client_ca), "listen.certificate", "required with client_ca");
     }
     Some(Security::Mutual { identity: identity?, client_ca: client_ca? })
+}
+
+fn allow(raw: &raw::Agent, checker: &mut Checker, security: Option<&Security>) -> Option<Vec<AllowRule>> {
+    if raw.allow.is_empty() {
+        return None;
+    }
+    if let Some(Security::Plain) = security {
+        checker.fault(
+            None,
+            "allow",
+            "without certificates no front end has a name; listen.client_ca is required",
+        );
+    }
+    let rules = raw.allow.iter().enumerate().filter_map(|(index, raw)| {
+        let key = |name: &str| format!("allow[{index}].{name}");
+        let frontend = checker.required(&raw.frontend, &key("frontend")).cloned();
+        let (backup, restore) = checker.rights(&raw.rights, &key("rights"));
+        let domains = match raw.domains {
+            Some(_) => checker.domains(&raw.domains, &key("domains")),
+            None => GrantedDomains { all: true, ..GrantedDomains::default() },
+        };
+        Some(AllowRule { frontend: frontend?, backup, restore, domains })
+    });
+    Some(rules.collect())
 }
 
 fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {

@@ -100,7 +100,7 @@ pub enum Grantee {
     User(String),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GrantedDomains {
     pub all: bool,
     pub names: BTreeSet<Vec<u8>>,
@@ -108,6 +108,26 @@ pub struct GrantedDomains {
     pub patterns: Vec<String>,
     /// The domains that this attribute of the admin's entry names.
     pub attribute: Option<String>,
+}
+
+impl GrantedDomains {
+    /// Is the domain one of those that are named, or that a pattern fits?
+    pub fn covers(&self, domain: &[u8]) -> bool {
+        self.all
+            || self.names.contains(domain)
+            || self.patterns.iter().any(|pattern| fast_glob::glob_match(pattern, domain))
+    }
+
+    /// Takes in what another set covers.
+    pub fn extend(&mut self, other: &Self) {
+        self.all |= other.all;
+        self.names.extend(other.names.iter().cloned());
+        self.patterns.extend(other.patterns.iter().cloned());
+    }
+
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.names.is_empty() && self.patterns.is_empty()
+    }
 }
 
 const URIS_MAX: usize = 5;
@@ -318,7 +338,7 @@ impl Checker {
         rules
     }
 
-    fn rights(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> (bool, bool) {
+    pub(super) fn rights(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> (bool, bool) {
         let words = self.required(field, key).cloned().unwrap_or_default();
         let bad = words.iter().any(|word| word != "backup" && word != "restore");
         if field.is_some() && (words.is_empty() || bad) {
@@ -331,23 +351,28 @@ impl Checker {
 
     fn granted_domains(&mut self, raw: &raw::Grant, prefix: &str) -> GrantedDomains {
         let key = format!("{prefix}.domains");
-        let attribute =
-            self.optional(&raw.domains_attribute, &format!("{prefix}.domains_attribute")).cloned();
-        let mut domains =
-            GrantedDomains { all: false, names: BTreeSet::new(), patterns: Vec::new(), attribute };
-        let words = self.optional(&raw.domains, &key).cloned().unwrap_or_default();
-        if words.is_empty() && raw.domains_attribute.is_none() {
+        if raw.domains_attribute.is_none()
+            && raw.domains.as_ref().is_none_or(|field| matches!(&field.value, Ok(words) if words.is_empty()))
+        {
             self.fault(
                 span(&raw.domains),
                 &key,
                 "domains or domains_attribute is required; [\"*\"] is all domains",
             );
         }
-        for word in words {
+        let attribute =
+            self.optional(&raw.domains_attribute, &format!("{prefix}.domains_attribute")).cloned();
+        GrantedDomains { attribute, ..self.domains(&raw.domains, &key) }
+    }
+
+    /// Names, patterns, or `*`.
+    pub(super) fn domains(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> GrantedDomains {
+        let mut domains = GrantedDomains::default();
+        for word in self.optional(field, key).cloned().unwrap_or_default() {
             if word == "*" {
                 domains.all = true;
             } else if portolan_proto::path::check_component(word.as_bytes()).is_err() {
-                self.fault(span(&raw.domains), &key, format!("{word:?} is not a domain's name, or pattern"));
+                self.fault(span(field), key, format!("{word:?} is not a domain's name, or pattern"));
             } else if word.contains(['*', '?', '[', '{']) {
                 domains.patterns.push(word);
             } else {

@@ -1,45 +1,19 @@
 //! Rights: which domains an admin may back up, and which restore.
 
-use std::collections::BTreeSet;
-
 use portolan_config::admins::Domains;
-use portolan_config::checked::directory::{GrantRule, Grantee};
+use portolan_config::checked::directory::{GrantRule, GrantedDomains, Grantee};
 
 use super::ldap::Found;
 
 /// A set of domains.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DomainSet {
-    all: bool,
-    names: BTreeSet<Vec<u8>>,
-    /// Wildcards, such as `*.example.org`.
-    patterns: Vec<String>,
-}
+pub type DomainSet = GrantedDomains;
 
-impl DomainSet {
-    pub fn covers(&self, domain: &[u8]) -> bool {
-        self.all
-            || self.names.contains(domain)
-            || self.patterns.iter().any(|pattern| fast_glob::glob_match(pattern, domain))
-    }
-
-    /// The set of a line of the admins file, when the line gives the right at all.
-    pub fn of(given: bool, domains: &Domains) -> Self {
-        match (given, domains) {
-            (false, _) => Self::default(),
-            (true, Domains::All) => Self { all: true, ..Self::default() },
-            (true, Domains::Named(names)) => Self { names: names.clone(), ..Self::default() },
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        !self.all && self.names.is_empty() && self.patterns.is_empty()
-    }
-
-    fn extend(&mut self, other: &Self) {
-        self.all |= other.all;
-        self.names.extend(other.names.iter().cloned());
-        self.patterns.extend(other.patterns.iter().cloned());
+/// The set of a line of the admins file, when the line gives the right at all.
+pub(super) fn set_of_line(given: bool, domains: &Domains) -> DomainSet {
+    match (given, domains) {
+        (false, _) => DomainSet::default(),
+        (true, Domains::All) => DomainSet { all: true, ..DomainSet::default() },
+        (true, Domains::Named(names)) => DomainSet { names: names.clone(), ..DomainSet::default() },
     }
 }
 
@@ -77,11 +51,7 @@ impl Grants {
             }
             note(rule);
             let named = rule.domains.attribute.iter().flat_map(|attribute| found.values(attribute));
-            let mut domains = DomainSet {
-                all: rule.domains.all,
-                names: rule.domains.names.clone(),
-                patterns: rule.domains.patterns.clone(),
-            };
+            let mut domains = DomainSet { attribute: None, ..rule.domains.clone() };
             domains.names.extend(named.map(|name| name.as_bytes().to_vec()));
             for (given, set) in [(rule.backup, &mut grants.backup), (rule.restore, &mut grants.restore)] {
                 if given {

@@ -8,7 +8,8 @@ use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _, phc::Pas
 use portolan_config::admins::AdminsFile;
 use portolan_config::secret::Secret;
 
-use super::{Admin, DomainSet, Grants};
+use super::grants::set_of_line;
+use super::{Admin, Grants};
 
 #[derive(Debug)]
 pub(super) struct LocalDirectory {
@@ -21,8 +22,8 @@ impl LocalDirectory {
     pub(super) fn new(file: &AdminsFile) -> Self {
         let admins = file.admins.iter().map(|line| {
             let grants = Grants {
-                backup: DomainSet::of(line.backup, &line.domains),
-                restore: DomainSet::of(line.restore, &line.domains),
+                backup: set_of_line(line.backup, &line.domains),
+                restore: set_of_line(line.restore, &line.domains),
             };
             let admin = Arc::new(Admin { name: line.name.clone(), grants });
             (line.name.clone(), (admin, line.hash.clone()))

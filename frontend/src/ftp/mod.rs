@@ -170,7 +170,9 @@ impl Service {
         let (session, from) = (control.id, control.origin.client);
         let network = control.origin.network;
         let lockout = &self.shared.lockout;
-        let allowed = || match lockout.banned(network, name, Instant::now()) {
+        // Directories do not tell cases apart, so a guess in another case is one more at the same name.
+        let counted = &*name.to_lowercase();
+        let allowed = || match lockout.banned(network, counted, Instant::now()) {
             None => Ok(()),
             Some(ban) => {
                 tracing::warn!(%session, name, %from, banned = %ban.who, "login refused: banned");
@@ -186,7 +188,7 @@ impl Service {
                 match checked {
                     Ok(admin) => {
                         tracing::info!(%session, admin = admin.name, %from, "login");
-                        lockout.succeeded(network, name);
+                        lockout.succeeded(network, counted);
                         control.set_admin(Some(&admin.name));
                         return Ok(admin);
                     }
@@ -200,7 +202,7 @@ impl Service {
             }
             Err(reason) => reason.to_owned(),
         };
-        let (delay, bans) = lockout.failed(network, name, Instant::now());
+        let (delay, bans) = lockout.failed(network, counted, Instant::now());
         tracing::warn!(%session, name, %from, reason, "login refused");
         for ban in bans {
             let until = humantime::format_rfc3339_seconds(ban.until);

@@ -1,0 +1,125 @@
+//! What each front end may do on this node at most, known by the name in its certificate.
+//!
+//! The third lock, behind the front end's own check and the grant that it states: a front end that was taken over, or that
+//! is for backups only, cannot go past it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use portolan_config::checked::agent::AllowRule;
+use portolan_config::checked::directory::GrantedDomains;
+use portolan_proto::failure::status;
+use portolan_proto::v1::Reason;
+use tonic::{Request, Status};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::caller::Need;
+
+/// Certificates whose names are remembered at most.
+const REMEMBERED_MAX: usize = 256;
+
+/// The rules of the configuration.
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// `None`: every front end may do everything.
+    rules: Option<Vec<AllowRule>>,
+    /// By certificate, so that it is read once and not for each file.
+    known: Mutex<HashMap<Vec<u8>, Arc<Permission>>>,
+}
+
+/// What one front end may do.
+#[derive(Debug, Default)]
+pub(super) struct Permission {
+    unlimited: bool,
+    /// For the log.
+    frontend: String,
+    backup: GrantedDomains,
+    restore: GrantedDomains,
+}
+
+impl Permission {
+    /// Of every front end, where there are no rules.
+    pub(super) fn unlimited() -> Self {
+        Self { unlimited: true, ..Self::default() }
+    }
+
+    /// May it do this in a domain, or, without one, at the levels above?
+    pub(super) fn covers(&self, need: Need, domain: Option<&[u8]>) -> bool {
+        let has = |set: &GrantedDomains| match domain {
+            Some(domain) => set.covers(domain),
+            None => !set.is_empty(),
+        };
+        self.unlimited
+            || match need {
+                Need::Look => has(&self.backup) || has(&self.restore),
+                Need::Read => has(&self.backup),
+                Need::Change => has(&self.restore),
+            }
+    }
+
+    pub(super) fn frontend(&self) -> &str {
+        &self.frontend
+    }
+}
+
+impl Policy {
+    pub(super) fn new(rules: Option<Vec<AllowRule>>) -> Self {
+        Self { rules, known: Mutex::default() }
+    }
+
+    /// What the caller of a request may do.
+    ///
+    /// # Errors
+    /// It may do nothing at all.
+    pub(super) fn of<T>(&self, request: &Request<T>) -> Result<Arc<Permission>, Status> {
+        let Some(rules) = &self.rules else {
+            return Ok(Arc::new(Permission::unlimited()));
+        };
+        let certificates = request.peer_certs();
+        let certificate = certificates.as_ref().and_then(|chain| chain.first());
+        let certificate =
+            certificate.ok_or_else(|| status(Reason::NotGranted, "the caller shows no certificate"))?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let permission = match known.get(certificate.as_ref()) {
+            Some(permission) => Arc::clone(permission),
+            None => {
+                if known.len() >= REMEMBERED_MAX {
+                    known.clear();
+                }
+                let permission = Arc::new(permission(rules, &names(certificate)));
+                known.insert(certificate.to_vec(), Arc::clone(&permission));
+                permission
+            }
+        };
+        if permission.backup.is_empty() && permission.restore.is_empty() {
+            tracing::warn!(frontend = permission.frontend, "call refused: no rule allows this front end");
+            return Err(status(Reason::NotGranted, "this front end may do nothing on this node"));
+        }
+        Ok(permission)
+    }
+}
+
+fn permission(rules: &[AllowRule], names: &[String]) -> Permission {
+    let mut permission = Permission { frontend: names.join(","), ..Permission::default() };
+    for rule in rules.iter().filter(|rule| names.contains(&rule.frontend)) {
+        if rule.backup {
+            permission.backup.extend(&rule.domains);
+        }
+        if rule.restore {
+            permission.restore.extend(&rule.domains);
+        }
+    }
+    permission
+}
+
+/// The DNS names of a certificate's subjectAltName. One that cannot be read, which TLS would not have let in, has none.
+fn names(certificate: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    };
+    extension.value.general_names.iter().filter_map(name).collect()
+}
