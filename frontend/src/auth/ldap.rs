@@ -594,7 +594,7 @@ mod tests {
         let name = |typed| {
             Typed::new(typed).fill("uid={local},ou=people", |part| ldap3::dn_escape(part).into_owned())
         };
-        assert_eq!(name("anna,ou=admins"), "uid=anna\\,ou\\=admins,ou=people");
+        assert_eq!(name("anna,ou=admins"), "uid=anna\\2cou\\3dadmins,ou=people");
         assert_eq!(name("EXAMPLE\\anna"), "uid=anna,ou=people");
         assert_eq!(name("anna@example.org"), "uid=anna,ou=people");
     }
