@@ -221,6 +221,7 @@ pub(crate) struct Directory {
     pub(crate) group_base: Text,
     pub(crate) group_scope: Text,
     pub(crate) nested_groups: Option<Field<bool>>,
+    pub(crate) cache: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

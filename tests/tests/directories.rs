@@ -316,6 +316,46 @@ fn a_replica_that_is_away_is_passed_over_and_without_any_nobody_is_refused_for_i
     assert!(succeeded(&cluster.operate(&["bans"])).contains("nobody is banned"));
 }
 
+#[test]
+fn a_good_password_is_remembered_for_a_moment_where_that_is_configured_and_dropped_at_a_wrong_one() {
+    let keys = format!("{SERVICE}cache = \"60s\"\n");
+    let (cluster, slapd) = cluster_with(|slapd| vec![format!("ldaps://127.0.0.1:{}", slapd.tls)], &keys);
+    let address = cluster.frontend.address;
+    assert_eq!(login(address, "anna", "anna-password").0, 230);
+    assert_eq!(login(address, "bob", "bob-password").0, 230);
+    drop(slapd);
+    for _ in 0..5 {
+        let (code, mut control) = login(address, "anna", "anna-password");
+        assert_eq!(code, 230);
+        assert_eq!(control.fetch("RETR /domains/one.example/domainRegistry.bin").0, 226);
+    }
+    // Another password than the good one: now nobody knows, and the good one is forgotten too.
+    assert_eq!(login(address, "anna", "wrong").0, 431);
+    assert_eq!(login(address, "anna", "anna-password").0, 431);
+    assert_eq!(login(address, "carl", "carl-password").0, 431, "who was not there before is not remembered");
+    let (_, mut bob) = login(address, "bob", "bob-password");
+    assert_eq!(bob.fetch("RETR /domains/one.example/domainRegistry.bin").0, 550);
+    assert!(!cluster.frontend.log().contains("anna-password"));
+}
+
+/// Logins with and without the cache, for docs/configuration.md: `--nocapture` prints them.
+#[test]
+fn twenty_sessions_at_once_log_in_with_and_without_the_cache() {
+    for cache in ["0s", "60s"] {
+        let keys = format!("{SERVICE}cache = \"{cache}\"\n");
+        let (cluster, _slapd) = cluster_with(|slapd| vec![format!("ldaps://127.0.0.1:{}", slapd.tls)], &keys);
+        let address = cluster.frontend.address;
+        assert_eq!(login(address, "anna", "anna-password").0, 230);
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..19 {
+                scope.spawn(|| assert_eq!(login(address, "anna", "anna-password").0, 230));
+            }
+        });
+        println!("cache {cache}: 19 sessions at once in {:?}", started.elapsed());
+    }
+}
+
 /// A directory that does as `with` says with each connection.
 fn false_directory(with: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -400,7 +440,7 @@ fn the_operator_is_told_step_by_step_why() {
     let right = test("anna", Some("anna-password\n"));
     let shown = succeeded(&right);
     for step in [
-        "directory local:",
+        "the admins file:",
         "directory corp:",
         "uid=anna,ou=people,dc=example,dc=org",
         "accepted",

@@ -31,6 +31,8 @@ pub struct Directory {
     pub service: Option<Service>,
     pub user: UserSearch,
     pub groups: GroupSearch,
+    /// How long a good password need not be asked for again; zero: not at all.
+    pub cache: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +193,7 @@ impl Checker {
         };
         let connect_timeout = self.duration(&raw.connect_timeout, &key("connect_timeout"), 1, 60, 3);
         let query_timeout = self.duration(&raw.query_timeout, &key("query_timeout"), 1, 60, 5);
+        let cache = self.duration(&raw.cache, &key("cache"), 0, 300, 0);
         if raw.ca.is_some() && ca.is_none() || raw.certificate.is_some() && identity.is_none() {
             return None;
         }
@@ -206,6 +209,7 @@ impl Checker {
             service,
             user: UserSearch { base, scope, filter, bind_as, name_attribute },
             groups,
+            cache,
         })
     }
 

@@ -4,6 +4,7 @@
 //! What it calls: argon2, in blocking tasks; ldap3; `portolan_config` for the admins file.
 //! What it never does: log a credential, or say which of name and password was wrong.
 
+mod cache;
 pub mod grants;
 pub mod ldap;
 pub(crate) mod local;
@@ -17,7 +18,9 @@ use portolan_config::checked::frontend::Frontend as Config;
 use portolan_proto::id::SessionId;
 use portolan_proto::path::domain_of;
 use portolan_proto::v1;
+use tokio::sync::Semaphore;
 
+use cache::PasswordCache;
 pub use grants::{DomainSet, Grants};
 use ldap::{Failure, LdapDirectory};
 use local::LocalDirectory;
@@ -75,7 +78,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Admins {
     local: Arc<LocalDirectory>,
-    ldap: Vec<LdapDirectory>,
+    ldap: Vec<(LdapDirectory, Arc<PasswordCache>)>,
     grants: Vec<GrantRule>,
     /// Names of directories, [`LOCAL`] for the admins file.
     order: Vec<String>,
@@ -86,7 +89,10 @@ impl Admins {
     pub fn new(config: &Config) -> Result<Self, ldap::SetupError> {
         let attributes: Vec<String> =
             config.grants.iter().filter_map(|grant| grant.domains.attribute.clone()).collect();
-        let ldap = config.directories.iter().map(|directory| LdapDirectory::new(directory, &attributes));
+        let ldap = config.directories.iter().map(|directory| {
+            let cache = Arc::new(PasswordCache::new(directory.cache));
+            Ok((LdapDirectory::new(directory, &attributes)?, cache))
+        });
         Ok(Self {
             local: Arc::new(LocalDirectory::new(&config.admins)),
             ldap: ldap.collect::<Result<_, _>>()?,
@@ -95,8 +101,44 @@ impl Admins {
         })
     }
 
-    fn directory(&self, name: &str) -> Option<&LdapDirectory> {
-        self.ldap.iter().find(|directory| directory.name() == name)
+    fn directory(&self, name: &str) -> Option<&(LdapDirectory, Arc<PasswordCache>)> {
+        self.ldap.iter().find(|(directory, _)| directory.name() == name)
+    }
+
+    /// Asks one directory, or what is remembered of it.
+    async fn ask_or_remember(
+        &self,
+        (directory, cache): &(LdapDirectory, Arc<PasswordCache>),
+        checks: &Semaphore,
+        name: &str,
+        password: Option<&str>,
+        trace: ldap::Trace<'_>,
+    ) -> Result<Arc<Admin>, Failure> {
+        let Some(password) = password.filter(|_| !cache.is_off()) else {
+            return self.ask(directory, name, password, trace).await.map(Arc::new);
+        };
+        if cache.knows(name) {
+            let (name, password) = (name.to_owned(), password.to_owned());
+            let checked = hashed(checks, cache, move |cache| cache.check(&name, &password)).await;
+            if let Some(admin) = checked {
+                trace("the password is that of a moment ago".to_owned());
+                return Ok(admin);
+            }
+        }
+        let asked = self.ask(directory, name, Some(password), trace).await.map(Arc::new);
+        match &asked {
+            Ok(admin) => {
+                let (name, password, admin) = (name.to_owned(), password.to_owned(), Arc::clone(admin));
+                hashed(checks, cache, move |cache| {
+                    cache.remember(&name, &password, admin);
+                    None
+                })
+                .await;
+            }
+            Err(Failure::Refused(_) | Failure::Unknown) => cache.forget(name),
+            Err(Failure::Away(_)) => {}
+        }
+        asked
     }
 
     /// Asks one directory, and applies the grants.
@@ -116,49 +158,95 @@ impl Admins {
         Ok(Admin { name: found.name, grants })
     }
 
-    /// Explains how a name would be looked up, step by step.
-    pub async fn explain(&self, name: &str, password: Option<&str>, trace: ldap::Trace<'_>) -> bool {
+    /// Decides over a login, or, without a password, looks the name up. The first directory that knows the name decides;
+    /// one that is away does, too, because nobody knows what it would say, except that the admins file is always asked.
+    async fn decide(
+        &self,
+        checks: &Semaphore,
+        name: &str,
+        password: Option<&str>,
+        trace: ldap::Trace<'_>,
+    ) -> Result<Arc<Admin>, Error> {
+        let mut away = None;
         for place in &self.order {
-            trace(format!("directory {place}:"));
-            let Some(directory) = self.directory(place) else {
-                match self.local.admin(name) {
-                    None => trace("there is nobody of that name".to_owned()),
-                    Some(admin) => {
-                        let right =
-                            password.is_none_or(|password| self.local.check(name, password).is_some());
-                        trace(format!("{}: {:?}", admin.name, admin.grants));
-                        trace(if right { "accepted" } else { "refused: the password is wrong" }.to_owned());
-                        return right;
+            match self.directory(place) {
+                None => {
+                    trace("the admins file:".to_owned());
+                    if self.local.admin(name).is_some() {
+                        return self.check_local(checks, name, password).await;
                     }
+                    trace("there is nobody of that name".to_owned());
                 }
-                continue;
-            };
-            match self.ask(directory, name, password, trace).await {
-                Ok(admin) => {
-                    trace(format!("accepted as {}: {:?}", admin.name, admin.grants));
-                    return true;
-                }
-                Err(Failure::Unknown) => {}
-                Err(failure @ (Failure::Refused(_) | Failure::Away(_))) => {
-                    trace(format!("refused: {failure}"));
-                    return false;
+                Some(_) if away.is_some() => trace(format!("directory {place}: not asked")),
+                Some(directory) => {
+                    trace(format!("directory {place}:"));
+                    match self.ask_or_remember(directory, checks, name, password, trace).await {
+                        Ok(admin) => return Ok(admin),
+                        Err(Failure::Unknown) => {}
+                        Err(Failure::Refused(reason)) => {
+                            return Err(Error::RefusedBy { directory: place.clone(), reason });
+                        }
+                        Err(Failure::Away(cause)) => {
+                            away = Some(Error::Away { directory: place.clone(), cause });
+                        }
+                    }
                 }
             }
         }
-        false
+        match away {
+            Some(away) => Err(away),
+            // Takes as long as for a name that is there.
+            None => self.check_local(checks, name, password).await,
+        }
     }
+
+    /// Checks a password of the admins file.
+    async fn check_local(
+        &self,
+        checks: &Semaphore,
+        name: &str,
+        password: Option<&str>,
+    ) -> Result<Arc<Admin>, Error> {
+        let Some(password) = password else { return self.local.admin(name).ok_or(Error::Refused) };
+        let _turn = checks.acquire().await.expect("the semaphore is never closed");
+        let (local, name, password) = (Arc::clone(&self.local), name.to_owned(), password.to_owned());
+        let checked = tokio::task::spawn_blocking(move || local.check(&name, &password));
+        checked.await.map_err(Error::Broken)?.ok_or(Error::Refused)
+    }
+
+    /// Explains a login step by step, or, without a password, what a name is looked up as; whether it is accepted.
+    pub async fn explain(&self, name: &str, password: Option<&str>, trace: ldap::Trace<'_>) -> bool {
+        let decided = self.decide(&Semaphore::new(1), name, password, trace).await;
+        match &decided {
+            Ok(admin) => trace(format!("accepted as {}: {:?}", admin.name, admin.grants)),
+            Err(error) => trace(format!("refused: {error}")),
+        }
+        decided.is_ok()
+    }
+}
+
+/// Hashes a password in its turn, where it may block.
+async fn hashed(
+    checks: &Semaphore,
+    cache: &Arc<PasswordCache>,
+    work: impl FnOnce(&PasswordCache) -> Option<Arc<Admin>> + Send + 'static,
+) -> Option<Arc<Admin>> {
+    let _turn = checks.acquire().await.expect("the semaphore is never closed");
+    let cache = Arc::clone(cache);
+    // A hash that did not come about is one that does not fit.
+    tokio::task::spawn_blocking(move || work(&cache)).await.ok().flatten()
 }
 
 /// Where admins are looked up.
 #[derive(Debug)]
 pub struct Authenticator {
     admins: ArcSwap<Admins>,
-    checks: tokio::sync::Semaphore,
+    checks: Semaphore,
 }
 
 impl Authenticator {
     pub fn new(admins: Admins) -> Self {
-        Self { admins: ArcSwap::from_pointee(admins), checks: tokio::sync::Semaphore::new(CHECKS_AT_ONCE) }
+        Self { admins: ArcSwap::from_pointee(admins), checks: Semaphore::new(CHECKS_AT_ONCE) }
     }
 
     /// Takes other admins. Those who are logged in stay so.
@@ -172,43 +260,12 @@ impl Authenticator {
         let servers = |directory: &LdapDirectory| {
             directory.servers().map(|(uri, away)| (uri.to_owned(), away)).collect()
         };
-        admins.ldap.iter().map(|directory| (directory.name().to_owned(), servers(directory))).collect()
+        admins.ldap.iter().map(|(directory, _)| (directory.name().to_owned(), servers(directory))).collect()
     }
 
-    /// Checks a name and a password. The first directory that knows the name decides; one that is away does, too,
-    /// because nobody knows what it would say, except that the admins file is always asked.
+    /// Checks a name and a password.
     pub async fn login(&self, name: &str, password: &str) -> Result<Arc<Admin>, Error> {
         let admins = self.admins.load_full();
-        let mut away = None;
-        for place in &admins.order {
-            match admins.directory(place) {
-                None if admins.local.admin(name).is_some() => {
-                    return self.check(&admins, name, password).await;
-                }
-                None => {}
-                Some(_) if away.is_some() => {}
-                Some(directory) => match admins.ask(directory, name, Some(password), &|_| {}).await {
-                    Ok(admin) => return Ok(Arc::new(admin)),
-                    Err(Failure::Unknown) => {}
-                    Err(Failure::Refused(reason)) => {
-                        return Err(Error::RefusedBy { directory: place.clone(), reason });
-                    }
-                    Err(Failure::Away(cause)) => away = Some(Error::Away { directory: place.clone(), cause }),
-                },
-            }
-        }
-        if let Some(away) = away {
-            return Err(away);
-        }
-        // Takes as long as for a name that is there.
-        self.check(&admins, name, password).await
-    }
-
-    /// Checks a password of the admins file.
-    async fn check(&self, admins: &Admins, name: &str, password: &str) -> Result<Arc<Admin>, Error> {
-        let _turn = self.checks.acquire().await.expect("the semaphore is never closed");
-        let (local, name, password) = (Arc::clone(&admins.local), name.to_owned(), password.to_owned());
-        let checked = tokio::task::spawn_blocking(move || local.check(&name, &password));
-        checked.await.map_err(Error::Broken)?.ok_or(Error::Refused)
+        admins.decide(&self.checks, name, Some(password), &|_| {}).await
     }
 }
