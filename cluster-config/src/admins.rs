@@ -1,10 +1,12 @@
-//! The admins file: one line an admin, `NAME:HASH:RIGHTS:DOMAINS`, made by `portolan passwd`.
+//! The admins file: one line an admin, `NAME:HASH:RIGHTS:DOMAINS[:ROOT]`, made by `portolan passwd`.
 //!
 //! `HASH` is a PHC string of argon2id, `RIGHTS` is `backup`, `restore` or `backup,restore`, `DOMAINS` is `*`
-//! or domain names with commas between. Blank lines and lines that begin with `#` are skipped.
+//! or domain names with commas between, `ROOT` is the directory where the admin's tree begins. Blank lines and lines that begin with `#` are skipped.
 
 use std::collections::BTreeSet;
 use std::path::Path;
+
+use portolan_proto::path;
 
 use crate::error::{Fault, Faults};
 use crate::secret::{Secret, read_secret_file};
@@ -23,6 +25,8 @@ pub struct Admin {
     pub backup: bool,
     pub restore: bool,
     pub domains: Domains,
+    /// Where the admin's tree begins, as a path of the wire; `None`: at the very root.
+    pub root: Option<Vec<u8>>,
 }
 
 /// The domains a grant covers.
@@ -30,6 +34,15 @@ pub struct Admin {
 pub enum Domains {
     All,
     Named(BTreeSet<Vec<u8>>),
+}
+
+impl Domains {
+    pub fn covers(&self, domain: &[u8]) -> bool {
+        match self {
+            Domains::All => true,
+            Domains::Named(names) => names.contains(domain),
+        }
+    }
 }
 
 /// Characters of an admin's name at most.
@@ -90,31 +103,43 @@ pub fn parse_domains(text: &str) -> Result<Domains, String> {
     }
     let mut names = BTreeSet::new();
     for name in text.split(',').map(str::trim) {
-        portolan_proto::path::check_component(name.as_bytes())
+        path::check_component(name.as_bytes())
             .map_err(|fault| format!("{name:?} is not a domain's name: {fault}; allowed: * or names"))?;
         names.insert(name.as_bytes().to_vec());
     }
     Ok(Domains::Named(names))
 }
 
+/// An absolute path at or below `/domains`, in a domain that is `covered`; as a path of the wire.
+pub fn parse_root(text: &str, covered: impl Fn(&[u8]) -> bool) -> Result<Vec<u8>, String> {
+    let bad =
+        |what: &str| format!("{text:?} is not a root: {what}; allowed: a path such as /domains/example.org");
+    let wire = text.strip_prefix('/').ok_or_else(|| bad("it does not begin with '/'"))?.as_bytes();
+    let wire = wire.strip_suffix(b"/").unwrap_or(wire);
+    path::check(wire).map_err(|fault| bad(&fault.to_string()))?;
+    match path::domain_of(wire) {
+        None if wire != path::DOMAINS => Err(bad("it is not in /domains")),
+        Some(domain) if !covered(domain) => Err(bad("the domain in it is not granted")),
+        _ => Ok(wire.to_vec()),
+    }
+}
+
 // The messages never repeat the line: it holds a hash.
 fn parse(line: &str) -> Result<Admin, String> {
-    let parts: Vec<&str> = line.split(':').collect();
-    let [name, hash, rights, domains] = parts[..] else {
-        return Err(format!("{} parts; allowed: NAME:HASH:RIGHTS:DOMAINS", parts.len()));
+    let parts: Vec<&str> = line.splitn(5, ':').collect();
+    let (name, hash, rights, domains, root) = match parts[..] {
+        [name, hash, rights, domains] => (name, hash, rights, domains, None),
+        [name, hash, rights, domains, root] => (name, hash, rights, domains, Some(root)),
+        _ => return Err(format!("{} parts; allowed: NAME:HASH:RIGHTS:DOMAINS[:ROOT]", parts.len())),
     };
     check_name(name)?;
     if !hash.starts_with("$argon2id$") || hash.split('$').count() != 6 {
         return Err(format!("the hash of {name:?} is not argon2id; `portolan passwd` makes a line"));
     }
     let (backup, restore) = parse_rights(rights)?;
-    Ok(Admin {
-        name: name.to_owned(),
-        hash: Secret::new(hash.to_owned()),
-        backup,
-        restore,
-        domains: parse_domains(domains)?,
-    })
+    let domains = parse_domains(domains)?;
+    let root = root.map(|root| parse_root(root, |domain| domains.covers(domain))).transpose()?;
+    Ok(Admin { name: name.to_owned(), hash: Secret::new(hash.to_owned()), backup, restore, domains, root })
 }
 
 #[cfg(test)]
@@ -135,6 +160,9 @@ mod tests {
             format!("a:{HASH}:backup:a/b"),
             "a:$2b$12$secretsecret:backup:*".to_owned(),
             format!("a:{HASH}:backup:*:more"),
+            format!("a:{HASH}:backup:*:/etc"),
+            format!("a:{HASH}:backup:*:/domains/../x"),
+            format!("a:{HASH}:backup:a.org:/domains/b.org"),
         ] {
             let message = parse(&bad).unwrap_err();
             assert!(!message.contains("secret") && !message.contains("c2FsdH"), "{message}");
@@ -146,7 +174,9 @@ mod tests {
         let admin = parse(&format!("anna:{HASH}:backup,restore:example.org, example.net")).unwrap();
         assert!(admin.backup && admin.restore);
         let Domains::Named(names) = admin.domains else { panic!("named") };
-        assert_eq!(names.len(), 2);
+        assert_eq!((names.len(), admin.root), (2, None));
+        let admin = parse(&format!("anna:{HASH}:backup:*:/domains/a.org/users:x/")).unwrap();
+        assert_eq!(admin.root.as_deref(), Some(&b"domains/a.org/users:x"[..]));
         assert_eq!(format!("{:?}", admin.hash), "***");
     }
 }

@@ -8,6 +8,7 @@
 //! [`checked`] turns it into structs that cannot be wrong and collects the faults on the way.
 
 pub mod admins;
+pub mod certificate;
 pub mod checked;
 pub mod error;
 mod raw;

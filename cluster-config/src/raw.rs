@@ -151,6 +151,8 @@ pub(crate) struct Listener {
     pub(crate) more_certificates: Vec<CertificateFiles>,
     pub(crate) client_certificate: Text,
     pub(crate) client_ca: Text,
+    pub(crate) certificate_login: Text,
+    pub(crate) certificate_name: Text,
     pub(crate) insecure: Option<Field<bool>>,
     pub(crate) session_reuse: Text,
     pub(crate) close_notify: Text,
@@ -222,6 +224,7 @@ pub(crate) struct Directory {
     pub(crate) group_scope: Text,
     pub(crate) nested_groups: Option<Field<bool>>,
     pub(crate) cache: Text,
+    pub(crate) referrals: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -233,6 +236,7 @@ pub(crate) struct Grant {
     pub(crate) rights: Option<Field<Vec<String>>>,
     pub(crate) domains: Option<Field<Vec<String>>>,
     pub(crate) domains_attribute: Text,
+    pub(crate) root: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -293,6 +297,8 @@ pub(crate) struct Listen {
     pub(crate) certificate: Text,
     pub(crate) key: Text,
     pub(crate) client_ca: Text,
+    pub(crate) certificate_login: Text,
+    pub(crate) certificate_name: Text,
     pub(crate) insecure: Option<Field<bool>>,
 }
 

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, Protection, curl_over, succeed, succeeded, text};
-use portolan_tests::{Cluster, PASSWORD, eventually, program, tree};
+use portolan_tests::{Cluster, PASSWORD, admin_line, eventually, program, tree};
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -76,7 +76,7 @@ impl Slapd {
              modulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {folder_shown}/slapd.pid\n\
              TLSCACertificateFile {pki}/ca.pem\nTLSCertificateFile {pki}/front-1.pem\n\
              TLSCertificateKeyFile {pki}/front-1-key.pem\n\
-             database mdb\nsuffix \"dc=example,dc=org\"\nrootdn \"cn=root,dc=example,dc=org\"\n\
+             database mdb\nsuffix \"dc=example,dc=org\"\nrootdn \"cn=root,dc=example,dc=org\"\nrootpw root-password\n\
              directory {folder_shown}/db\nindex uid,member,uniqueMember,memberUid eq\n\
              access to attrs=userPassword by anonymous auth by * none\n\
              access to * by dn.exact=\"cn=portolan,dc=example,dc=org\" read by users read by * none\n"
@@ -199,8 +199,13 @@ fn admins_of_openldap_log_in_over_each_kind_of_connection_and_see_what_their_gro
         assert_eq!(bob.ask("MKD /domains/two.example/users/new").0, 550, "backup does not write");
         let (_, mut dora) = login(address, "dora", "dora-password");
         assert_eq!(dora.ask("MKD /domains/two.example/users/new").0, 257);
+        // Who has proved who it is may know why it is not let in.
+        let mut control = Control::connect(address);
+        control.ask("USER nobody");
+        let (code, said) = control.ask("PASS nobody-password");
+        assert_eq!((code, &*said), (530, "530 Not logged in: no right to any domain is granted to you."));
         for (name, password) in
-            [("anna", "wrong"), ("nobody", "nobody-password"), ("missing", "x"), ("anna", "anna-password ")]
+            [("anna", "wrong"), ("nobody", "wrong"), ("missing", "x"), ("anna", "anna-password ")]
         {
             assert_eq!(login(address, name, password).0, 530, "{keys} {name}");
         }
@@ -245,6 +250,123 @@ fn a_delegated_admin_neither_sees_nor_reaches_another_domain() {
     assert_eq!(bob.fetch("RETR ../one.example/domainRegistry.bin").0, 550);
     assert_eq!(bob.ask("MFMT 20200101000000 ../one.example/domainRegistry.bin").0, 550);
     assert_eq!(bob.fetch("RETR domainRegistry.bin"), (226, b"two.example".to_vec()));
+}
+
+/// Over a cluster and the same with the other engine: nothing above its own root is there for an admin.
+#[test]
+fn the_tree_of_an_admin_with_its_own_root_begins_there() {
+    let mut cluster = Cluster::start(tree::fill);
+    let slapd = Slapd::start(&cluster, "slapd");
+    let line = admin_line(&["rooted", "--rights=backup,restore", "--root=/domains/two.example"]);
+    let admins = cluster.path().join("admins");
+    fs::write(&admins, fs::read_to_string(&admins).unwrap() + &line).unwrap();
+    let more = directory(&cluster, &[format!("ldaps://127.0.0.1:{}", slapd.tls)], SERVICE)
+        + &GRANTS.replace(
+            "rights = [\"restore\"]",
+            "rights = [\"backup\", \"restore\"]\nroot = \"/domains/two.example\"",
+        );
+    for engine in ["native", "libunftp"] {
+        cluster.restart_frontend(|config| {
+            let config = config.replace("engine = \"native\"\n", "").replace(&more, "");
+            config.replacen("[[listeners]]\n", &format!("[[listeners]]\nengine = \"{engine}\"\n"), 1) + &more
+        });
+        let address = cluster.frontend.address;
+        for (name, password) in [("dora", "dora-password"), ("rooted", PASSWORD)] {
+            let (code, mut dora) = login(address, name, password);
+            assert_eq!(code, 230, "{engine} {name}");
+            dora.ask("TYPE I");
+            let (_, shown) = dora.fetch("LIST");
+            let shown = String::from_utf8(shown).unwrap();
+            assert!(shown.contains("domainRegistry.bin") && shown.contains("users"), "{shown}");
+            for said in ["..", "/..", "../../..", "/", "users", ".."] {
+                assert_eq!(dora.ask(&format!("CWD {said}")).0, 250, "{said}");
+            }
+            // The library does not shorten what it was told.
+            let (_, shown) = dora.ask("PWD");
+            assert!(engine == "libunftp" || shown.contains("\"/\""), "{shown}");
+            assert_eq!(dora.ask("CWD /").0, 250);
+            for same in ["domainRegistry.bin", "/domainRegistry.bin", "/../../domainRegistry.bin"] {
+                assert_eq!(dora.fetch(&format!("RETR {same}")), (226, b"two.example".to_vec()), "{same}");
+            }
+            for other in [
+                "/domains/one.example/domainRegistry.bin",
+                "../one.example/domainRegistry.bin",
+                "/domains/two.example/domainRegistry.bin",
+            ] {
+                for command in ["SIZE", "MDTM", "DELE", "RNFR", "CWD"] {
+                    let (code, said) = dora.ask(&format!("{command} {other}"));
+                    assert!(code >= 500 && !said.contains("/domains/domains"), "{command} {other}: {said}");
+                }
+                assert_ne!(dora.fetch(&format!("RETR {other}")).0, 226);
+            }
+            assert_eq!(dora.store("/users/new.txt", b"new"), 226, "{engine}");
+            assert_eq!(dora.fetch("RETR users/new.txt").1, b"new");
+            assert_eq!(dora.ask("RNFR users/new.txt").0, 350);
+            assert_eq!(dora.ask("RNTO /../users/newer.txt").0, 250);
+            // What an agent says is told by the admin's own names.
+            let (code, said) = dora.ask("RMD users/newer.txt");
+            assert!(code == 550 && !said.contains("two.example"), "{said}");
+            assert_eq!(dora.ask("DELE users/newer.txt").0, 250);
+            assert_eq!(dora.ask("RMD /").0, 550);
+            if engine == "native" {
+                let (code, said) = dora.ask("MLST /");
+                assert!(code == 250 && said.ends_with("; /\n250 End."), "{said}");
+                assert_eq!(dora.ask("MLST users").1.matches("/users").count(), 2);
+            }
+            cluster.frontend.wait_for_log("/domains/two.example/users/new");
+        }
+        // The same file as everybody else's.
+        let mut admin = Control::login(address, "admin");
+        assert_eq!(admin.fetch("RETR /domains/two.example/domainRegistry.bin").1, b"two.example");
+    }
+}
+
+#[test]
+fn servers_that_are_referred_to_are_asked_only_where_that_is_configured() {
+    let mut cluster = Cluster::start(tree::fill);
+    let (first, second) = (Slapd::start(&cluster, "first"), Slapd::start(&cluster, "second"));
+    // Among the people of the first there is a reference to those of the second, which alone has eve.
+    let add = |slapd: &Slapd, entry: &str| {
+        let file = cluster.path().join("entry.ldif");
+        fs::write(&file, entry).unwrap();
+        let uri = format!("ldap://127.0.0.1:{}", slapd.plain);
+        let root = "cn=root,dc=example,dc=org";
+        succeed(
+            Command::new("ldapadd")
+                .args(["-x", "-M", "-H", &uri, "-D", root, "-w", "root-password", "-f"])
+                .arg(file),
+        );
+    };
+    add(
+        &first,
+        &format!(
+            "dn: ou=elsewhere,ou=people,dc=example,dc=org\nobjectClass: referral\nobjectClass: extensibleObject\n\
+             ou: elsewhere\nref: ldap://127.0.0.1:{}/ou=people,dc=example,dc=org\n",
+            second.plain
+        ),
+    );
+    add(&second, person("eve", "one.example").trim_start());
+    add(
+        &second,
+        "dn: cn=eves,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\ncn: eves\nmember: uid=eve,ou=people,dc=example,dc=org\n",
+    );
+    let eves = "[[grants]]\ngroup = \"eves\"\nrights = [\"backup\"]\ndomains = [\"one.example\"]\n";
+    let uris = [format!("ldap://127.0.0.1:{}", first.plain)];
+    for (referrals, code) in [("ignore", 530), ("follow", 230)] {
+        let keys = format!("{SERVICE}referrals = \"{referrals}\"\n");
+        let more = directory(&cluster, &uris, &keys) + GRANTS + eves;
+        cluster.restart_frontend(|config| config + &more);
+        assert_eq!(login(cluster.frontend.address, "eve", "eve-password").0, code, "{referrals}");
+        assert_eq!(login(cluster.frontend.address, "eve", "wrong").0, 530);
+        assert_eq!(login(cluster.frontend.address, "missing", "x").0, 530);
+        assert_eq!(login(cluster.frontend.address, "anna", "anna-password").0, 230);
+        if referrals == "follow" {
+            drop(second);
+            assert_eq!(login(cluster.frontend.address, "eve", "eve-password").0, 431);
+            return;
+        }
+        cluster.edit_config(|config| config.replace(&more, ""));
+    }
 }
 
 #[test]
@@ -553,7 +675,13 @@ domains = ["one.example"]
     }
     assert_eq!(domains("bob"), 1);
     for (name, reason) in [("disabled", "the account is disabled"), ("expired", "the account has expired")] {
-        assert_eq!(login(address, name, password).0, 530);
+        // Only who knows the password is told.
+        for (typed, told) in [(password, reason), ("wrong", "The name or the password is wrong")] {
+            let mut control = Control::connect(address);
+            control.ask(&format!("USER {name}"));
+            let (code, said) = control.ask(&format!("PASS {typed}"));
+            assert!(code == 530 && said.contains(told), "{name} {typed}: {said}");
+        }
         cluster.frontend.wait_for_log(reason);
     }
     // The directory's own lockout.

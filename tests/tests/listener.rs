@@ -118,6 +118,85 @@ fn a_client_certificate_is_demanded_or_only_looked_at() {
     }
 }
 
+/// curl with the certificate of an admin, and with a password.
+fn curl_certified(cluster: &Cluster, certificate: &str, user: &str) -> std::process::Output {
+    let file = |end: &str| format!("{}/pki/{certificate}{end}", cluster.path().display());
+    let arguments = ["--cert", &file(".pem"), "--key", &file("-key.pem"), "--user", user];
+    curl(cluster, "front-1", &arguments)
+}
+
+#[test]
+fn a_certificate_takes_the_place_of_a_password_or_is_asked_for_beside_it() {
+    let right = format!("reader:{PASSWORD}");
+    for (login, client, cases) in [
+        // Certificate, name and password, and whether that lets in.
+        (
+            "or-password",
+            "optional",
+            [
+                ("reader", "reader:", true),
+                ("reader", &*right, true),
+                ("second", &right, true),
+                ("second", "reader:", false),
+            ],
+        ),
+        (
+            "and-password",
+            "required",
+            [
+                ("reader", "reader:", false),
+                ("reader", &right, true),
+                ("second", &right, false),
+                ("reader", "reader:wrong", false),
+            ],
+        ),
+        (
+            "alone",
+            "required",
+            [
+                ("reader", "reader:", true),
+                ("reader", "reader:wrong", true),
+                ("second", &right, false),
+                ("reader", "admin:", false),
+            ],
+        ),
+    ] {
+        for name in ["common-name", "dns"] {
+            let cluster = cluster(&format!(
+                "client_certificate = \"{client}\"\nclient_ca = \"pki/ca.pem\"\n\
+                 certificate_login = \"{login}\"\ncertificate_name = \"{name}\""
+            ));
+            certify(&cluster, "pki", &["--frontend=reader"]);
+            for (certificate, user, let_in) in cases {
+                let fetched = curl_certified(&cluster, certificate, user);
+                assert_eq!(
+                    fetched.status.success(),
+                    let_in,
+                    "{login} {name} {certificate} {user}: {}",
+                    text(&fetched)
+                );
+                assert!(!let_in || text(&fetched) == "one.example");
+            }
+            if login != "and-password" {
+                // Another client, and one certificate for all connections.
+                let script = format!(
+                    "set ssl:ca-file {0}; set ssl:cert-file {1}/pki/reader.pem; set ssl:key-file {1}/pki/reader-key.pem; \
+                     set net:max-retries 1; set cmd:fail-exit true; set ssl:check-hostname false; \
+                     open -u reader,x ftp://127.0.0.1:{2}; cat {FILE}",
+                    cluster.authority().display(),
+                    cluster.path().display(),
+                    cluster.frontend.address.port()
+                );
+                assert_eq!(
+                    succeed(Command::new("timeout").args(["60", "lftp", "-c", &script])),
+                    "one.example"
+                );
+                cluster.frontend.wait_for_log("\"by\":\"certificate\"");
+            }
+        }
+    }
+}
+
 #[test]
 fn tls_may_be_required_for_logins_and_for_data_each_by_itself() {
     let data_only = cluster("tls_required = false\ntls_data_required = true");

@@ -6,13 +6,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use portolan_config::certificate::{self, CertificateName};
 use portolan_config::checked::agent::AllowRule;
 use portolan_config::checked::directory::GrantedDomains;
 use portolan_proto::failure::status;
 use portolan_proto::v1::Reason;
 use tonic::{Request, Status};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::caller::Need;
 
@@ -87,7 +86,8 @@ impl Policy {
                 if known.len() >= REMEMBERED_MAX {
                     known.clear();
                 }
-                let permission = Arc::new(permission(rules, &names(certificate)));
+                let permission =
+                    Arc::new(permission(rules, &certificate::names(certificate, CertificateName::Dns)));
                 known.insert(certificate.to_vec(), Arc::clone(&permission));
                 permission
             }
@@ -111,15 +111,4 @@ fn permission(rules: &[AllowRule], names: &[String]) -> Permission {
         }
     }
     permission
-}
-
-/// The DNS names of a certificate's subjectAltName. One that cannot be read, which TLS would not have let in, has none.
-fn names(certificate: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
-    let name = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        _ => None,
-    };
-    extension.value.general_names.iter().filter_map(name).collect()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::frontend::LOCAL;
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
+use crate::admins;
 use crate::raw::{self, Field};
 use crate::secret::{Secret, read_secret_file};
 
@@ -31,6 +32,8 @@ pub struct Directory {
     pub service: Option<Service>,
     pub user: UserSearch,
     pub groups: GroupSearch,
+    /// Asks the servers that a directory refers to (RFC 4511 section 4.1.10), with the same names and passwords.
+    pub follow_referrals: bool,
     /// How long a good password need not be asked for again; zero: not at all.
     pub cache: Duration,
 }
@@ -93,6 +96,8 @@ pub struct GrantRule {
     pub backup: bool,
     pub restore: bool,
     pub domains: GrantedDomains,
+    /// Where the tree of such an admin begins, as a path of the wire; `None`: this grant does not say.
+    pub root: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,6 +199,8 @@ impl Checker {
         let connect_timeout = self.duration(&raw.connect_timeout, &key("connect_timeout"), 1, 60, 3);
         let query_timeout = self.duration(&raw.query_timeout, &key("query_timeout"), 1, 60, 5);
         let cache = self.duration(&raw.cache, &key("cache"), 0, 300, 0);
+        let referrals = [("ignore", false), ("follow", true)];
+        let follow_referrals = self.choice(&raw.referrals, &key("referrals"), &referrals, false);
         if raw.ca.is_some() && ca.is_none() || raw.certificate.is_some() && identity.is_none() {
             return None;
         }
@@ -209,6 +216,7 @@ impl Checker {
             service,
             user: UserSearch { base, scope, filter, bind_as, name_attribute },
             groups,
+            follow_referrals,
             cache,
         })
     }
@@ -332,12 +340,18 @@ impl Checker {
             }
             let (backup, restore) = self.rights(&raw.rights, &key("rights"));
             let domains = self.granted_domains(raw, &prefix);
+            let root = self.optional(&raw.root, &key("root")).cloned().and_then(|text| {
+                // What an attribute names is known when somebody logs in.
+                let covered = |domain: &[u8]| domains.attribute.is_some() || domains.covers(domain);
+                let parsed = admins::parse_root(&text, covered);
+                parsed.map_err(|message| self.fault(span(&raw.root), &key("root"), message)).ok()
+            });
             let who = match (group, user) {
                 (Some(group), _) => Grantee::Group(group),
                 (None, Some(user)) => Grantee::User(user),
                 (None, None) => continue,
             };
-            rules.push(GrantRule { who, directory, backup, restore, domains });
+            rules.push(GrantRule { who, directory, backup, restore, domains, root });
         }
         rules
     }

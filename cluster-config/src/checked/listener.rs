@@ -8,6 +8,7 @@ use super::access::{AccessList, Bandwidth, Errors, Limits, Scope};
 use super::agent::socket_address;
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
+use crate::certificate::CertificateName;
 use crate::raw;
 use crate::units::{Addresses, PortRange};
 
@@ -90,6 +91,8 @@ pub struct TlsSettings {
     pub data_required: bool,
     pub versions: TlsVersions,
     pub client: ClientCertificate,
+    pub certificate_login: CertificateLogin,
+    pub certificate_name: CertificateName,
 }
 
 /// At least one.
@@ -106,6 +109,19 @@ pub enum ClientCertificate {
     /// One that is shown must be valid.
     Optional(Anchors),
     Required(Anchors),
+}
+
+/// What the certificate of a client means for its login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateLogin {
+    /// Nothing.
+    Off,
+    /// It takes the place of the password of the admin that it names.
+    OrPassword,
+    /// It must name the admin, who gives the password too.
+    AndPassword,
+    /// It must name the admin, and there are no passwords.
+    Alone,
 }
 
 /// Whether a data connection must resume the TLS session of its control connection, which proves that both
@@ -393,9 +409,12 @@ fn only_native(
     if let Some(Tls::Implicit { .. }) = tls {
         checker.fault(span(&raw.tls), &key("tls"), message);
     }
-    for (text, name) in
-        [(&raw.session_reuse, "session_reuse"), (&raw.close_notify, "close_notify"), (&raw.ascii, "ascii")]
-    {
+    for (text, name) in [
+        (&raw.session_reuse, "session_reuse"),
+        (&raw.close_notify, "close_notify"),
+        (&raw.ascii, "ascii"),
+        (&raw.certificate_login, "certificate_login"),
+    ] {
         if text.is_some() {
             checker.fault(span(text), &key(name), message);
         }
@@ -440,6 +459,7 @@ fn tls(raw: &raw::Listener, index: usize, checker: &mut Checker, address: Option
         }
     }
     let versions = versions(raw, &key("tls_versions"), checker);
+    let (certificate_login, certificate_name) = certificate_login(raw, index, checker, client.as_ref());
     let insecure = checker.optional(&raw.insecure, &key("insecure")).copied().unwrap_or(false);
     let logins_protected = mode == Mode::Implicit || (mode == Mode::Explicit && login_required);
     let protected = logins_protected && mode != Mode::Off && data_required;
@@ -473,7 +493,15 @@ fn tls(raw: &raw::Listener, index: usize, checker: &mut Checker, address: Option
         checker.fault(span(&raw.tls), &key("certificate"), message);
     }
     let identities = identities.filter(|identities| !identities.is_empty())?;
-    let settings = TlsSettings { identities, login_required, data_required, versions, client: client? };
+    let settings = TlsSettings {
+        identities,
+        login_required,
+        data_required,
+        versions,
+        client: client?,
+        certificate_login,
+        certificate_name,
+    };
     Some(if mode == Mode::Implicit { Tls::Implicit(settings) } else { Tls::Explicit(settings) })
 }
 
@@ -509,6 +537,48 @@ fn versions(raw: &raw::Listener, key: &str, checker: &mut Checker) -> TlsVersion
         checker.fault(span(&raw.tls_versions), key, message);
     }
     versions
+}
+
+fn certificate_login(
+    raw: &raw::Listener,
+    index: usize,
+    checker: &mut Checker,
+    client: Option<&ClientCertificate>,
+) -> (CertificateLogin, CertificateName) {
+    let key = |name: &str| format!("listeners[{index}].{name}");
+    let words = [
+        ("off", CertificateLogin::Off),
+        ("or-password", CertificateLogin::OrPassword),
+        ("and-password", CertificateLogin::AndPassword),
+        ("alone", CertificateLogin::Alone),
+    ];
+    let login =
+        checker.choice(&raw.certificate_login, &key("certificate_login"), &words, CertificateLogin::Off);
+    let needed = match (login, client) {
+        (CertificateLogin::OrPassword, Some(ClientCertificate::Off)) => Some("\"optional\" or \"required\""),
+        (
+            CertificateLogin::AndPassword | CertificateLogin::Alone,
+            Some(ClientCertificate::Off | ClientCertificate::Optional(_)),
+        ) => Some("\"required\""),
+        _ => None,
+    };
+    if let Some(needed) = needed {
+        let message = format!("needs client_certificate = {needed}");
+        checker.fault(span(&raw.certificate_login), &key("certificate_login"), message);
+    }
+    let places = [
+        ("common-name", CertificateName::CommonName),
+        ("email", CertificateName::Email),
+        ("dns", CertificateName::Dns),
+        ("uri", CertificateName::Uri),
+    ];
+    let name =
+        checker.choice(&raw.certificate_name, &key("certificate_name"), &places, CertificateName::CommonName);
+    if raw.certificate_name.is_some() && login == CertificateLogin::Off {
+        let message = "of no use without certificate_login";
+        checker.fault(span(&raw.certificate_name), &key("certificate_name"), message);
+    }
+    (login, name)
 }
 
 fn client_certificate(raw: &raw::Listener, index: usize, checker: &mut Checker) -> Option<ClientCertificate> {

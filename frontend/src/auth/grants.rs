@@ -4,6 +4,7 @@ use portolan_config::admins::Domains;
 use portolan_config::checked::directory::{GrantRule, GrantedDomains, Grantee};
 
 use super::ldap::Found;
+use crate::tree::VirtualPath;
 
 /// A set of domains.
 pub type DomainSet = GrantedDomains;
@@ -18,12 +19,14 @@ pub(super) fn set_of_line(given: bool, domains: &Domains) -> DomainSet {
 }
 
 /// What an admin may do where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
     /// List and read.
     pub backup: DomainSet,
     /// List, write, rename, remove.
     pub restore: DomainSet,
+    /// Where the admin's tree begins.
+    pub root: VirtualPath,
 }
 
 impl Grants {
@@ -40,7 +43,7 @@ impl Grants {
         found: &Found,
         note: impl Fn(&GrantRule),
     ) -> Option<Self> {
-        let mut grants = Self { backup: DomainSet::default(), restore: DomainSet::default() };
+        let mut grants = Self::default();
         for rule in rules {
             let meant = match &rule.who {
                 Grantee::Group(group) => found.is_member(group),
@@ -50,6 +53,12 @@ impl Grants {
                 continue;
             }
             note(rule);
+            // Of several, the first that sets one decides.
+            if let Some(root) = &rule.root
+                && grants.root.as_wire().is_empty()
+            {
+                grants.root = VirtualPath::root(root);
+            }
             let named = rule.domains.attribute.iter().flat_map(|attribute| found.values(attribute));
             let mut domains = DomainSet { attribute: None, ..rule.domains.clone() };
             domains.names.extend(named.map(|name| name.as_bytes().to_vec()));

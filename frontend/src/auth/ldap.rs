@@ -3,13 +3,15 @@
 //! Who calls it: `auth::Authenticator`.
 //! What it calls: ldap3.
 //! What it never does: bind with an empty password (RFC 4513 section 5.1.2 makes that anonymous), follow a
-//! referral, or take a directory that does not answer for one that says no.
+//! referral unasked, or take a directory that does not answer for one that says no.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, Scope, SearchEntry, SearchOptions};
+use ldap3::{
+    Ldap, LdapConnAsync, LdapConnSettings, LdapError, ResultEntry, Scope, SearchEntry, SearchOptions,
+};
 use portolan_config::checked::directory::{Directory, DirectoryKind, LdapUri, SearchScope};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
@@ -29,8 +31,12 @@ const GROUPS_ASKED_MAX: usize = 50;
 /// Result codes of RFC 4511 section 4.1.9.
 const SUCCESS: u32 = 0;
 const SIZE_LIMIT_EXCEEDED: u32 = 4;
+const REFERRAL: u32 = 10;
 const NO_SUCH_OBJECT: u32 = 32;
 const INVALID_CREDENTIALS: u32 = 49;
+
+/// Servers that one server refers to, one after the other, and referrals in all for one login.
+const REFERRALS_MAX: usize = 5;
 
 /// Active Directory's rule for members of members.
 const IN_CHAIN: &str = "1.2.840.113556.1.4.1941";
@@ -50,6 +56,9 @@ pub(super) enum Failure {
     Unknown,
     #[error("{0}")]
     Refused(String),
+    /// The password was right, so the client may be told.
+    #[error("{0}")]
+    Barred(&'static str),
     /// Nobody knows: none of its servers has answered.
     #[error("{0}")]
     Away(String),
@@ -102,6 +111,21 @@ pub(super) struct LdapDirectory {
 struct Server {
     uri: LdapUri,
     broken: Mutex<Broken>,
+}
+
+/// Where somebody is looked for.
+#[derive(Debug, Clone)]
+struct Place {
+    uri: LdapUri,
+    start_tls: bool,
+    base: String,
+}
+
+/// What a server that was asked came to.
+enum Answer {
+    Decided(Result<Found, Failure>),
+    /// It has not found anybody, and other servers may.
+    Elsewhere(Vec<Place>),
 }
 
 #[derive(Debug, Default)]
@@ -241,8 +265,9 @@ impl LdapDirectory {
         let mut attributes = vec![directory.user.name_attribute.clone()];
         if directory.kind == DirectoryKind::ActiveDirectory {
             attributes.extend(["primaryGroupID", "objectSid"].map(str::to_owned));
+            attributes.extend(["userAccountControl", COMPUTED_CONTROL, "accountExpires"].map(str::to_owned));
         } else {
-            attributes.push("uid".to_owned());
+            attributes.extend(["uid", "pwdAccountLockedTime"].map(str::to_owned));
         }
         attributes.extend(domain_attributes.iter().cloned());
         let server = |uri: &LdapUri| Server { uri: uri.clone(), broken: Mutex::default() };
@@ -282,7 +307,9 @@ impl LdapDirectory {
             self.servers.iter().partition(|server| server.is_broken());
         let mut troubles = Vec::new();
         for server in good.into_iter().chain(broken) {
-            match self.ask(server, typed, password, trace).await {
+            let start_tls = self.directory.start_tls && !server.uri.tls;
+            let place = Place { uri: server.uri.clone(), start_tls, base: self.directory.user.base.clone() };
+            match self.ask(&place, typed, password, trace).await {
                 Ok(answer) => {
                     if server.has_answered() {
                         tracing::info!(
@@ -291,7 +318,10 @@ impl LdapDirectory {
                             "directory server is back"
                         );
                     }
-                    return answer;
+                    return match answer {
+                        Answer::Decided(decided) => decided,
+                        Answer::Elsewhere(places) => self.follow(places, typed, password, trace).await,
+                    };
                 }
                 Err(trouble) => {
                     let cause = portolan_agent::process::chain(&trouble);
@@ -311,6 +341,53 @@ impl LdapDirectory {
         Err(Failure::Away(troubles.join("; ")))
     }
 
+    /// Asks where servers have referred to, until somebody is found.
+    async fn follow(
+        &self,
+        places: Vec<Place>,
+        typed: &str,
+        password: Option<&str>,
+        trace: Trace<'_>,
+    ) -> Result<Found, Failure> {
+        let mut pending = VecDeque::from(places);
+        let mut troubles = Vec::new();
+        for _ in 0..REFERRALS_MAX {
+            let Some(place) = pending.pop_front() else { break };
+            match self.ask(&place, typed, password, trace).await {
+                Ok(Answer::Decided(Err(Failure::Unknown))) => {}
+                Ok(Answer::Decided(decided)) => return decided,
+                Ok(Answer::Elsewhere(more)) => pending.extend(more),
+                Err(trouble) => {
+                    troubles.push(format!(
+                        "{}: {}",
+                        place.uri.text,
+                        portolan_agent::process::chain(&trouble)
+                    ));
+                }
+            }
+        }
+        if !pending.is_empty() {
+            troubles.push(format!("more than {REFERRALS_MAX} referrals"));
+        }
+        if troubles.is_empty() { Err(Failure::Unknown) } else { Err(Failure::Away(troubles.join("; "))) }
+    }
+
+    /// Where a referral leads (RFC 4516), never less protected than the directory itself.
+    fn referred(&self, url: &str) -> Option<Place> {
+        let url = url::Url::parse(url).ok()?;
+        let tls = match url.scheme() {
+            "ldap" => false,
+            "ldaps" => true,
+            _ => return None,
+        };
+        let host = url.host_str().filter(|host| !host.is_empty())?;
+        let text = format!("{}://{host}:{}", url.scheme(), url.port().unwrap_or(if tls { 636 } else { 389 }));
+        let base = ldap3::get_url_params(&url).ok()?.base.into_owned();
+        let base = if base.is_empty() { self.directory.user.base.clone() } else { base };
+        let protected = self.directory.start_tls || self.directory.uris.iter().any(|uri| uri.tls);
+        Some(Place { uri: LdapUri { text, tls }, start_tls: protected && !tls, base })
+    }
+
     async fn within<T>(&self, asking: impl Future<Output = Result<T, LdapError>>) -> Result<T, Trouble> {
         let limit = self.directory.query_timeout;
         Ok(tokio::time::timeout(limit, asking).await.map_err(|_| Trouble::Slow(limit))??)
@@ -319,16 +396,15 @@ impl LdapDirectory {
     /// Asks one server all that is needed.
     async fn ask(
         &self,
-        server: &Server,
+        place: &Place,
         typed: &str,
         password: Option<&str>,
         trace: Trace<'_>,
-    ) -> Result<Result<Found, Failure>, Trouble> {
+    ) -> Result<Answer, Trouble> {
         let limit = self.directory.connect_timeout;
-        let settings = LdapConnSettings::new()
-            .set_config(Arc::clone(&self.tls))
-            .set_starttls(self.directory.start_tls && !server.uri.tls);
-        let connecting = LdapConnAsync::with_settings(settings, &server.uri.text);
+        let settings =
+            LdapConnSettings::new().set_config(Arc::clone(&self.tls)).set_starttls(place.start_tls);
+        let connecting = LdapConnAsync::with_settings(settings, &place.uri.text);
         let (connection, mut ldap) =
             tokio::time::timeout(limit, connecting).await.map_err(|_| Trouble::Slow(limit))??;
         // Ends when `ldap` is dropped.
@@ -337,8 +413,8 @@ impl LdapDirectory {
                 tracing::debug!(%error, "a connection to a directory ended");
             }
         });
-        trace(format!("{}: connected", server.uri.text));
-        let answer = self.ask_over(&mut ldap, typed, password, trace).await;
+        trace(format!("{}: connected", place.uri.text));
+        let answer = self.ask_over(&mut ldap, &place.base, typed, password, trace).await;
         // A server that does not take the good bye closes the connection all the same.
         drop(tokio::time::timeout(Duration::from_millis(200), ldap.unbind()).await);
         answer
@@ -347,10 +423,11 @@ impl LdapDirectory {
     async fn ask_over(
         &self,
         ldap: &mut Ldap,
+        base: &str,
         typed: &str,
         password: Option<&str>,
         trace: Trace<'_>,
-    ) -> Result<Result<Found, Failure>, Trouble> {
+    ) -> Result<Answer, Trouble> {
         let typed = Typed::new(typed);
         let user = &self.directory.user;
         // Who asks: the service, nobody, or the admin itself.
@@ -361,7 +438,7 @@ impl LdapDirectory {
                 };
                 let name = typed.fill(template, escape);
                 if let Err(failure) = self.bind(ldap, &name, password, trace).await? {
-                    return Ok(Err(failure));
+                    return Ok(Answer::Decided(Err(failure)));
                 }
                 true
             }
@@ -371,21 +448,34 @@ impl LdapDirectory {
             }
         };
         let filter = typed.fill(&user.filter, |part| ldap3::ldap_escape(part).into_owned());
-        let entry = match self.search(ldap, &user.base, user.scope, &filter, &self.attributes, 2).await? {
-            entries if entries.len() > 1 => {
-                trace(format!("{filter} below {:?}: more than one entry", user.base));
-                return Ok(Err(Failure::Refused("more than one entry fits the name".to_owned())));
+        let (mut entries, referrals) =
+            self.search_with_referrals(ldap, base, user.scope, &filter, &self.attributes, 2).await?;
+        if entries.len() > 1 {
+            trace(format!("{filter} below {base:?}: more than one entry"));
+            let failure = Failure::Refused("more than one entry fits the name".to_owned());
+            return Ok(Answer::Decided(Err(failure)));
+        }
+        let Some(entry) = entries.pop() else {
+            trace(format!("{filter} below {base:?}: no entry"));
+            for url in &referrals {
+                let followed = if self.directory.follow_referrals { "followed" } else { "not followed" };
+                trace(format!("referred to {url}: {followed}"));
             }
-            mut entries => entries.pop(),
+            let places: Vec<_> = referrals.iter().filter_map(|url| self.referred(url)).collect();
+            return Ok(if self.directory.follow_referrals && !places.is_empty() {
+                Answer::Elsewhere(places)
+            } else {
+                Answer::Decided(Err(Failure::Unknown))
+            });
         };
-        let Some(entry) = entry else {
-            trace(format!("{filter} below {:?}: no entry", user.base));
-            return Ok(Err(Failure::Unknown));
-        };
-        trace(format!("{filter} below {:?}: {}", user.base, entry.dn));
+        trace(format!("{filter} below {base:?}: {}", entry.dn));
+        if let (None, Some(state)) = (password, state_of(&entry)) {
+            trace(state.to_owned());
+            return Ok(Answer::Decided(Err(Failure::Refused(state.to_owned()))));
+        }
         if let (false, Some(password)) = (as_user, password) {
             if let Err(failure) = self.bind(ldap, &entry.dn, password, trace).await? {
-                return Ok(Err(failure));
+                return Ok(Answer::Decided(Err(failure)));
             }
             if self.directory.service.is_some() {
                 self.bind_service(ldap, trace).await?;
@@ -396,7 +486,7 @@ impl LdapDirectory {
             trace(format!("member of {group}"));
         }
         let name = entry.values(&user.name_attribute).next().unwrap_or(typed.user).to_owned();
-        Ok(Ok(Found { name, groups, entry }))
+        Ok(Answer::Decided(Ok(Found { name, groups, entry })))
     }
 
     /// Binds as an admin. A wrong password is an answer, not a trouble.
@@ -414,9 +504,10 @@ impl LdapDirectory {
                 Ok(Ok(()))
             }
             INVALID_CREDENTIALS | NO_SUCH_OBJECT => {
-                let reason = account_state(&result.text).unwrap_or("the directory refuses name or password");
+                let (reason, proven) =
+                    account_state(&result.text).unwrap_or(("the directory refuses name or password", false));
                 trace(format!("bind as {name:?}: refused: {reason}"));
-                Ok(Err(Failure::Refused(reason.to_owned())))
+                Ok(Err(if proven { Failure::Barred(reason) } else { Failure::Refused(reason.to_owned()) }))
             }
             code => Err(Trouble::Answer { what: "a bind", code, text: result.text }),
         }
@@ -442,6 +533,19 @@ impl LdapDirectory {
         attributes: &[String],
         most: usize,
     ) -> Result<Vec<Entry>, Trouble> {
+        Ok(self.search_with_referrals(ldap, base, scope, filter, attributes, most).await?.0)
+    }
+
+    /// As [`LdapDirectory::search`], with the URLs of servers that may know more.
+    async fn search_with_referrals(
+        &self,
+        ldap: &mut Ldap,
+        base: &str,
+        scope: SearchScope,
+        filter: &str,
+        attributes: &[String],
+        most: usize,
+    ) -> Result<(Vec<Entry>, Vec<String>), Trouble> {
         let scope = match scope {
             SearchScope::Base => Scope::Base,
             SearchScope::OneLevel => Scope::OneLevel,
@@ -453,19 +557,24 @@ impl LdapDirectory {
                 .with_search_options(options)
                 .streaming_search(base, scope, filter, attributes.to_vec())
                 .await?;
-            let mut entries = Vec::new();
+            let (mut entries, mut referrals) = (Vec::new(), Vec::new());
             while let Some(found) = stream.next().await? {
-                // Referrals lead elsewhere, and are not followed.
-                if !found.is_ref() && !found.is_intermediate() && entries.len() <= most {
+                if found.is_ref() {
+                    referrals.extend(urls(found).take(REFERRALS_MAX - referrals.len().min(REFERRALS_MAX)));
+                } else if !found.is_intermediate() && entries.len() <= most {
                     entries.push(Entry::new(SearchEntry::construct(found)));
                 }
             }
-            Ok((entries, stream.finish().await))
+            Ok((entries, referrals, stream.finish().await))
         };
-        let (entries, result) = self.within(searching).await?;
+        let (entries, mut referrals, result) = self.within(searching).await?;
         match result.rc {
-            SUCCESS | SIZE_LIMIT_EXCEEDED => Ok(entries),
-            NO_SUCH_OBJECT => Ok(Vec::new()),
+            SUCCESS | SIZE_LIMIT_EXCEEDED => Ok((entries, referrals)),
+            NO_SUCH_OBJECT => Ok((Vec::new(), Vec::new())),
+            REFERRAL if self.directory.follow_referrals => {
+                referrals.extend(result.refs.into_iter().take(REFERRALS_MAX));
+                Ok((entries, referrals))
+            }
             code => Err(Trouble::Answer { what: "a search", code, text: result.text }),
         }
     }
@@ -558,19 +667,47 @@ fn same_form(dn: &str) -> String {
     parts.collect::<Vec<_>>().join(",").to_lowercase()
 }
 
-/// Why Active Directory refuses an account, which it says in the text of code 49.
-fn account_state(text: &str) -> Option<&'static str> {
+/// The URLs of a reference to other servers (RFC 4511 section 4.5.3).
+fn urls(reference: ResultEntry) -> impl Iterator<Item = String> {
+    let urls = reference.0.expect_constructed().unwrap_or_default();
+    urls.into_iter().filter_map(|url| String::from_utf8(url.expect_primitive()?).ok())
+}
+
+/// Flags that Active Directory computes for an account, such as whether it is locked.
+const COMPUTED_CONTROL: &str = "msDS-User-Account-Control-Computed";
+
+/// What an entry says against its account, for where no bind asks the directory.
+fn state_of(entry: &Entry) -> Option<&'static str> {
+    let number = |attribute| entry.values(attribute).next().and_then(|text| text.parse::<i64>().ok());
+    let flag = |attribute, flag| number(attribute).is_some_and(|flags| flags & flag != 0);
+    // 100 ns since 1601; 0 and the greatest number are never.
+    let expires = number("accountExpires").filter(|ticks| !matches!(*ticks, 0 | i64::MAX));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
+    if flag("userAccountControl", 0x2) {
+        Some("the account is disabled")
+    } else if flag(COMPUTED_CONTROL, 0x10) || entry.values("pwdAccountLockedTime").next().is_some() {
+        Some("the account is locked")
+    } else if expires.is_some_and(|ticks| ticks / 10_000_000 - 11_644_473_600 < now) {
+        Some("the account has expired")
+    } else {
+        None
+    }
+}
+
+/// Why Active Directory refuses an account, which it says in the text of code 49; and whether it says so only to who
+/// knows the password.
+fn account_state(text: &str) -> Option<(&'static str, bool)> {
     let code = text.split("data ").nth(1)?.split([',', ' ', '\0']).next()?;
     match code {
-        "525" => Some("there is nobody of that name"),
-        "52e" => Some("the password is wrong"),
-        "530" => Some("the account may not log in at this hour"),
-        "531" => Some("the account may not log in from here"),
-        "532" => Some("the password has expired"),
-        "533" => Some("the account is disabled"),
-        "701" => Some("the account has expired"),
-        "773" => Some("the password must be changed first"),
-        "775" => Some("the account is locked"),
+        "525" => Some(("there is nobody of that name", false)),
+        "52e" => Some(("the password is wrong", false)),
+        "530" => Some(("the account may not log in at this hour", true)),
+        "531" => Some(("the account may not log in from here", true)),
+        "532" => Some(("the password has expired", true)),
+        "533" => Some(("the account is disabled", true)),
+        "701" => Some(("the account has expired", true)),
+        "773" => Some(("the password must be changed first", true)),
+        "775" => Some(("the account is locked", false)),
         _ => None,
     }
 }
@@ -617,7 +754,7 @@ mod tests {
     #[test]
     fn states_of_accounts_are_read_from_the_text() {
         let text = "80090308: LdapErr: DSID-0C0903A9, comment: AcceptSecurityContext error, data 533, v1db1";
-        assert_eq!(account_state(text), Some("the account is disabled"));
+        assert_eq!(account_state(text), Some(("the account is disabled", true)));
         assert_eq!(account_state("invalid credentials"), None);
     }
 }

@@ -10,6 +10,7 @@ use portolan_config::secret::Secret;
 
 use super::grants::set_of_line;
 use super::{Admin, Grants};
+use crate::tree::VirtualPath;
 
 #[derive(Debug)]
 pub(super) struct LocalDirectory {
@@ -24,6 +25,7 @@ impl LocalDirectory {
             let grants = Grants {
                 backup: set_of_line(line.backup, &line.domains),
                 restore: set_of_line(line.restore, &line.domains),
+                root: line.root.as_deref().map(VirtualPath::root).unwrap_or_default(),
             };
             let admin = Arc::new(Admin { name: line.name.clone(), grants });
             (line.name.clone(), (admin, line.hash.clone()))
@@ -67,6 +69,7 @@ mod tests {
             backup: true,
             restore: false,
             domains: Domains::All,
+            root: None,
         };
         let directory = LocalDirectory::new(&AdminsFile { admins: vec![admin] });
         assert!(directory.check("anna", "wrong").is_none());

@@ -59,6 +59,29 @@ impl Login {
     }
 }
 
+/// How an admin proves who it is.
+#[derive(Debug, Clone, Copy)]
+pub enum Proof<'a> {
+    Password(&'a str),
+    /// The names in a certificate that was verified.
+    Certificate(&'a [String]),
+    Both {
+        password: &'a str,
+        certificate: &'a [String],
+    },
+}
+
+impl Proof<'_> {
+    /// For the log.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Proof::Password(_) => "password",
+            Proof::Certificate(_) => "certificate",
+            Proof::Both { .. } => "password and certificate",
+        }
+    }
+}
+
 /// Why nobody is logged in.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -67,6 +90,11 @@ pub enum Error {
     Refused,
     #[error("directory {directory}: {reason}")]
     RefusedBy { directory: String, reason: String },
+    /// Proved who it is, and may not come in all the same; which it may be told.
+    #[error("directory {directory}: {reason}")]
+    Barred { directory: String, reason: &'static str },
+    #[error("the certificate names {named:?}, not {admin:?}")]
+    OtherCertificate { admin: String, named: Vec<String> },
     /// Nobody can say. Not a failed login.
     #[error("directory {directory} cannot be asked: {cause}")]
     Away { directory: String, cause: String },
@@ -135,7 +163,7 @@ impl Admins {
                 })
                 .await;
             }
-            Err(Failure::Refused(_) | Failure::Unknown) => cache.forget(name),
+            Err(Failure::Refused(_) | Failure::Barred(_) | Failure::Unknown) => cache.forget(name),
             Err(Failure::Away(_)) => {}
         }
         asked
@@ -153,7 +181,8 @@ impl Admins {
         let note = |rule: &GrantRule| trace(format!("granted: {rule:?}"));
         let grants = Grants::of(&self.grants, directory.name(), &found, note);
         let grants = grants.ok_or_else(|| {
-            Failure::Refused(format!("no grant is for {} of {}", found.name, directory.name()))
+            trace(format!("no grant is for {}", found.name));
+            Failure::Barred("no right to any domain is granted to you")
         })?;
         Ok(Admin { name: found.name, grants })
     }
@@ -185,6 +214,9 @@ impl Admins {
                         Err(Failure::Unknown) => {}
                         Err(Failure::Refused(reason)) => {
                             return Err(Error::RefusedBy { directory: place.clone(), reason });
+                        }
+                        Err(Failure::Barred(reason)) => {
+                            return Err(Error::Barred { directory: place.clone(), reason });
                         }
                         Err(Failure::Away(cause)) => {
                             away = Some(Error::Away { directory: place.clone(), cause });
@@ -263,9 +295,21 @@ impl Authenticator {
         admins.ldap.iter().map(|(directory, _)| (directory.name().to_owned(), servers(directory))).collect()
     }
 
-    /// Checks a name and a password.
-    pub async fn login(&self, name: &str, password: &str) -> Result<Arc<Admin>, Error> {
+    /// Checks a name and its proof.
+    pub async fn login(&self, name: &str, proof: Proof<'_>) -> Result<Arc<Admin>, Error> {
+        let (password, certificate) = match proof {
+            Proof::Password(password) => (Some(password), None),
+            Proof::Certificate(named) => (None, Some(named)),
+            Proof::Both { password, certificate } => (Some(password), Some(certificate)),
+        };
         let admins = self.admins.load_full();
-        admins.decide(&self.checks, name, Some(password), &|_| {}).await
+        let admin = admins.decide(&self.checks, name, password, &|_| {}).await?;
+        // By the name that the directory has, because what was typed may lead to somebody else's.
+        match certificate {
+            Some(named) if !named.contains(&admin.name) => {
+                Err(Error::OtherCertificate { admin: admin.name.clone(), named: named.to_vec() })
+            }
+            _ => Ok(admin),
+        }
     }
 }

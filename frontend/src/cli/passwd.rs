@@ -13,7 +13,7 @@ use crate::auth::local::hash_password;
 /// Make a line for the admins file.
 ///
 /// Asks for the password on a terminal, twice and without showing it; otherwise reads it from the first line
-/// of standard input. Prints NAME:HASH:RIGHTS:DOMAINS.
+/// of standard input. Prints NAME:HASH:RIGHTS:DOMAINS, with :ROOT where one is given.
 #[derive(Parser)]
 pub(super) struct Arguments {
     /// The admin's name: 1 to 256 bytes, without ':'.
@@ -25,6 +25,9 @@ pub(super) struct Arguments {
     /// Domains the rights hold for, with commas between, or * for all.
     #[arg(long, default_value = "*", value_parser = domains)]
     domains: String,
+    /// Where the admin's tree begins, such as /domains/example.org: it shows as /, and there is nothing above it.
+    #[arg(long)]
+    root: Option<String>,
 }
 
 /// Characters of a password at least.
@@ -45,6 +48,12 @@ fn domains(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let domains = admins::parse_domains(&arguments.domains).expect("checked with the argument");
+    let root = arguments.root.as_ref().map(|root| admins::parse_root(root, |domain| domains.covers(domain)));
+    if let Some(Err(message)) = root {
+        eprintln!("portolan passwd: --root: {message}");
+        return ExitCode::from(EXIT_USAGE);
+    }
     let password = match read_password() {
         Ok(password) => password,
         Err(message) => {
@@ -54,8 +63,9 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     };
     match hash_password(&password) {
         Ok(hash) => {
-            let Arguments { name, rights, domains } = arguments;
-            println!("{name}:{hash}:{rights}:{domains}");
+            let Arguments { name, rights, domains, root } = arguments;
+            let root = root.as_ref().map(|root| format!(":{root}")).unwrap_or_default();
+            println!("{name}:{hash}:{rights}:{domains}{root}");
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -16,7 +16,7 @@ pub(crate) mod tls;
 pub mod transfer;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::listener::{Engine, Listener};
@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 
 use crate::auth;
 use crate::auth::lockout::{Ban, Lockout};
-use crate::auth::{Admin, Admins, Authenticator};
+use crate::auth::{Admin, Admins, Authenticator, Proof};
 use crate::tree::Tree;
 use advertised::{AdvertisedNames, ListenerAddresses};
 use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
@@ -33,6 +33,9 @@ use tls::ListenerTls;
 
 pub(crate) use control::keep_alive;
 pub use control::{ControlConnection, Ending, Origin};
+
+/// Before the reply that nobody could decide over a login.
+const UNDECIDED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the services of all listeners share.
 pub struct Shared {
@@ -98,6 +101,8 @@ pub(crate) enum LoginFailure {
     Wrong,
     /// It was not even tried.
     Banned(Ban),
+    /// It is known who it is, and why that admin may not come in.
+    Barred(&'static str),
     /// The directory that would know does not answer.
     Undecided,
 }
@@ -159,13 +164,13 @@ impl Service {
         Pace::new(vec![Arc::clone(session), admin, Arc::clone(&self.limits.listener_throttle)])
     }
 
-    /// Checks a name and a password that came over `control`, and counts failures. A failed one takes the longer the
+    /// Checks a name and its proof, which came over `control`, and counts failures. A failed one takes the longer the
     /// more there were before.
     pub(crate) async fn log_in(
         &self,
         control: &ControlConnection,
         name: &str,
-        password: Result<&str, &'static str>,
+        proof: Result<Proof<'_>, &'static str>,
     ) -> Result<Arc<Admin>, LoginFailure> {
         let (session, from) = (control.id, control.origin.client);
         let network = control.origin.network;
@@ -180,14 +185,14 @@ impl Service {
             }
         };
         allowed()?;
-        let reason = match password {
-            Ok(password) => {
-                let checked = self.shared.auth.login(name, password).await;
+        let (reason, failure) = match proof {
+            Ok(proof) => {
+                let checked = self.shared.auth.login(name, proof).await;
                 // Of many guesses at once, those whose check was under way when the ban came are not decided.
                 allowed()?;
                 match checked {
                     Ok(admin) => {
-                        tracing::info!(%session, admin = admin.name, %from, "login");
+                        tracing::info!(%session, admin = admin.name, %from, by = proof.kind(), "login");
                         lockout.succeeded(network, counted);
                         control.set_admin(Some(&admin.name));
                         return Ok(admin);
@@ -195,12 +200,17 @@ impl Service {
                     Err(error @ auth::Error::Away { .. }) => {
                         let cause = portolan_agent::process::chain(&error);
                         tracing::error!(%session, name, %from, cause, "login not decided");
+                        // No guess, so it does not count; but who tries again at once must not keep the directory busy.
+                        pause(control, UNDECIDED_PAUSE).await;
                         return Err(LoginFailure::Undecided);
                     }
-                    Err(error) => portolan_agent::process::chain(&error),
+                    Err(error @ auth::Error::Barred { reason, .. }) => {
+                        (portolan_agent::process::chain(&error), LoginFailure::Barred(reason))
+                    }
+                    Err(error) => (portolan_agent::process::chain(&error), LoginFailure::Wrong),
                 }
             }
-            Err(reason) => reason.to_owned(),
+            Err(reason) => (reason.to_owned(), LoginFailure::Wrong),
         };
         let (delay, bans) = lockout.failed(network, counted, Instant::now());
         tracing::warn!(%session, name, %from, reason, "login refused");
@@ -208,11 +218,16 @@ impl Service {
             let until = humantime::format_rfc3339_seconds(ban.until);
             tracing::warn!(banned = %ban.who, failures = ban.failures, %until, "banned: too many failed logins");
         }
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            _ = control.asked_to_end(Ending::Drain) => {}
-        }
-        Err(LoginFailure::Wrong)
+        pause(control, delay).await;
+        Err(failure)
+    }
+}
+
+/// Before the reply to a login that failed; a drain does not wait for it.
+async fn pause(control: &ControlConnection, pause: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        _ = control.asked_to_end(Ending::Drain) => {}
     }
 }
 

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use portolan_proto::v1::Reason;
 
+use crate::tree::VirtualPath;
 use crate::{node_client, tree};
 
 /// A reply to a client (RFC 959 section 4.2): a code and one plain sentence, with lines between where there is
@@ -74,10 +75,14 @@ impl Action {
 }
 
 /// The reply for a failure of the tree. The sentence says what happened; where the client may come again it
-/// also says what became of its request.
-pub fn of(error: &tree::Error, action: Action) -> Reply {
+/// also says what became of its request. `path` is what was asked for.
+pub fn of(error: &tree::Error, action: Action, path: &VirtualPath) -> Reply {
     let code = code(error);
-    let mut text = error.to_string();
+    let mut text = match error {
+        // Agents know nothing of where the tree of an admin begins.
+        tree::Error::Node(error) => path.sentence(&error.to_string()),
+        error => error.to_string(),
+    };
     if code < 500 {
         text = format!("{text}; {}", action.outcome());
     }
@@ -142,11 +147,11 @@ mod tests {
     fn a_reply_is_one_plain_sentence_that_names_the_cause() {
         let node = "mail-2".parse().unwrap();
         let away = tree::Error::Node(node_client::Error::Away { node, source: None });
-        let reply = of(&away, Action::List);
+        let reply = of(&away, Action::List, &VirtualPath::default());
         let expected = &b"Node mail-2 does not answer; nothing was listed."[..];
         assert_eq!((reply.code, &*reply.text), (450, expected));
         let missing = tree::Error::NotFound { path: "/domains/x".into() };
-        assert_eq!(&*of(&missing, Action::Look).text, b"/domains/x does not exist.");
+        assert_eq!(&*of(&missing, Action::Look, &VirtualPath::default()).text, b"/domains/x does not exist.");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use portolan_config::certificate::CertificateName;
 use portolan_config::checked::listener::{ClientCertificate, TlsSettings};
 use portolan_config::checked::tls::{Anchors, Identity};
 use rustls::client::verify_server_name;
@@ -33,6 +34,7 @@ pub(crate) struct ListenerTls {
     pub(crate) certificates: Arc<Certificates>,
     /// What a kept TLS session was made under. It must not outlive a change of these.
     client: ClientCertificate,
+    pub(crate) certificate_name: CertificateName,
 }
 
 impl ListenerTls {
@@ -65,7 +67,12 @@ impl ListenerTls {
                 config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
             }
         }
-        Ok(Self { config: Arc::new(config), certificates, client: settings.client.clone() })
+        Ok(Self {
+            config: Arc::new(config),
+            certificates,
+            client: settings.client.clone(),
+            certificate_name: settings.certificate_name,
+        })
     }
 }
 

@@ -120,7 +120,7 @@ fn report_hidden(path: &VirtualPath, entry: &v1::Entry) {
         return;
     }
     let name = portolan_proto::path::display(&entry.name);
-    tracing::warn!(%path, name, "a name lies on two nodes; only the first one's is shown");
+    tracing::warn!(path = path.in_cluster(), name, "a name lies on two nodes; only the first one's is shown");
 }
 
 /// An entry of the wire.

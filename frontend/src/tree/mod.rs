@@ -112,6 +112,15 @@ impl Tree {
         if allowed { Ok(()) } else { Err(Error::NotGranted { path: path.to_string(), right }) }
     }
 
+    /// As [`Tree::authorize`], for a change of the name itself: nobody moves or removes what its own tree begins with.
+    fn authorize_name(login: &Login, path: &VirtualPath) -> Result<()> {
+        if path.is_root() {
+            Err(Error::Fixed { path: path.to_string() })
+        } else {
+            Self::authorize(login, path, Need::Change)
+        }
+    }
+
     fn route(&self, path: &VirtualPath) -> Result<Route> {
         self.router.snapshot().route(path).map_err(|error| Error::from_route(path, error))
     }
@@ -200,18 +209,24 @@ impl Tree {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
         match self.find(login, path).await? {
-            Route::Virtual => Ok(self.virtual_directory(path.components().last().unwrap_or_default())),
+            Route::Virtual => Ok(self.virtual_directory(path.name())),
             Route::Node(node) => {
-                Ok(listing::entry(node, self.node(node).stat(login.caller(wire), wire).await?))
+                let stat = self.node(node).stat(login.caller(wire), wire).await?;
+                Ok(Self::shown_entry(path, node, stat))
             }
             Route::Union(nodes) | Route::Search(nodes) => {
                 let found = self.stat_all(login, wire, &nodes).await?;
                 let first = found.into_iter().next();
                 first
-                    .map(|(node, entry)| listing::entry(node, entry))
+                    .map(|(node, entry)| Self::shown_entry(path, node, entry))
                     .ok_or_else(|| Error::NotFound { path: path.to_string() })
             }
         }
+    }
+
+    /// An entry by the name that the client knows it by.
+    fn shown_entry(path: &VirtualPath, node: NodeIndex, entry: v1::Entry) -> Entry {
+        Entry { name: path.name().to_vec(), ..listing::entry(node, entry) }
     }
 
     /// The entries of a directory. It is known to be complete only when [`Listing::next_batch`] has said so.
@@ -380,7 +395,7 @@ impl Tree {
     }
 
     pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<()> {
-        Self::authorize(login, path, Need::Change)?;
+        Self::authorize_name(login, path)?;
         let node = Self::single(self.find(login, path).await?, path)?;
         let wire = path.as_wire();
         Ok(self.node(node).remove(login.caller(wire), wire).await?)
@@ -388,7 +403,7 @@ impl Tree {
 
     /// Removes an empty directory, on every node that has a part of it.
     pub async fn remove_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
-        Self::authorize(login, path, Need::Change)?;
+        Self::authorize_name(login, path)?;
         let wire = path.as_wire();
         let nodes = match self.find(login, path).await? {
             Route::Node(node) => vec![node],
@@ -414,8 +429,8 @@ impl Tree {
 
     /// Renames within one node. What would move between nodes is refused.
     pub async fn rename(&self, login: &Login, from: &VirtualPath, to: &VirtualPath) -> Result<()> {
-        Self::authorize(login, from, Need::Change)?;
-        Self::authorize(login, to, Need::Change)?;
+        Self::authorize_name(login, from)?;
+        Self::authorize_name(login, to)?;
         for path in [from, to] {
             if let Place::Domain { .. } | Place::Container { .. } = path.place() {
                 return Err(Error::Fixed { path: path.to_string() });

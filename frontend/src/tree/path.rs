@@ -5,8 +5,16 @@ use std::fmt;
 use portolan_proto::path::{self, DOMAINS, PathFault, is_container};
 
 /// An absolute path of the virtual tree, as bytes: resolved, so without `.`, `..` and empty components.
+///
+/// It knows the root of the admin it was resolved for, which is a directory of the tree or its very root: what is shown
+/// of a path begins there, and nothing that is resolved against it leads above.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct VirtualPath(Vec<u8>);
+pub struct VirtualPath {
+    /// From the very root on, as on the wire.
+    bytes: Vec<u8>,
+    /// How many of the bytes are the admin's root.
+    root: usize,
+}
 
 /// Where in the tree a path stands, which decides how it is routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,65 +35,99 @@ pub enum Place<'a> {
 }
 
 impl VirtualPath {
+    /// The root of an admin whose tree begins at `path`, a path of the wire.
+    pub fn root(path: &[u8]) -> Self {
+        Self { bytes: path.to_vec(), root: path.len() }
+    }
+
     /// Resolves what a client sent against its working directory. `..` above the root stays at the root, as
     /// with any FTP server; there is nothing above it.
     ///
     /// # Errors
     /// A name or the whole path breaks a limit of the wire.
     pub fn resolve(cwd: &VirtualPath, said: &[u8]) -> Result<Self, PathFault> {
-        let mut components: Vec<&[u8]> =
-            if said.first() == Some(&b'/') { Vec::new() } else { cwd.components().collect() };
+        let mut below: Vec<&[u8]> =
+            if said.first() == Some(&b'/') { Vec::new() } else { names(cwd.shown()).collect() };
         for component in said.split(|byte| *byte == b'/') {
             match component {
                 b"" | b"." => {}
                 b".." => {
-                    components.pop();
+                    below.pop();
                 }
-                name => components.push(name),
+                name => below.push(name),
             }
         }
-        let joined = components.join(&b'/');
-        path::check(&joined)?;
-        Ok(Self(joined))
+        let bytes = names(&cwd.bytes[..cwd.root]).chain(below).collect::<Vec<_>>().join(&b'/');
+        path::check(&bytes)?;
+        Ok(Self { bytes, root: cwd.root })
     }
 
-    /// The path as it goes over the wire: relative, no leading slash.
+    /// The path as it goes over the wire: relative, no leading slash, from the very root on.
     pub fn as_wire(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
-    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
+    /// What the client sees of it, without its leading slash.
+    fn shown(&self) -> &[u8] {
+        let shown = &self.bytes[self.root..];
+        shown.strip_prefix(b"/").unwrap_or(shown)
     }
 
-    /// The last component; empty for the root.
+    /// True where the client's tree begins.
+    pub fn is_root(&self) -> bool {
+        self.bytes.len() == self.root
+    }
+
+    /// The last component of what the client sees; empty for its root.
     pub fn name(&self) -> &[u8] {
-        self.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+        self.shown().rsplit(|byte| *byte == b'/').next().unwrap_or_default()
     }
 
     /// The directory that holds it; `None` for the root.
     pub fn parent(&self) -> Option<VirtualPath> {
-        if self.0.is_empty() {
+        if self.is_root() {
             return None;
         }
-        let at = self.0.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-        Some(VirtualPath(self.0[..at].to_vec()))
+        let at = self.bytes.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        Some(VirtualPath { bytes: self.bytes[..at].to_vec(), root: self.root })
     }
 
     /// The path as the client gets it: absolute, its bytes as they are.
     pub fn to_bytes(&self) -> Vec<u8> {
-        [b"/", &self.0[..]].concat()
+        [b"/", self.shown()].concat()
+    }
+
+    /// The path from the very root on, for operators and logs.
+    pub fn in_cluster(&self) -> String {
+        format!("/{}", path::display(&self.bytes))
+    }
+
+    /// A sentence that may hold paths from the very root on, as the client of this path may read it.
+    pub fn sentence(&self, text: &str) -> String {
+        if self.root == 0 {
+            return text.to_owned();
+        }
+        let root = format!("/{}", path::display(&self.bytes[..self.root]));
+        let mut parts = text.split(&root);
+        let mut told = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            if !part.starts_with('/') {
+                told.push('/');
+            }
+            told.push_str(part);
+        }
+        told
     }
 
     pub fn place(&self) -> Place<'_> {
-        let mut components = self.components();
+        let mut components = names(&self.bytes);
         let Some(first) = components.next() else { return Place::Root };
         if first != DOMAINS {
             return Place::Nowhere;
         }
         let Some(domain) = components.next() else { return Place::Domains };
         let Some(entry) = components.next() else { return Place::Domain { domain } };
-        let below = &self.0[DOMAINS.len() + 1 + domain.len() + 1..];
+        let below = &self.bytes[DOMAINS.len() + 1 + domain.len() + 1..];
         if !is_container(entry) {
             return Place::Object { domain, object: entry };
         }
@@ -98,14 +140,18 @@ impl VirtualPath {
 
 impl fmt::Display for VirtualPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{}", path::display(&self.0))
+        write!(f, "/{}", path::display(self.shown()))
     }
 }
 
 impl fmt::Debug for VirtualPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        f.write_str(&self.in_cluster())
     }
+}
+
+fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -127,6 +173,41 @@ mod tests {
         let root = VirtualPath::default();
         assert_eq!(VirtualPath::resolve(&root, b"a\0b"), Err(PathFault::ForbiddenByte));
         assert_eq!(VirtualPath::resolve(&root, &[b'a'; 256]), Err(PathFault::ComponentTooLong));
+    }
+
+    #[test]
+    fn nothing_leads_above_an_admins_own_root() {
+        let root = VirtualPath::root(b"domains/a.org");
+        let seen = |cwd: &VirtualPath, said: &str| {
+            let path = VirtualPath::resolve(cwd, said.as_bytes()).unwrap();
+            assert!(path.as_wire().starts_with(b"domains/a.org"), "{said}");
+            (path.to_string(), path.in_cluster())
+        };
+        let users = VirtualPath::resolve(&root, b"users").unwrap();
+        for (cwd, said, shown) in [
+            (&root, "", "/"),
+            (&root, "/", "/"),
+            (&root, "../..", "/"),
+            (&root, "/../b.org", "/b.org"),
+            (&root, "/domains/b.org", "/domains/b.org"),
+            (&users, "anna", "/users/anna"),
+            (&users, "..", "/"),
+            (&users, "../../../..", "/"),
+            (&users, "/x/./y//z/..", "/x/y"),
+        ] {
+            let whole = format!("/domains/a.org{}", shown.trim_end_matches('/'));
+            assert_eq!(seen(cwd, said), (shown.to_owned(), whole), "{said} in {cwd}");
+        }
+        assert_eq!((root.name(), root.parent(), root.is_root()), (&b""[..], None, true));
+        assert_eq!((users.name(), users.parent()), (&b"users"[..], Some(root)));
+        assert_eq!(users.place(), Place::Container { domain: b"a.org" });
+        for (said, read) in [
+            ("/domains/a.org/users/x does not exist", "/users/x does not exist"),
+            ("/domains/a.org does not exist", "/ does not exist"),
+            ("access to /domains/a.org/x is refused", "access to /x is refused"),
+        ] {
+            assert_eq!(users.sentence(said), read);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use unftp_core::auth::{
     UserDetailProvider,
 };
 
-use crate::auth::{Admin, Login};
+use crate::auth::{Admin, Login, Proof};
 use crate::ftp::{ControlConnection, LoginFailure, Service};
 
 /// Who has logged in; the library asks for it by name.
@@ -62,7 +62,7 @@ impl Authenticator for PasswordCheck {
         let (name, password) = match credentials.password.as_deref() {
             _ if name.len() > NAME_BYTES_MAX => ("(more than 256 bytes)", Err("no admin has such a name")),
             None | Some("") => (name, Err("an empty password")),
-            Some(password) => (name, Ok(password)),
+            Some(password) => (name, Ok(Proof::Password(password))),
         };
         match self.service.log_in(&self.control, name, password).await {
             Ok(admin) => {
@@ -76,7 +76,7 @@ impl Authenticator for PasswordCheck {
                 self.control.close();
                 Err(AuthenticationError::BadPassword)
             }
-            Err(LoginFailure::Wrong) => {
+            Err(LoginFailure::Wrong | LoginFailure::Barred(_)) => {
                 let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
                 if self.is_at_limit(failures) {
                     let (session, from) = (self.control.id, self.control.origin.client);

@@ -132,12 +132,12 @@ impl Metadata for Entry {
 
 /// The library has put U+FFFD in the place of bytes that are not UTF-8. Two names that differ only there look
 /// the same to us, so neither is touched.
-fn resolve(path: &Path) -> Result<VirtualPath, tree::Error> {
+fn resolve(user: &FtpUser, path: &Path) -> Result<VirtualPath, tree::Error> {
     let bytes = path.as_os_str().as_bytes();
     if String::from_utf8_lossy(bytes).contains(char::REPLACEMENT_CHARACTER) {
         return Err(PathFault::Refused.into());
     }
-    Ok(VirtualPath::resolve(&VirtualPath::default(), bytes)?)
+    Ok(VirtualPath::resolve(&user.0.admin.grants.root, bytes)?)
 }
 
 /// The library's kind that leads to the same reply code.
@@ -156,7 +156,7 @@ fn kind(error: &tree::Error) -> ErrorKind {
 }
 
 fn refused(user: &FtpUser, verb: &'static str, path: &Path, error: tree::Error) -> storage::Error {
-    let shown = resolve(path).unwrap_or_default();
+    let shown = resolve(user, path).unwrap_or_default();
     command_failed(&user.0, verb, &shown, &error);
     storage::Error::new(kind(&error), error)
 }
@@ -320,7 +320,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
         path: P,
     ) -> storage::Result<Entry> {
         let path = path.as_ref();
-        let stat = async { self.tree.stat(&user.0, &resolve(path)?).await };
+        let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
         let stat = stat.await.map_err(|error| refused(user, "STAT", path, error));
         let absent = |error: &storage::Error| error.kind() == ErrorKind::PermanentFileNotAvailable;
         let known = stat.as_ref().err().is_none_or(absent);
@@ -334,7 +334,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
         path: P,
     ) -> storage::Result<Vec<Fileinfo<PathBuf, Entry>>> {
         let path = path.as_ref();
-        let entries = async { self.entries(user, &resolve(path)?).await };
+        let entries = async { self.entries(user, &resolve(user, path)?).await };
         let entries = entries.await.map_err(|error| refused(user, "LIST", path, error))?;
         // The library writes the lines; this is about what they take.
         let bytes = entries.iter().map(|entry| entry.name.len() + LINE_BYTES).sum();
@@ -358,7 +358,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
     {
         let path = path.as_ref();
         self.check_memory(path, start_pos, false)?;
-        let sent = match resolve(path) {
+        let sent = match resolve(user, path) {
             Ok(resolved) => {
                 let transfer = Arc::new(Transfer::begin(&user.0, "RETR", &resolved));
                 let sending = self.send(user, &resolved, start_pos, output, &transfer);
@@ -388,7 +388,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
     ) -> storage::Result<u64> {
         let path = path.as_ref();
         self.check_memory(path, start_pos, true)?;
-        let received = match resolve(path) {
+        let received = match resolve(user, path) {
             Ok(resolved) => {
                 let transfer = Arc::new(Transfer::begin(&user.0, "STOR", &resolved));
                 let receiving = self.receive(user, &resolved, start_pos, input, &transfer);
@@ -401,13 +401,13 @@ impl StorageBackend<FtpUser> for TreeStorage {
 
     async fn del<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let remove = async { self.tree.remove(&user.0, &resolve(path)?).await };
+        let remove = async { self.tree.remove(&user.0, &resolve(user, path)?).await };
         remove.await.map_err(|error| refused(user, "DELE", path, error))
     }
 
     async fn mkd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let make = async { self.tree.make_directory(&user.0, &resolve(path)?).await };
+        let make = async { self.tree.make_directory(&user.0, &resolve(user, path)?).await };
         make.await.map_err(|error| refused(user, "MKD", path, error))
     }
 
@@ -418,19 +418,19 @@ impl StorageBackend<FtpUser> for TreeStorage {
         to: P,
     ) -> storage::Result<()> {
         let (path, to) = (from.as_ref(), to.as_ref());
-        let rename = async { self.tree.rename(&user.0, &resolve(path)?, &resolve(to)?).await };
+        let rename = async { self.tree.rename(&user.0, &resolve(user, path)?, &resolve(user, to)?).await };
         rename.await.map_err(|error| refused(user, "RNTO", path, error))
     }
 
     async fn rmd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let remove = async { self.tree.remove_directory(&user.0, &resolve(path)?).await };
+        let remove = async { self.tree.remove_directory(&user.0, &resolve(user, path)?).await };
         remove.await.map_err(|error| refused(user, "RMD", path, error))
     }
 
     async fn cwd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let stat = async { self.tree.stat(&user.0, &resolve(path)?).await };
+        let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
         let entry = stat.await.map_err(|error| refused(user, "CWD", path, error))?;
         if entry.kind == Kind::Directory {
             return Ok(());

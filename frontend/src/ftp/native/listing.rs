@@ -90,7 +90,7 @@ impl Job {
                 Err(error) => {
                     let Self { login, transfer, .. } = &self;
                     command_failed(login, transfer.verb, &transfer.path, &error);
-                    let reply = reply::of(&error, Action::List);
+                    let reply = reply::of(&error, Action::List, &transfer.path);
                     let is_file = matches!(self.form, Form::Facts(_)) && error.is_not_a_directory();
                     // RFC 3659 section 7.2.1: what is no directory is an error in the parameter.
                     return Outcome::Done(if is_file { Reply { code: 501, ..reply } } else { reply });
@@ -116,7 +116,7 @@ impl Job {
                     },
                     Err(Error::Tree(error)) => {
                         transfer.failed(&error);
-                        reply::of(&error, Action::List)
+                        reply::of(&error, Action::List, &transfer.path)
                     }
                     Err(Error::Data(error)) => broken(&transfer, &error),
                     Err(Error::TooWide) => {

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use portolan_config::certificate;
 use portolan_config::checked::listener::SessionReuse;
 use rustix::net::sockopt;
 use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert, StoresServerSessions};
@@ -76,7 +77,9 @@ pub(super) struct SessionTls {
     names: Arc<SessionCertificates>,
     handshake_max: Duration,
     config: Arc<ServerConfig>,
-    /// The same, without tickets after the handshake.
+    /// The names that the client's certificate has where the listener looks for them.
+    client_names: OnceLock<Vec<String>>,
+    /// As `config`, without tickets after the handshake.
     without_tickets: Arc<ServerConfig>,
 }
 
@@ -107,6 +110,7 @@ impl SessionTls {
             marked,
             names,
             handshake_max,
+            client_names: OnceLock::new(),
             config: Arc::new(config),
             without_tickets: Arc::new(without_tickets),
         }
@@ -131,7 +135,15 @@ impl SessionTls {
             // Set once: a session has one control connection.
             self.marked.adopted.set(mark).ok();
         }
+        if let Some([certificate, ..]) = stream.get_ref().1.peer_certificates() {
+            self.client_names.set(certificate::names(certificate, self.service.tls.certificate_name)).ok();
+        }
         Ok(stream)
+    }
+
+    /// Who the client is by its certificate; nobody if it has shown none.
+    pub(super) fn client_names(&self) -> &[String] {
+        self.client_names.get().map_or(&[], Vec::as_slice)
     }
 
     /// The mark of the TLS session that a handshake has resumed.

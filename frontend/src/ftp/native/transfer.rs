@@ -72,7 +72,7 @@ impl Job {
                         Err(error) => {
                             let error = error.into();
                             transfer.failed(&error);
-                            return Outcome::Done(reply::of(&error, Action::Read));
+                            return Outcome::Done(reply::of(&error, Action::Read, &transfer.path));
                         }
                     };
                     // What is slow by a limit is seen to move all the same.
@@ -141,7 +141,7 @@ impl Job {
                         if let Err(error) = upload.send(piece).await {
                             let error = error.into();
                             transfer.failed(&error);
-                            return Outcome::Done(reply::of(&error, Action::Write));
+                            return Outcome::Done(reply::of(&error, Action::Write, &transfer.path));
                         }
                     }
                     if ended {
@@ -174,7 +174,7 @@ impl Job {
                     Err(error) => {
                         let error = error.into();
                         transfer.failed(&error);
-                        Outcome::Done(reply::of(&error, Action::Write))
+                        Outcome::Done(reply::of(&error, Action::Write, &transfer.path))
                     }
                 }
             };
@@ -197,7 +197,7 @@ impl Job {
 
     fn refuse(&self, error: &crate::tree::Error, action: Action) -> Reply {
         self.transfer.failed(error);
-        reply::of(error, action)
+        reply::of(error, action, self.path())
     }
 }
 

@@ -117,7 +117,7 @@ fn work(
             Ok(digest) => tell(digest),
             Err(error) => {
                 command_failed(&login, verb.name(), &path, &error);
-                reply::of(&error, Action::Look)
+                reply::of(&error, Action::Look, &path)
             }
         })
     };

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use portolan_config::admins::NAME_BYTES_MAX;
+use portolan_config::checked::listener::CertificateLogin;
 use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
 use super::{data_requires_tls, login_requires_tls};
-use crate::auth::Login;
+use crate::auth::{Admin, Login, Proof};
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::facts::Facts;
@@ -16,13 +17,32 @@ use crate::ftp::reply::Reply;
 use crate::ftp::{LoginFailure, shown_time};
 use crate::tree::VirtualPath;
 
-pub(super) fn user(session: &mut Session, name: &[u8]) -> Step {
+pub(super) async fn user(session: &mut Session, name: &[u8]) -> Step {
     if login_requires_tls(session) && !session.protected {
         return Reply::new(530, "TLS is required here; send AUTH TLS first.").into();
     }
     log_out(session);
-    session.user = Some(name.to_vec());
-    Reply::new(331, "Send the password.").into()
+    let service = Arc::clone(&session.service);
+    let by_certificate =
+        service.listener.tls.settings().map_or(CertificateLogin::Off, |tls| tls.certificate_login);
+    let named = session.tls.clone();
+    let named = named.as_ref().map_or(&[][..], |tls| tls.client_names());
+    let fits = std::str::from_utf8(name).ok().filter(|name| named.iter().any(|named| named == name));
+    let (name, proof) = match (by_certificate, fits) {
+        (CertificateLogin::Alone | CertificateLogin::OrPassword, Some(name)) => {
+            (name, Ok(Proof::Certificate(named)))
+        }
+        (CertificateLogin::Alone, None) => {
+            ("(not that of the certificate)", Err("the certificate names another admin, or none"))
+        }
+        (CertificateLogin::Off | CertificateLogin::AndPassword | CertificateLogin::OrPassword, _) => {
+            session.user = Some(name.to_vec());
+            return Reply::new(331, "Send the password.").into();
+        }
+    };
+    let decided = service.log_in(&session.control, name, proof).await;
+    // RFC 2228 section 3: no password is asked for.
+    logged_in(session, 232, decided)
 }
 
 pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
@@ -37,19 +57,38 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
             ("(more than 256 bytes)", Err("no admin has such a name"))
         }
         (Ok(name), Ok("")) => (name, Err("an empty password")),
-        (Ok(name), Ok(password)) => (name, Ok(password)),
+        (Ok(name), Ok(password)) => (name, Ok(proof(session, password))),
         _ => ("(not UTF-8)", Err("no admin has such a name or password")),
     };
     let service = Arc::clone(&session.service);
-    match service.log_in(&session.control, name, password).await {
+    let decided = service.log_in(&session.control, name, password).await;
+    logged_in(session, 230, decided)
+}
+
+/// A password, with the certificate where that counts too.
+fn proof<'a>(session: &'a Session, password: &'a str) -> Proof<'a> {
+    let settings = session.service.listener.tls.settings();
+    match (settings.map(|tls| tls.certificate_login), &session.tls) {
+        (Some(CertificateLogin::AndPassword), Some(tls)) => {
+            Proof::Both { password, certificate: tls.client_names() }
+        }
+        _ => Proof::Password(password),
+    }
+}
+
+/// What a login came to; `code` if somebody is in.
+fn logged_in(session: &mut Session, code: u16, decided: Result<Arc<Admin>, LoginFailure>) -> Step {
+    let service = Arc::clone(&session.service);
+    match decided {
         Ok(admin) => {
             if let Some(tls) = &session.tls {
                 tls.set_admin(Some(&admin.name));
             }
             session.pace = service.pace_of(&session.throttle, &admin.name);
             let text = format!("Welcome, {}.", admin.name);
+            session.cwd = admin.grants.root.clone();
             session.login = Some(Login { admin, session: session.id });
-            Reply::with(230, text).into()
+            Reply::with(code, text).into()
         }
         Err(LoginFailure::Undecided) => {
             Reply::new(431, "The directory of admins does not answer; try again later.").into()
@@ -61,11 +100,16 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
                 shown_time(ban.until)
             ),
         )),
-        Err(LoginFailure::Wrong) => {
+        Err(failure @ (LoginFailure::Wrong | LoginFailure::Barred(_))) => {
             session.failed_logins += 1;
             let (failures, limit) = (session.failed_logins, service.listener.errors.failed_logins_max);
             if limit == 0 || failures < limit {
-                return Reply::new(530, "The name or the password is wrong.").into();
+                return match failure {
+                    LoginFailure::Barred(reason) => {
+                        Reply::with(530, format!("Not logged in: {reason}.")).into()
+                    }
+                    _ => Reply::new(530, "The name or the password is wrong.").into(),
+                };
             }
             let from = session.origin.client;
             tracing::warn!(session = %session.id, %from, failures, "session closed: too many failed logins");

@@ -31,7 +31,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         return Reply::new(530, "Log in first, with USER and PASS.").into();
     }
     match verb {
-        Verb::USER => login::user(session, argument),
+        Verb::USER => login::user(session, argument).await,
         Verb::PASS => login::pass(session, argument).await,
         Verb::ACCT => Reply::new(202, "No account is needed.").into(),
         Verb::REIN => login::rein(session),
@@ -134,7 +134,7 @@ fn path(session: &Session, argument: &[u8]) -> Result<VirtualPath, Reply> {
 }
 
 fn bad_name(fault: PathFault) -> Reply {
-    reply::of(&fault.into(), Action::Look)
+    reply::of(&fault.into(), Action::Look, &VirtualPath::default())
 }
 
 /// What a question to the tree came to.
@@ -149,7 +149,7 @@ async fn asked<T>(
         if let Some(login) = &session.login {
             command_failed(login, verb.name(), path, &error);
         }
-        reply::of(&error, action)
+        reply::of(&error, action, path)
     })
 }
 

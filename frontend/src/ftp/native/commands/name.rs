@@ -84,7 +84,8 @@ async fn change(
     let _under_way = session.control.begin_transfer(None);
     let doing = work(&session.service.shared.tree, &login, &path);
     asked(session, verb, &path, Action::Change, doing).await?;
-    tracing::info!(verb = verb.name(), %path, admin = login.admin.name, session = %session.id, "changed");
+    let (verb, at) = (verb.name(), path.in_cluster());
+    tracing::info!(verb, path = at, admin = login.admin.name, session = %session.id, "changed");
     Ok(path)
 }
 
