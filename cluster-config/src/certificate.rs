@@ -20,6 +20,11 @@ pub enum CertificateName {
     Uri,
 }
 
+/// Is the certificate, DER, within its time? A resumed TLS session tells who has shown it once, not that it still holds.
+pub fn holds_now(certificate: &[u8]) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| certificate.validity().is_valid())
+}
+
 /// The names at one place of a certificate, DER. One that cannot be read, which TLS would not have let in, has none.
 pub fn names(certificate: &[u8], place: CertificateName) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };

@@ -197,6 +197,64 @@ fn a_certificate_takes_the_place_of_a_password_or_is_asked_for_beside_it() {
     }
 }
 
+/// What openssl's s_client gets for USER.
+fn user_by_openssl(cluster: &Cluster, arguments: &[&str]) -> String {
+    let address = cluster.frontend.address.to_string();
+    let mut client = Command::new("timeout");
+    client.args(["10", "openssl", "s_client", "-quiet", "-starttls", "ftp", "-connect", &address]);
+    let mut child = client
+        .args(arguments)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"USER reader\r\nQUIT\r\n").ok();
+    String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
+}
+
+/// A certificate for `reader` by the authority of the cluster, which soon expires.
+fn certify_for(cluster: &Cluster, lasts: Duration) {
+    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+    let pki = cluster.path().join("pki");
+    let read = |name: &str| fs::read_to_string(pki.join(name)).unwrap();
+    let authority = KeyPair::from_pem(&read("ca-key.pem")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), authority).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "reader");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_after = (std::time::SystemTime::now() + lasts).into();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    fs::write(pki.join("brief.pem"), certificate.pem() + &read("ca.pem")).unwrap();
+    fs::write(pki.join("brief-key.pem"), key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn a_certificate_that_has_expired_logs_nobody_in_not_even_over_a_resumed_session() {
+    let cluster = cluster(
+        "client_certificate = \"required\"\nclient_ca = \"pki/ca.pem\"\ncertificate_login = \"alone\"",
+    );
+    let file = |name: &str| cluster.path().join("pki").join(name).to_string_lossy().into_owned();
+    let began = Instant::now();
+    certify_for(&cluster, Duration::from_secs(6));
+    for version in ["-tls1_2", "-tls1_3"] {
+        let (certificate, key, kept) = (file("brief.pem"), file("brief-key.pem"), file(version));
+        let shown = ["-cert", &certificate, "-key", &key, version];
+        let said = user_by_openssl(&cluster, &[&shown[..], &["-sess_out", &kept]].concat());
+        assert!(said.contains("232 "), "{version}: {said}");
+        // The session is good as long as the certificate is.
+        let said = user_by_openssl(&cluster, &["-sess_in", &kept, version]);
+        assert!(said.contains("232 "), "{version}: {said}");
+    }
+    std::thread::sleep(Duration::from_secs(7).saturating_sub(began.elapsed()));
+    for version in ["-tls1_2", "-tls1_3"] {
+        let said = user_by_openssl(&cluster, &["-sess_in", &file(version), version]);
+        assert!(!said.contains("232 "), "{version}: {said}");
+    }
+    cluster.frontend.wait_for_log("the client's certificate has expired");
+}
+
 #[test]
 fn tls_may_be_required_for_logins_and_for_data_each_by_itself() {
     let data_only = cluster("tls_required = false\ntls_data_required = true");

@@ -481,11 +481,16 @@ impl LdapDirectory {
                 self.bind_service(ldap, trace).await?;
             }
         }
+        // What was typed must not stand in for it: grants and certificates go by this name.
+        let Some(name) = entry.values(&user.name_attribute).next().map(str::to_owned) else {
+            let reason = format!("the entry has no {}, by which admins are named", user.name_attribute);
+            trace(reason.clone());
+            return Ok(Answer::Decided(Err(Failure::Refused(reason))));
+        };
         let groups = self.groups(ldap, &entry).await?;
         for group in &groups {
             trace(format!("member of {group}"));
         }
-        let name = entry.values(&user.name_attribute).next().unwrap_or(typed.user).to_owned();
         Ok(Answer::Decided(Ok(Found { name, groups, entry })))
     }
 

@@ -226,7 +226,9 @@ impl Tree {
 
     /// An entry by the name that the client knows it by.
     fn shown_entry(path: &VirtualPath, node: NodeIndex, entry: v1::Entry) -> Entry {
-        Entry { name: path.name().to_vec(), ..listing::entry(node, entry) }
+        let entry = listing::entry(node, entry);
+        // A file has a name, also where a root was set to one.
+        if entry.kind == Kind::Directory { Entry { name: path.name().to_vec(), ..entry } } else { entry }
     }
 
     /// The entries of a directory. It is known to be complete only when [`Listing::next_batch`] has said so.
@@ -369,7 +371,7 @@ impl Tree {
         transfer: TransferId,
     ) -> Result<Upload> {
         Self::authorize(login, path, Need::Change)?;
-        if let Place::Domain { .. } | Place::Container { .. } = path.place() {
+        if path.is_root() || matches!(path.place(), Place::Domain { .. } | Place::Container { .. }) {
             return Err(Error::IsADirectory { path: path.to_string() });
         }
         let node = Self::single(self.find_or_place(login, path).await?, path)?;

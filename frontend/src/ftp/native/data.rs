@@ -74,7 +74,7 @@ impl Error {
             Error::NotConnected => Reply::new(425, "Nobody opened the data connection in time."),
             Error::Unreachable(_) => Reply::new(425, "Your data port cannot be reached."),
             Error::Accept(_) => Reply::new(425, "The data connection could not be opened; try again."),
-            Error::Tls(tls::Error::Handshake(_)) => {
+            Error::Tls(tls::Error::Handshake(_) | tls::Error::Expired) => {
                 Reply::new(425, "The TLS handshake of the data connection failed.")
             }
             Error::Tls(tls::Error::Slow(_)) => {

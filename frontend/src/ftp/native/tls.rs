@@ -53,6 +53,8 @@ pub(super) enum Error {
     Slow(Duration),
     #[error("the TLS session offered belongs to another client")]
     Foreign,
+    #[error("the client's certificate has expired since the TLS session began")]
+    Expired,
     #[error("the TLS session of the control connection was not resumed")]
     NotResumed,
 }
@@ -77,8 +79,8 @@ pub(super) struct SessionTls {
     names: Arc<SessionCertificates>,
     handshake_max: Duration,
     config: Arc<ServerConfig>,
-    /// The names that the client's certificate has where the listener looks for them.
-    client_names: OnceLock<Vec<String>>,
+    /// What the client has shown, DER.
+    client_certificate: OnceLock<Vec<u8>>,
     /// As `config`, without tickets after the handshake.
     without_tickets: Arc<ServerConfig>,
 }
@@ -110,7 +112,7 @@ impl SessionTls {
             marked,
             names,
             handshake_max,
-            client_names: OnceLock::new(),
+            client_certificate: OnceLock::new(),
             config: Arc::new(config),
             without_tickets: Arc::new(without_tickets),
         }
@@ -136,14 +138,22 @@ impl SessionTls {
             self.marked.adopted.set(mark).ok();
         }
         if let Some([certificate, ..]) = stream.get_ref().1.peer_certificates() {
-            self.client_names.set(certificate::names(certificate, self.service.tls.certificate_name)).ok();
+            // A full handshake has verified it. What was resumed was verified once, and its tickets renew each other.
+            if !certificate::holds_now(certificate) {
+                return Err(Error::Expired);
+            }
+            self.client_certificate.set(certificate.to_vec()).ok();
         }
         Ok(stream)
     }
 
-    /// Who the client is by its certificate; nobody if it has shown none.
-    pub(super) fn client_names(&self) -> &[String] {
-        self.client_names.get().map_or(&[], Vec::as_slice)
+    /// Who the client is by its certificate; nobody if it has shown none, or one that has expired meanwhile.
+    pub(super) fn client_names(&self) -> Vec<String> {
+        let certificate =
+            self.client_certificate.get().filter(|certificate| certificate::holds_now(certificate));
+        certificate
+            .map(|certificate| certificate::names(certificate, self.service.tls.certificate_name))
+            .unwrap_or_default()
     }
 
     /// The mark of the TLS session that a handshake has resumed.

@@ -25,12 +25,11 @@ pub(super) async fn user(session: &mut Session, name: &[u8]) -> Step {
     let service = Arc::clone(&session.service);
     let by_certificate =
         service.listener.tls.settings().map_or(CertificateLogin::Off, |tls| tls.certificate_login);
-    let named = session.tls.clone();
-    let named = named.as_ref().map_or(&[][..], |tls| tls.client_names());
+    let named = session.tls.as_ref().map(|tls| tls.client_names()).unwrap_or_default();
     let fits = std::str::from_utf8(name).ok().filter(|name| named.iter().any(|named| named == name));
     let (name, proof) = match (by_certificate, fits) {
         (CertificateLogin::Alone | CertificateLogin::OrPassword, Some(name)) => {
-            (name, Ok(Proof::Certificate(named)))
+            (name, Ok(Proof::Certificate(&named)))
         }
         (CertificateLogin::Alone, None) => {
             ("(not that of the certificate)", Err("the certificate names another admin, or none"))
@@ -52,12 +51,15 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
     let Some(name) = session.user.take() else {
         return Reply::new(503, "Send USER first.").into();
     };
+    let login_by = session.service.listener.tls.settings().map(|tls| tls.certificate_login);
+    let named = session.tls.as_ref().map(|tls| tls.client_names());
+    let named = named.filter(|_| login_by == Some(CertificateLogin::AndPassword));
     let (name, password) = match (std::str::from_utf8(&name), std::str::from_utf8(password)) {
         (Ok(name), _) if name.len() > NAME_BYTES_MAX => {
             ("(more than 256 bytes)", Err("no admin has such a name"))
         }
         (Ok(name), Ok("")) => (name, Err("an empty password")),
-        (Ok(name), Ok(password)) => (name, Ok(proof(session, password))),
+        (Ok(name), Ok(password)) => (name, Ok(proof(password, named.as_deref()))),
         _ => ("(not UTF-8)", Err("no admin has such a name or password")),
     };
     let service = Arc::clone(&session.service);
@@ -65,14 +67,11 @@ pub(super) async fn pass(session: &mut Session, password: &[u8]) -> Step {
     logged_in(session, 230, decided)
 }
 
-/// A password, with the certificate where that counts too.
-fn proof<'a>(session: &'a Session, password: &'a str) -> Proof<'a> {
-    let settings = session.service.listener.tls.settings();
-    match (settings.map(|tls| tls.certificate_login), &session.tls) {
-        (Some(CertificateLogin::AndPassword), Some(tls)) => {
-            Proof::Both { password, certificate: tls.client_names() }
-        }
-        _ => Proof::Password(password),
+/// A password, with the names of the certificate where that counts too.
+fn proof<'a>(password: &'a str, certificate: Option<&'a [String]>) -> Proof<'a> {
+    match certificate {
+        Some(certificate) => Proof::Both { password, certificate },
+        None => Proof::Password(password),
     }
 }
 
