@@ -1,6 +1,7 @@
 //! A front end's configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -98,6 +99,15 @@ pub enum MapSource {
     Static,
     /// What the agents say they hold.
     Announced,
+}
+
+impl fmt::Display for MapSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MapSource::Static => "static",
+            MapSource::Announced => "announced",
+        })
+    }
 }
 
 /// Where a domain or object is created that no source places.

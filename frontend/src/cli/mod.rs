@@ -10,6 +10,7 @@ mod bans;
 mod check;
 mod demo;
 mod kick;
+mod map;
 mod passwd;
 mod pki;
 mod reload;
@@ -50,6 +51,7 @@ enum Command {
     Status(status::Arguments),
     Kick(kick::Arguments),
     Bans(bans::Arguments),
+    Map(map::Arguments),
     Reload(reload::Arguments),
     Demo(demo::Arguments),
     Completions(Completions),
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Kick(arguments) => kick::run(&arguments),
         Command::Bans(arguments) => bans::run(&arguments),
+        Command::Map(arguments) => map::run(&arguments),
         Command::Reload(arguments) => reload::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Completions(arguments) => {

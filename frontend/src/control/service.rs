@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use portolan_config::checked::frontend::MapSource;
 use portolan_config::checked::listener::{Engine, Tls};
 use portolan_proto::control::control_server::Control;
 use portolan_proto::control::{self as v1, ban, kick_request};
@@ -15,7 +16,9 @@ use crate::auth::lockout::{Ban, Banned};
 use crate::ftp::ControlConnection;
 use crate::gate::flow::Usage;
 use crate::node_client::Health;
+use crate::router::{self, MapRow, NodeIndex, Snapshot};
 use crate::running::Running;
+use crate::tree::VirtualPath;
 
 /// Sessions or bans in one message at most.
 const BATCH_MAX: usize = 1_000;
@@ -61,6 +64,7 @@ where
 impl Control for ControlService {
     type ListSessionsStream = Batches<v1::ListSessionsResponse>;
     type ListBansStream = Batches<v1::ListBansResponse>;
+    type ListDomainsStream = Batches<v1::ListDomainsResponse>;
 
     async fn describe(
         &self,
@@ -180,6 +184,38 @@ impl Control for ControlService {
         Ok(Response::new(v1::LiftBansResponse { lifted: shown, count }))
     }
 
+    async fn list_domains(
+        &self,
+        request: Request<v1::ListDomainsRequest>,
+    ) -> Result<Response<Self::ListDomainsStream>, Status> {
+        let only = request.into_inner().conflicts_only;
+        let map = self.running.router().snapshot();
+        // One state of the map, batch by batch as the client takes them.
+        let messages =
+            futures_util::stream::unfold((map, Some(None::<Vec<u8>>)), move |(map, after)| async move {
+                let after = after?;
+                let batch = map.domains_after(after.as_deref(), BATCH_MAX);
+                match batch.and_then(|names| mapped(&map, &names, only).map(|domains| (names, domains))) {
+                    Ok((names, domains)) => {
+                        let next = names.last().cloned()?;
+                        Some((Ok(v1::ListDomainsResponse { domains }), (map, Some(Some(next)))))
+                    }
+                    Err(error) => Some((Err(Status::unavailable(error.to_string())), (map, None))),
+                }
+            });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn explain_path(
+        &self,
+        request: Request<v1::ExplainPathRequest>,
+    ) -> Result<Response<v1::ExplainPathResponse>, Status> {
+        let path = VirtualPath::resolve(&VirtualPath::default(), &request.into_inner().path);
+        let path = path.map_err(|fault| Status::invalid_argument(fault.to_string()))?;
+        let steps = self.running.router().snapshot().explain(&path);
+        Ok(Response::new(v1::ExplainPathResponse { steps }))
+    }
+
     async fn reload(&self, _: Request<v1::ReloadRequest>) -> Result<Response<v1::ReloadResponse>, Status> {
         let running = Arc::clone(&self.running);
         // A client that goes away must not leave the reload half done.
@@ -190,6 +226,30 @@ impl Control for ControlService {
             Err(error) => Err(Status::failed_precondition(portolan_agent::process::chain(&error))),
         }
     }
+}
+
+/// Domains as the map has them.
+fn mapped(
+    map: &Snapshot,
+    names: &[Vec<u8>],
+    conflicts_only: bool,
+) -> Result<Vec<v1::MappedDomain>, router::Error> {
+    let named = |nodes: &[NodeIndex]| nodes.iter().map(|node| map.name(*node).to_string()).collect();
+    let mut domains = Vec::new();
+    for name in names {
+        let MapRow { domain, source, nodes, conflicts } = map.row(name)?;
+        if conflicts_only && conflicts.is_empty() {
+            continue;
+        }
+        let word = |(source, nodes): &(MapSource, Vec<NodeIndex>)| v1::SourceWord {
+            source: source.to_string(),
+            nodes: named(nodes),
+        };
+        let conflicts = conflicts.iter().map(word).collect();
+        let (domain, source, nodes) = (domain.into(), source.to_string(), named(&nodes));
+        domains.push(v1::MappedDomain { domain, source, nodes, conflicts });
+    }
+    Ok(domains)
 }
 
 fn session(control: &ControlConnection) -> v1::Session {

@@ -1,15 +1,14 @@
 //! What one node has announced.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
+use imbl::{OrdMap, OrdSet};
 use portolan_proto::path;
 use portolan_proto::v1::HoldingChange;
 
-/// Domains of a node, each with its objects. Unchanged domains are shared between snapshots.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Domains of a node, each with its objects. Persistent trees: a copy costs nothing and shares all that does not change,
+/// so that a change costs in proportion to itself, however much the node holds.
+#[derive(Debug, Clone, Default)]
 pub struct NodeHoldings {
-    pub(super) domains: BTreeMap<Vec<u8>, Arc<BTreeSet<Vec<u8>>>>,
+    pub(super) domains: OrdMap<Box<[u8]>, OrdSet<Box<[u8]>>>,
 }
 
 impl NodeHoldings {
@@ -24,23 +23,30 @@ impl NodeHoldings {
                 );
                 continue;
             }
-            let domain = change.domain.to_vec();
             match (&change.object, change.removed) {
                 (None, true) => {
-                    self.domains.remove(&domain);
+                    self.domains.remove(&change.domain[..]);
                 }
                 (None, false) => {
-                    self.domains.entry(domain).or_default();
+                    self.domains.entry(change.domain[..].into()).or_default();
                 }
                 (Some(object), removed) => {
-                    let objects = Arc::make_mut(self.domains.entry(domain).or_default());
+                    let objects = self.domains.entry(change.domain[..].into()).or_default();
                     if removed {
                         objects.remove(&object[..]);
                     } else {
-                        objects.insert(object.to_vec());
+                        objects.insert(object[..].into());
                     }
                 }
             }
         }
+    }
+
+    pub(super) fn holds(&self, domain: &[u8]) -> bool {
+        self.domains.contains_key(domain)
+    }
+
+    pub(super) fn holds_object(&self, domain: &[u8], object: &[u8]) -> bool {
+        self.domains.get(domain).is_some_and(|objects| objects.contains(object))
     }
 }

@@ -4,6 +4,7 @@
 //! What it calls: nothing.
 //! What it never does: I/O, or guess. Where sources disagree their order decides, and the log says so.
 
+mod given;
 mod holdings;
 mod snapshot;
 
@@ -14,8 +15,9 @@ use portolan_config::checked::frontend::Map;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
 
+use given::GivenMap;
 pub use holdings::NodeHoldings;
-pub use snapshot::{Route, Snapshot};
+pub use snapshot::{MapRow, Route, Snapshot};
 
 /// A node by its place in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,7 +55,7 @@ impl Router {
 
     /// What a node holds, whole: after it was connected.
     pub fn replace_holdings(&self, node: NodeIndex, holdings: NodeHoldings) {
-        self.update(|snapshot| snapshot.set_holdings(node, Arc::new(holdings)));
+        self.update(|snapshot| snapshot.set_holdings(node, holdings));
     }
 
     /// What changed on a node.

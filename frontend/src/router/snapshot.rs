@@ -1,14 +1,16 @@
-//! One immutable state of the map: the static map and what the nodes announced, combined by order.
+//! One immutable state of the map: its sources, combined by their order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use portolan_config::checked::frontend::{Map, MapDomain, MapSource, Placement};
+use itertools::Itertools as _;
+use portolan_config::checked::frontend::{Map, MapSource, Placement};
 use portolan_proto::id::NodeId;
 use portolan_proto::path;
 use portolan_proto::v1::HoldingChange;
 
-use super::{Error, NodeHoldings, NodeIndex};
+use super::{Error, GivenMap, NodeHoldings, NodeIndex};
 use crate::tree::path::{Place, VirtualPath};
 
 /// Which node to ask for a path.
@@ -24,48 +26,58 @@ pub enum Route {
     Search(Vec<NodeIndex>),
 }
 
+/// A domain as the map has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapRow {
+    pub domain: Vec<u8>,
+    pub source: MapSource,
+    /// The home node first.
+    pub nodes: Vec<NodeIndex>,
+    /// What sources that come later say, where it is something else.
+    pub conflicts: Vec<(MapSource, Vec<NodeIndex>)>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     nodes: Arc<[NodeId]>,
     sources: Arc<[MapSource]>,
     placement: Placement,
-    fixed: Arc<BTreeMap<Vec<u8>, FixedDomain>>,
+    fixed: Arc<GivenMap>,
     /// By node; `None` until the node was heard for the first time. A node that goes away keeps its last.
-    announced: Vec<Option<Arc<NodeHoldings>>>,
+    announced: Vec<Option<NodeHoldings>>,
     /// By node: whether what it announced is what it holds now.
     current: Vec<bool>,
-}
-
-#[derive(Debug)]
-struct FixedDomain {
-    nodes: Vec<NodeIndex>,
-    objects: BTreeMap<Vec<u8>, NodeIndex>,
+    /// When anything of it changed last.
+    changed: SystemTime,
 }
 
 impl Snapshot {
     pub(super) fn new(nodes: Vec<NodeId>, map: &Map) -> Self {
         Self {
-            fixed: Arc::new(fixed(&nodes, map)),
+            fixed: Arc::new(GivenMap::of_configuration(&nodes, &map.domains)),
             announced: vec![None; nodes.len()],
             current: vec![false; nodes.len()],
             nodes: nodes.into(),
             sources: map.sources.clone().into(),
             placement: map.placement,
+            changed: SystemTime::now(),
         }
     }
 
     pub(super) fn set_map(&mut self, map: &Map) {
-        self.fixed = Arc::new(fixed(&self.nodes, map));
+        self.fixed = Arc::new(GivenMap::of_configuration(&self.nodes, &map.domains));
         self.sources = map.sources.clone().into();
         self.placement = map.placement;
-        for node in 0..self.nodes.len() {
-            self.report_conflicts(NodeIndex(node), None);
+        self.changed = SystemTime::now();
+        for node in self.nodes() {
+            self.report_conflicts(node, None);
         }
     }
 
-    pub(super) fn set_holdings(&mut self, node: NodeIndex, holdings: Arc<NodeHoldings>) {
+    pub(super) fn set_holdings(&mut self, node: NodeIndex, holdings: NodeHoldings) {
         self.announced[node.0] = Some(holdings);
         self.current[node.0] = true;
+        self.changed = SystemTime::now();
         self.report_conflicts(node, None);
     }
 
@@ -74,40 +86,69 @@ impl Snapshot {
     }
 
     pub(super) fn change_holdings(&mut self, node: NodeIndex, changes: &[HoldingChange]) {
-        let mut holdings = self.announced[node.0].take().unwrap_or_default();
-        Arc::make_mut(&mut holdings).apply(changes);
-        self.announced[node.0] = Some(holdings);
-        let touched = changes.iter().filter(|change| !change.removed).map(|change| change.domain.to_vec());
-        self.report_conflicts(node, Some(touched.collect()));
+        if changes.is_empty() {
+            return;
+        }
+        self.announced[node.0].get_or_insert_default().apply(changes);
+        self.changed = SystemTime::now();
+        let touched: Vec<&[u8]> = changes
+            .iter()
+            .filter(|change| !change.removed)
+            .map(|change| &change.domain[..])
+            .dedup()
+            .collect();
+        self.report_conflicts(node, Some(&touched));
     }
 
-    /// Logs where what a node announces and the static map disagree.
-    fn report_conflicts(&self, node: NodeIndex, only: Option<BTreeSet<Vec<u8>>>) {
-        if !(self.uses(MapSource::Static) && self.uses(MapSource::Announced)) {
+    /// When anything of the map changed last.
+    pub fn changed(&self) -> SystemTime {
+        self.changed
+    }
+
+    pub fn name(&self, node: NodeIndex) -> &NodeId {
+        &self.nodes[node.0]
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = NodeIndex> + use<> {
+        (0..self.nodes.len()).map(NodeIndex)
+    }
+
+    /// Logs where what a node announces and what is given disagree.
+    fn report_conflicts(&self, node: NodeIndex, only: Option<&[&[u8]]>) {
+        if !self.uses(MapSource::Announced) {
             return;
         }
         let Some(held) = &self.announced[node.0] else { return };
-        let concerned = |name: &Vec<u8>| only.as_ref().is_none_or(|only| only.contains(name));
-        let node_name = &self.nodes[node.0];
-        for domain in held.domains.keys().filter(|name| concerned(name)) {
-            if self.fixed.get(domain).is_some_and(|fixed| !fixed.nodes.contains(&node)) {
-                let domain = path::display(domain);
-                tracing::warn!(domain, node = %node_name, "the static map places a domain elsewhere than a node announces");
-            }
-        }
-        for (domain, fixed) in self.fixed.iter().filter(|(name, _)| concerned(name)) {
-            if fixed.nodes.contains(&node) && self.is_surely_absent(domain, fixed) {
-                let domain = path::display(domain);
-                tracing::warn!(domain, node = %node_name, "the static map places a domain where no node has it; it is not listed");
+        let name = self.name(node);
+        for (source, given) in self.givens() {
+            let elsewhere = |domain: &[u8]| {
+                given.nodes(domain).is_some_and(|nodes| held.holds(domain) && !nodes.contains(&node))
+            };
+            let absent = |domain: &[u8]| {
+                given
+                    .nodes(domain)
+                    .is_some_and(|nodes| nodes.contains(&node) && self.is_surely_absent(domain, nodes))
+            };
+            let report = |domain: &[u8]| {
+                let shown = || path::display(domain);
+                if elsewhere(domain) {
+                    tracing::warn!(domain = shown(), node = %name, "the {source} map places a domain elsewhere than a node announces");
+                }
+                if absent(domain) {
+                    tracing::warn!(domain = shown(), node = %name, "the {source} map places a domain where no node has it; it is not listed");
+                }
+            };
+            match only {
+                Some(only) => only.iter().copied().for_each(report),
+                None => given.domains.keys().map(|domain| &domain[..]).for_each(report),
             }
         }
     }
 
     /// True when every node that should hold a part of a domain is there and says that it holds none.
-    fn is_surely_absent(&self, domain: &[u8], fixed: &FixedDomain) -> bool {
-        fixed.nodes.iter().all(|node| {
-            let held = self.announced[node.0].as_ref();
-            self.current[node.0] && held.is_some_and(|held| !held.domains.contains_key(domain))
+    fn is_surely_absent(&self, domain: &[u8], nodes: &[NodeIndex]) -> bool {
+        nodes.iter().all(|node| {
+            self.current[node.0] && self.announced[node.0].as_ref().is_some_and(|held| !held.holds(domain))
         })
     }
 
@@ -115,80 +156,108 @@ impl Snapshot {
         self.sources.contains(&source)
     }
 
-    /// The first node that has not been heard yet.
-    fn unheard(&self) -> Option<Error> {
-        let place = self.announced.iter().position(Option::is_none)?;
-        Some(Error::Unheard { node: self.nodes[place].clone() })
+    /// The maps that somebody keeps and that count, as far as they were read.
+    fn givens(&self) -> impl Iterator<Item = (MapSource, &GivenMap)> {
+        self.sources.iter().filter_map(|source| Some((*source, self.given(*source)?)))
     }
 
-    /// All domains that a source knows, in byte order. A domain of the static map is left out only when all
-    /// its nodes are there and say that they hold none of it: then it can be made again by a restore.
+    fn given(&self, source: MapSource) -> Option<&GivenMap> {
+        match source {
+            MapSource::Static => Some(&self.fixed),
+            MapSource::Announced => None,
+        }
+    }
+
+    /// What of a source is not known yet.
+    fn unknown(&self, source: MapSource) -> Option<Error> {
+        match source {
+            MapSource::Static => None,
+            MapSource::Announced => {
+                let unheard = self.announced.iter().position(Option::is_none)?;
+                Some(Error::Unheard { node: self.nodes[unheard].clone() })
+            }
+        }
+    }
+
+    /// The next domains after a name that a source knows, in byte order, each once. A domain that is only given is left out
+    /// when all its nodes are there and say that they hold none of it: then it can be made again by a restore.
     ///
     /// # Errors
-    /// `Unheard`, when announcements count and a node has made none: the list could lack its domains.
-    pub fn domains(&self) -> Result<BTreeSet<Vec<u8>>, Error> {
-        let mut domains = BTreeSet::new();
+    /// A source that counts is not known yet: the list could lack its domains.
+    pub fn domains_after(&self, after: Option<&[u8]>, most: usize) -> Result<Vec<Vec<u8>>, Error> {
+        if let Some(unknown) = self.sources.iter().find_map(|source| self.unknown(*source)) {
+            return Err(unknown);
+        }
+        let range = || (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         let announcements_count = self.uses(MapSource::Announced);
-        if self.uses(MapSource::Static) {
-            let present = self
-                .fixed
-                .iter()
-                .filter(|(name, fixed)| !(announcements_count && self.is_surely_absent(name, fixed)));
-            domains.extend(present.map(|(name, _)| name.clone()));
-        }
-        if announcements_count {
-            if let Some(unheard) = self.unheard() {
-                return Err(unheard);
-            }
-            for held in self.announced.iter().flatten() {
-                domains.extend(held.domains.keys().cloned());
-            }
-        }
-        Ok(domains)
+        let given = self.givens().map(|(_, given)| {
+            let domains = given.domains.range::<[u8], _>(range());
+            let present = domains.filter(move |(name, given)| {
+                !(announcements_count && self.is_surely_absent(name, &given.nodes))
+            });
+            Box::new(present.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
+        });
+        let held = self.announced.iter().flatten().filter(|_| announcements_count).map(|held| {
+            let domains = held.domains.range::<_, [u8]>(range());
+            Box::new(domains.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
+        });
+        Ok(given.chain(held).kmerge().dedup().take(most).map(<[u8]>::to_vec).collect())
     }
 
-    /// The nodes of a domain by the first source that knows it; the home node first.
-    fn domain_nodes(&self, domain: &[u8]) -> Result<Vec<NodeIndex>, Error> {
-        for source in self.sources.iter() {
-            match source {
-                MapSource::Static => {
-                    if let Some(fixed) = self.fixed.get(domain) {
-                        return Ok(fixed.nodes.clone());
-                    }
-                }
-                MapSource::Announced => {
-                    // A node that was never heard may hold a part: without it the set would be short.
-                    if let Some(unheard) = self.unheard() {
-                        return Err(unheard);
-                    }
-                    let nodes = self.announcers(|held| held.domains.contains_key(domain));
-                    if !nodes.is_empty() {
-                        return Ok(nodes);
-                    }
-                }
+    /// What the sources say of a domain, in their order; those that do not know it are left out.
+    fn says(&self, domain: &[u8]) -> impl Iterator<Item = Result<(MapSource, Vec<NodeIndex>), Error>> {
+        self.sources.iter().filter_map(move |source| {
+            // Where a source is not known whole, what it would add is not known either.
+            if let Some(unknown) = self.unknown(*source) {
+                return Some(Err(unknown));
             }
-        }
-        Err(Error::UnknownDomain)
+            let nodes = match self.given(*source) {
+                Some(given) => given.nodes(domain).unwrap_or_default().to_vec(),
+                None => self.holders(|held| held.holds(domain)),
+            };
+            (!nodes.is_empty()).then_some(Ok((*source, nodes)))
+        })
+    }
+
+    /// The nodes of a domain by the first source that knows it, and that source; the home node first.
+    fn domain_nodes(&self, domain: &[u8]) -> Result<(MapSource, Vec<NodeIndex>), Error> {
+        self.says(domain).next().unwrap_or(Err(Error::UnknownDomain))
+    }
+
+    /// The domain as the map has it, with what sources say otherwise.
+    pub fn row(&self, domain: &[u8]) -> Result<MapRow, Error> {
+        let (source, nodes) = self.domain_nodes(domain)?;
+        let sorted = |nodes: &[NodeIndex]| nodes.iter().copied().sorted().collect_vec();
+        let others = self.says(domain).skip(1).filter_map(Result::ok);
+        let conflicts = others.filter(|(_, other)| sorted(other) != sorted(&nodes)).collect();
+        Ok(MapRow { domain: domain.to_vec(), source, nodes, conflicts })
+    }
+
+    /// The objects of a domain, with their nodes.
+    pub fn objects(&self, domain: &[u8], nodes: &[NodeIndex]) -> Vec<(Vec<u8>, NodeIndex)> {
+        let given = self.givens().filter_map(|(_, given)| given.domains.get(domain));
+        let given = given.flat_map(|given| given.objects.keys());
+        let held =
+            nodes.iter().filter_map(|node| self.announced[node.0].as_ref()?.domains.get(domain)).flatten();
+        let objects = given.chain(held).sorted().dedup();
+        objects
+            .filter_map(|object| Some((object.to_vec(), self.object_node(domain, object, nodes)?)))
+            .collect()
     }
 
     /// The nodes that may hold a part of a domain. Announcements help to find data, but they lag, so they never
     /// prove absence: where they decide, every node that is there is asked too.
     fn nodes_to_ask(&self, domain: &[u8]) -> Result<Vec<NodeIndex>, Error> {
-        let mut nodes = self.domain_nodes(domain)?;
-        if !(self.uses(MapSource::Static) && self.fixed.contains_key(domain)) {
-            let there = (0..self.nodes.len()).map(NodeIndex).filter(|node| self.current[node.0]);
-            let others: Vec<_> = there.filter(|node| !nodes.contains(node)).collect();
-            nodes.extend(others);
+        let (source, mut nodes) = self.domain_nodes(domain)?;
+        if source == MapSource::Announced {
+            let others = self.nodes().filter(|node| self.current[node.0] && !nodes.contains(node));
+            nodes.extend(others.collect_vec());
         }
         Ok(nodes)
     }
 
-    fn announcers(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
-        let holders = self.announced.iter().enumerate();
-        holders
-            .filter(|(_, held)| held.as_ref().is_some_and(|held| holds(held)))
-            .map(|(index, _)| NodeIndex(index))
-            .collect()
+    fn holders(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
+        self.nodes().filter(|node| self.announced[node.0].as_ref().is_some_and(&holds)).collect()
     }
 
     /// Which node to ask for `path`.
@@ -212,36 +281,31 @@ impl Snapshot {
 
     /// The node of an object of a domain that lies on several, by the first source that knows it.
     fn object_node(&self, domain: &[u8], object: &[u8], nodes: &[NodeIndex]) -> Option<NodeIndex> {
-        for source in self.sources.iter() {
-            let found = match source {
-                MapSource::Static => {
-                    self.fixed.get(domain).and_then(|fixed| fixed.objects.get(object).copied())
-                }
-                MapSource::Announced => {
-                    let holders = self.announcers(|held| {
-                        held.domains.get(domain).is_some_and(|objects| objects.contains(object))
-                    });
-                    // In the order of the domain's nodes, so that its own files come from the home node.
-                    nodes.iter().copied().find(|node| holders.contains(node))
-                }
-            };
-            if found.is_some() {
-                return found;
+        self.sources.iter().find_map(|source| match self.given(*source) {
+            Some(given) => given.domains.get(domain)?.objects.get(object).copied(),
+            // In the order of the domain's nodes, so that its own files come from the home node.
+            None if *source == MapSource::Announced => {
+                let holds = |node: &&NodeIndex| {
+                    self.announced[node.0].as_ref().is_some_and(|held| held.holds_object(domain, object))
+                };
+                nodes.iter().find(holds).copied()
             }
-        }
-        None
+            None => None,
+        })
     }
 
     /// Where a domain or object is created that lies nowhere yet.
     pub fn place(&self, path: &VirtualPath) -> Result<NodeIndex, Error> {
         let domain = match path.place() {
             Place::Domain { domain } | Place::Container { domain } | Place::Object { domain, .. } => domain,
-            Place::Root | Place::Domains | Place::Nowhere => return Err(Error::Unplaced),
+            Place::Root | Place::Domains | Place::Nowhere => {
+                return Err(Error::Unplaced);
+            }
         };
         match (self.domain_nodes(domain), self.placement) {
             // One node holds the domain: the map itself places what is new in it.
-            (Ok(nodes), _) if nodes.len() == 1 => Ok(nodes[0]),
-            (Ok(nodes), Placement::HomeNode) => Ok(nodes[0]),
+            (Ok((_, nodes)), _) if nodes.len() == 1 => Ok(nodes[0]),
+            (Ok((_, nodes)), Placement::HomeNode) => Ok(nodes[0]),
             (Err(Error::UnknownDomain), Placement::HomeNode) if self.nodes.len() == 1 => Ok(NodeIndex(0)),
             (Err(error @ (Error::Unheard { .. } | Error::Unplaced)), _) => Err(error),
             (Ok(_) | Err(Error::UnknownDomain), Placement::Refuse | Placement::HomeNode) => {
@@ -249,30 +313,62 @@ impl Snapshot {
             }
         }
     }
-}
 
-/// The domains of the static map.
-fn fixed(nodes: &[NodeId], map: &Map) -> BTreeMap<Vec<u8>, FixedDomain> {
-    let index = |name: &NodeId| {
-        let place = nodes.iter().position(|node| node == name);
-        NodeIndex(place.expect("the configuration was checked: the map names its nodes"))
-    };
-    let domain = |domain: &MapDomain| {
-        let fixed = FixedDomain {
-            nodes: domain.nodes.iter().map(index).collect(),
-            objects: domain.objects.iter().map(|(object, node)| (object.clone(), index(node))).collect(),
+    /// How a path is routed, step by step, for people.
+    pub fn explain(&self, path: &VirtualPath) -> Vec<String> {
+        let named = |nodes: &[NodeIndex]| nodes.iter().map(|node| self.name(*node).as_str()).join(", ");
+        let mut steps = vec![format!("path: {path}")];
+        let domain = match path.place() {
+            Place::Domain { domain } | Place::Container { domain } | Place::Object { domain, .. } => domain,
+            Place::Root | Place::Domains | Place::Nowhere => &[],
         };
-        (domain.name.clone(), fixed)
-    };
-    map.domains.iter().map(domain).collect()
+        for source in self.sources.iter().filter(|_| !domain.is_empty()) {
+            let said = match (self.unknown(*source), self.given(*source)) {
+                (Some(unknown), _) => unknown.to_string(),
+                (None, Some(given)) => {
+                    given.nodes(domain).map_or("does not know the domain".to_owned(), named)
+                }
+                (None, None) => match &self.holders(|held| held.holds(domain))[..] {
+                    [] => "no node announces the domain".to_owned(),
+                    nodes => named(nodes),
+                },
+            };
+            steps.push(format!("source {source}: {said}"));
+        }
+        if let Ok(row) = self.row(domain) {
+            steps.push(format!("the domain lies on: {} (by {})", named(&row.nodes), row.source));
+            for (source, nodes) in &row.conflicts {
+                steps.push(format!("conflict: {source} says {}", named(nodes)));
+            }
+        }
+        for node in self.nodes().filter(|node| !self.current[node.0]) {
+            steps.push(format!("node {} is away: what it announced last is taken to stand", self.name(node)));
+        }
+        steps.push(match self.route(path) {
+            Ok(Route::Virtual) => "made by the front end".to_owned(),
+            Ok(Route::Node(node)) => format!("asked: {}", self.name(node)),
+            Ok(Route::Union(nodes)) => format!("asked, and their parts joined: {}", named(&nodes)),
+            Ok(Route::Search(nodes)) => format!("searched for on: {}", named(&nodes)),
+            Err(error) => format!("not routed: {error}"),
+        });
+        steps
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use portolan_config::checked::frontend::MapDomain;
+
     use super::*;
 
     fn node(name: &str) -> NodeId {
         name.parse().unwrap()
+    }
+
+    fn domains(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, Error> {
+        snapshot.domains_after(None, 1_000)
     }
 
     fn map(placement: Placement) -> Map {
@@ -301,7 +397,7 @@ mod tests {
             let domain = domain.as_bytes().to_vec().into();
             holdings.apply(&[HoldingChange { domain, object, removed: false }]);
         }
-        snapshot.set_holdings(NodeIndex(node), Arc::new(holdings));
+        snapshot.set_holdings(NodeIndex(node), holdings);
     }
 
     fn route(snapshot: &Snapshot, path: &str) -> Result<Route, Error> {
@@ -311,18 +407,18 @@ mod tests {
     #[test]
     fn without_all_announcements_nothing_is_said_to_be_absent() {
         let mut snapshot = snapshot(Placement::Refuse);
-        assert_eq!(snapshot.domains(), Err(Error::Unheard { node: node("n0") }));
+        assert_eq!(domains(&snapshot), Err(Error::Unheard { node: node("n0") }));
         assert_eq!(route(&snapshot, "/domains/three"), Err(Error::Unheard { node: node("n0") }));
         assert_eq!(route(&snapshot, "/domains/one/users/x"), Ok(Route::Node(NodeIndex(0))));
         announce(&mut snapshot, 0, &[]);
         announce(&mut snapshot, 1, &[]);
-        assert_eq!(snapshot.domains(), Err(Error::Unheard { node: node("n2") }));
+        assert_eq!(domains(&snapshot), Err(Error::Unheard { node: node("n2") }));
         announce(&mut snapshot, 2, &[("three", "")]);
-        let names: Vec<_> = snapshot.domains().unwrap().into_iter().collect();
+        let names = domains(&snapshot).unwrap();
         // Those that the map knows and nobody has are not listed, as long as nobody is away.
         assert_eq!(names, [&b"three"[..]]);
         snapshot.set_away(NodeIndex(0));
-        let names: Vec<_> = snapshot.domains().unwrap().into_iter().collect();
+        let names = domains(&snapshot).unwrap();
         assert_eq!(names, [&b"one"[..], b"three", b"two"]);
         let all = vec![NodeIndex(2), NodeIndex(1)];
         assert_eq!(

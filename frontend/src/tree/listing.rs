@@ -1,15 +1,17 @@
 //! A directory being listed: whole, from one node, or merged from several.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portolan_proto::LIST_BATCH_ENTRIES_MAX;
 use portolan_proto::path::is_container;
 use portolan_proto::v1;
 
-use super::{Entry, Identity, Kind, Place, Result, VirtualPath};
+use super::{Entry, Error, Identity, Kind, Place, Result, VirtualPath};
+use crate::auth::Login;
 use crate::node_client::Batches;
-use crate::router::NodeIndex;
+use crate::router::{NodeIndex, Snapshot};
 
 /// The entries of a directory, batch by batch: memory does not grow with their number.
 #[derive(Debug)]
@@ -20,8 +22,21 @@ pub struct Listing {
 #[derive(Debug)]
 enum Source {
     Whole(Option<Vec<Entry>>),
+    Domains(Domains),
     One(NodeIndex, Box<Batches>),
     Merged(Merge),
+}
+
+/// The domains of one state of the map that an admin may see.
+#[derive(Debug)]
+struct Domains {
+    /// The directory, for errors.
+    path: VirtualPath,
+    map: Arc<Snapshot>,
+    login: Login,
+    modified: SystemTime,
+    /// The last one that was told; `None` at the beginning.
+    last: Option<Vec<u8>>,
 }
 
 /// Sorted parts being joined.
@@ -45,6 +60,21 @@ impl Listing {
         Self { source: Source::Whole(Some(entries)) }
     }
 
+    /// The domains of the map.
+    ///
+    /// # Errors
+    /// A source of the map is not known yet.
+    pub(super) fn domains(
+        path: &VirtualPath,
+        map: Arc<Snapshot>,
+        login: &Login,
+        modified: SystemTime,
+    ) -> Result<Self> {
+        map.domains_after(None, 1).map_err(|error| Error::from_route(path, error))?;
+        let domains = Domains { path: path.clone(), map, login: login.clone(), modified, last: None };
+        Ok(Self { source: Source::Domains(domains) })
+    }
+
     pub(super) fn one(node: NodeIndex, batches: Batches) -> Self {
         Self { source: Source::One(node, Box::new(batches)) }
     }
@@ -60,6 +90,7 @@ impl Listing {
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
         match &mut self.source {
             Source::Whole(entries) => Ok(entries.take().filter(|entries| !entries.is_empty())),
+            Source::Domains(domains) => domains.next_batch(),
             Source::One(node, batches) => {
                 let batch = batches.next().await?;
                 Ok(batch.map(|batch| batch.into_iter().map(|next| entry(*node, next)).collect()))
@@ -73,6 +104,23 @@ impl Listing {
                     }
                 }
                 Ok(Some(merged).filter(|merged| !merged.is_empty()))
+            }
+        }
+    }
+}
+
+impl Domains {
+    fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
+        loop {
+            let names = self.map.domains_after(self.last.as_deref(), LIST_BATCH_ENTRIES_MAX);
+            let names = names.map_err(|error| Error::from_route(&self.path, error))?;
+            let Some(last) = names.last() else { return Ok(None) };
+            self.last = Some(last.clone());
+            let grants = &self.login.admin.grants;
+            let seen = names.iter().filter(|name| grants.may_see(name));
+            let seen: Vec<Entry> = seen.map(|name| Entry::level(name, self.modified)).collect();
+            if !seen.is_empty() {
+                return Ok(Some(seen));
             }
         }
     }

@@ -49,6 +49,14 @@ pub struct Entry {
     pub identity: Option<Identity>,
 }
 
+impl Entry {
+    /// A level that no disk has. Its mode lets a mirror that copies modes write into its copy.
+    fn level(name: &[u8], modified: SystemTime) -> Self {
+        let name = name.to_vec();
+        Self { name, kind: Kind::Directory, size: 0, modified, unix_mode: 0o755, identity: None }
+    }
+}
+
 /// What tells one file of the cluster from all others while it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -192,24 +200,12 @@ impl Tree {
         Ok(found)
     }
 
-    /// A level that no disk has. Its mode lets a mirror that copies modes write into its copy.
-    fn virtual_directory(&self, name: &[u8]) -> Entry {
-        Entry {
-            name: name.to_vec(),
-            kind: Kind::Directory,
-            size: 0,
-            modified: self.started,
-            unix_mode: 0o755,
-            identity: None,
-        }
-    }
-
     /// What stands at `path`.
     pub async fn stat(&self, login: &Login, path: &VirtualPath) -> Result<Entry> {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
         match self.find(login, path).await? {
-            Route::Virtual => Ok(self.virtual_directory(path.name())),
+            Route::Virtual => Ok(Entry::level(path.name(), self.started)),
             Route::Node(node) => {
                 let stat = self.node(node).stat(login.caller(wire), wire).await?;
                 Ok(Self::shown_entry(path, node, stat))
@@ -237,14 +233,9 @@ impl Tree {
         let wire = path.as_wire();
         match self.find(login, path).await? {
             Route::Virtual if path.place() == Place::Root => {
-                Ok(Listing::whole(vec![self.virtual_directory(DOMAINS)]))
+                Ok(Listing::whole(vec![Entry::level(DOMAINS, self.started)]))
             }
-            Route::Virtual => {
-                let domains = self.router.snapshot().domains();
-                let domains = domains.map_err(|error| Error::from_route(path, error))?;
-                let seen = domains.iter().filter(|domain| login.admin.grants.may_see(domain));
-                Ok(Listing::whole(seen.map(|domain| self.virtual_directory(domain)).collect()))
-            }
+            Route::Virtual => Listing::domains(path, self.router.snapshot(), login, self.started),
             Route::Node(node) => {
                 Ok(Listing::one(node, self.node(node).list(login.caller(wire), wire, false).await?))
             }

@@ -1,0 +1,63 @@
+//! `portolan map`: the domain map of a running front end.
+
+use std::os::unix::ffi::OsStringExt as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use portolan_proto::control::{ExplainPathRequest, ListDomainsRequest, MappedDomain};
+use portolan_proto::path;
+
+use super::Socket;
+
+/// Print which nodes each domain lies on, by which source, and where sources disagree.
+#[derive(Parser)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// Only domains on which sources disagree.
+    #[arg(long)]
+    conflicts: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    Explain(Explain),
+}
+
+/// Say step by step how a path is routed.
+#[derive(Parser)]
+struct Explain {
+    /// A path of the virtual tree, such as /domains/example.org/users/anna.
+    path: std::ffi::OsString,
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    match &arguments.action {
+        None => super::ask(&arguments.socket, |mut client| async move {
+            let request = ListDomainsRequest { conflicts_only: arguments.conflicts };
+            let mut stream = client.list_domains(request).await?.into_inner();
+            let mut rows = vec![["DOMAIN", "NODES", "SOURCE", "CONFLICTS"].map(str::to_owned).to_vec()];
+            while let Some(batch) = stream.message().await? {
+                rows.extend(batch.domains.iter().map(row));
+            }
+            Ok(super::table(&rows))
+        }),
+        Some(Action::Explain(explain)) => super::ask(&arguments.socket, |mut client| async move {
+            let path = explain.path.clone().into_vec().into();
+            let explained = client.explain_path(ExplainPathRequest { path }).await?.into_inner();
+            Ok(explained.steps.join("\n") + "\n")
+        }),
+    }
+}
+
+fn row(domain: &MappedDomain) -> Vec<String> {
+    let words = domain.conflicts.iter().map(|word| format!("{}: {}", word.source, word.nodes.join(",")));
+    vec![
+        path::display(&domain.domain),
+        domain.nodes.join(","),
+        domain.source.clone(),
+        words.collect::<Vec<_>>().join("; "),
+    ]
+}

@@ -1,0 +1,61 @@
+//! A map that somebody keeps: the static one of the configuration.
+
+use std::collections::BTreeMap;
+
+use portolan_config::checked::frontend::MapDomain;
+use portolan_proto::id::NodeId;
+
+use super::NodeIndex;
+
+/// Domains with their nodes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct GivenMap {
+    pub(super) domains: BTreeMap<Box<[u8]>, GivenDomain>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct GivenDomain {
+    /// The home node first.
+    pub(super) nodes: Vec<NodeIndex>,
+    /// Objects of which it is known on which of the nodes they lie.
+    pub(super) objects: BTreeMap<Box<[u8]>, NodeIndex>,
+}
+
+impl GivenMap {
+    /// The map of the configuration, which names nodes that there are.
+    pub(super) fn of_configuration(nodes: &[NodeId], domains: &[MapDomain]) -> Self {
+        let index = |name: &NodeId| {
+            let place = nodes.iter().position(|node| node == name);
+            NodeIndex(place.expect("the configuration was checked: the map names its nodes"))
+        };
+        let mut map = Self::default();
+        for domain in domains {
+            for node in &domain.nodes {
+                map.add_node(&domain.name, index(node));
+            }
+            for (object, node) in &domain.objects {
+                map.add_object(&domain.name, object, index(node));
+            }
+        }
+        map
+    }
+
+    fn add_node(&mut self, domain: &[u8], node: NodeIndex) {
+        let given = self.domains.entry(domain.into()).or_default();
+        if !given.nodes.contains(&node) {
+            given.nodes.push(node);
+        }
+    }
+
+    /// An object lies on a node, which then is one of the domain's.
+    fn add_object(&mut self, domain: &[u8], object: &[u8], node: NodeIndex) {
+        self.add_node(domain, node);
+        if let Some(given) = self.domains.get_mut(domain) {
+            given.objects.insert(object.into(), node);
+        }
+    }
+
+    pub(super) fn nodes(&self, domain: &[u8]) -> Option<&[NodeIndex]> {
+        self.domains.get(domain).map(|given| &given.nodes[..])
+    }
+}

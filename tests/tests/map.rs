@@ -1,0 +1,109 @@
+//! The domain map: listed whole, explained, followed as domains move.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
+use std::fs;
+use std::path::PathBuf;
+
+use portolan_tests::client::{Control, succeeded};
+use portolan_tests::{Cluster, eventually, tree};
+
+fn domain(cluster: &Cluster, node: u32, name: &str) -> PathBuf {
+    cluster.path().join(format!("node-{node}/domains/{name}"))
+}
+
+fn shown(cluster: &Cluster, arguments: &[&str]) -> String {
+    succeeded(&cluster.operate(arguments))
+}
+
+#[test]
+fn the_map_shows_where_domains_lie_and_where_sources_disagree() {
+    let cluster = Cluster::start(tree::fill);
+    let map = shown(&cluster, &["map"]);
+    let line = |map: &str, name: &str| {
+        let line = map.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line(&map, "one.example"), "one.example mail-1 static");
+    assert_eq!(line(&map, "spread.example"), "spread.example mail-1,mail-3 static");
+    assert_eq!(shown(&cluster, &["map", "--conflicts"]).lines().count(), 1, "the heading alone");
+
+    // Somebody else has some of it too: the order decides, and the conflict is seen.
+    fs::create_dir_all(domain(&cluster, 2, "one.example").join("users/stray")).unwrap();
+    let conflict = eventually("the conflict is seen", || {
+        let map = shown(&cluster, &["map", "--conflicts"]);
+        map.contains("one.example").then_some(map)
+    });
+    assert_eq!(line(&conflict, "one.example"), "one.example mail-1 static announced: mail-1,mail-2");
+    cluster.frontend.wait_for_log("the static map places a domain elsewhere than a node announces");
+
+    let explained = shown(&cluster, &["map", "explain", "/domains/one.example/users/x"]);
+    for step in [
+        "path: /domains/one.example/users/x",
+        "source static: mail-1",
+        "source announced: mail-1, mail-2",
+        "the domain lies on: mail-1 (by static)",
+        "conflict: announced says mail-1, mail-2",
+        "asked: mail-1",
+    ] {
+        assert!(explained.contains(step), "{step}: {explained}");
+    }
+    let missing = shown(&cluster, &["map", "explain", "/domains/none.example"]);
+    assert!(missing.contains("not routed: no such domain"), "{missing}");
+    assert!(!cluster.operate(&["map", "explain", &"x".repeat(300)]).status.success());
+}
+
+#[test]
+fn a_domain_that_moves_is_followed_while_sessions_are_open() {
+    let cluster = Cluster::start(tree::fill);
+    let file = |node| domain(&cluster, node, "moving.example");
+    fs::create_dir_all(file(1)).unwrap();
+    fs::write(file(1).join("domainRegistry.bin"), "moving").unwrap();
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    let read = |session: &mut Control| {
+        let (code, content) = session.fetch("RETR /domains/moving.example/domainRegistry.bin");
+        (code == 226).then_some(content)
+    };
+    assert_eq!(eventually("it is there", || read(&mut session)), b"moving");
+    let on = |node: &str| {
+        eventually("the map follows", || {
+            let explained =
+                shown(&cluster, &["map", "explain", "/domains/moving.example/domainRegistry.bin"]);
+            explained.contains(&format!("the domain lies on: {node} (by announced)")).then_some(())
+        });
+    };
+    on("mail-1");
+    fs::rename(file(1), file(3)).unwrap();
+    // Every node that is there is asked, so the move is followed before it is announced.
+    assert_eq!(eventually("it is found again", || read(&mut session)), b"moving");
+    on("mail-3");
+    let listing = String::from_utf8(session.fetch("NLST /domains").1).unwrap();
+    assert_eq!(listing.matches("moving.example").count(), 1, "{listing}");
+}
+
+/// More domains than one batch has, on several nodes, some on two of them.
+#[test]
+fn the_list_of_domains_is_whole_and_in_order_whatever_its_length() {
+    let cluster = Cluster::start(tree::fill);
+    let name = |number: u32| format!("bulk-{number:05}.example");
+    for number in 0..3_500 {
+        fs::create_dir(domain(&cluster, number % 3 + 1, &name(number))).unwrap();
+        if number % 50 == 0 {
+            fs::create_dir(domain(&cluster, (number + 1) % 3 + 1, &name(number))).unwrap();
+        }
+    }
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    let listed = eventually("all are announced", || {
+        let (code, listing) = session.fetch("NLST /domains");
+        assert_eq!(code, 226);
+        let listing = String::from_utf8(listing).unwrap();
+        (listing.matches("bulk-").count() >= 3_500).then_some(listing)
+    });
+    let bulk: Vec<&str> = listed.lines().filter(|line| line.contains("bulk-")).collect();
+    let expected: Vec<String> = (0..3_500).map(|number| format!("/domains/{}", name(number))).collect();
+    assert_eq!(bulk, expected);
+    assert_eq!(listed.lines().count(), 3_503);
+    // Who may see a few of them only sees those.
+    let mut reader = Control::login(cluster.frontend.address, "reader");
+    assert_eq!(reader.fetch("NLST /domains").1, b"/domains/one.example\r\n");
+}
