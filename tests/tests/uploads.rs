@@ -104,6 +104,49 @@ fn a_full_disk_answers_452_and_keeps_the_old_file() {
     drop(cluster);
 }
 
+#[test]
+fn what_is_new_goes_to_the_node_with_the_most_room_and_stays_together() {
+    let small = SmallDisk::mount();
+    let root = small.path.clone();
+    let mut cluster = Cluster::start(move |folder| {
+        tree::fill(folder);
+        fs::remove_dir_all(folder.join("node-1")).unwrap();
+        std::os::unix::fs::symlink(&root, folder.join("node-1")).unwrap();
+        put(&root.join("domains/spread.example/domainRegistry.bin"), b"spread.example");
+    });
+    cluster
+        .restart_frontend(|config| config.replace("placement = \"home-node\"", "placement = \"least-used\""));
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    // Of the domain's two nodes its home node is the small one.
+    assert_eq!(control.ask("MKD /domains/spread.example/users/new").0, 257);
+    assert_eq!(control.store("/domains/spread.example/users/new/Registry.bin", b"new"), 226);
+    assert!(cluster.domains(3).join("spread.example/users/new/Registry.bin").is_file());
+    // A domain that nobody knows goes to one node as a whole, at once, from however many sessions.
+    let address = cluster.frontend.address;
+    std::thread::scope(|scope| {
+        for session in 0..6 {
+            scope.spawn(move || {
+                let mut control = Control::login(address, "admin");
+                control.ask("MKD /domains/fresh.example");
+                assert_eq!(control.ask("CWD /domains/fresh.example").0, 250);
+                control.ask("MKD users");
+                assert_eq!(control.ask(&format!("MKD users/user-{session}")).0, 257);
+                assert_eq!(control.store(&format!("users/user-{session}/Registry.bin"), b"x"), 226);
+            });
+        }
+    });
+    let on = |node| cluster.domains(node).join("fresh.example");
+    let holders: Vec<usize> = (1..=3).filter(|node| on(*node).is_dir()).collect();
+    assert!(matches!(holders[..], [2 | 3]), "{holders:?}");
+    assert_eq!(fs::read_dir(on(holders[0]).join("users")).unwrap().count(), 6);
+    // While a node is away it may have what is to be created.
+    cluster.kill_agent(2);
+    eventually("the node is away", || cluster.frontend.log().contains("node is away").then_some(()));
+    let (code, said) = control.ask("MKD /domains/other.example");
+    assert!(code == 450 && said.contains("mail-2"), "{said}");
+    drop(cluster);
+}
+
 /// A tmpfs of 4 MiB, unmounted when dropped.
 struct SmallDisk {
     path: PathBuf,

@@ -117,6 +117,8 @@ pub enum Placement {
     Refuse,
     /// On the first node of its domain. A domain that no source knows is refused all the same.
     HomeNode,
+    /// On the node with the most room: of those of its domain, or of all for a domain that no source knows.
+    LeastUsed,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -317,7 +319,11 @@ fn map(raw: &raw::Map, checker: &mut Checker, nodes: &[Node]) -> Map {
     } else {
         sources = vec![MapSource::Static, MapSource::Announced];
     }
-    let placements = [("refuse", Placement::Refuse), ("home-node", Placement::HomeNode)];
+    let placements = [
+        ("refuse", Placement::Refuse),
+        ("home-node", Placement::HomeNode),
+        ("least-used", Placement::LeastUsed),
+    ];
     let placement = checker.choice(&raw.placement, "map.placement", &placements, Placement::Refuse);
     let mut seen = BTreeSet::new();
     let mut domains = Vec::new();

@@ -17,7 +17,7 @@ use portolan_proto::v1::HoldingChange;
 
 use given::GivenMap;
 pub use holdings::NodeHoldings;
-pub use snapshot::{MapRow, Route, Snapshot};
+pub use snapshot::{MapRow, Route, Site, Snapshot};
 
 /// A node by its place in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

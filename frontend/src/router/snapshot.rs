@@ -26,6 +26,14 @@ pub enum Route {
     Search(Vec<NodeIndex>),
 }
 
+/// Where something is created that lies nowhere yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Site {
+    Node(NodeIndex),
+    /// On the one of these that has the most room.
+    Roomiest(Vec<NodeIndex>),
+}
+
 /// A domain as the map has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapRow {
@@ -295,7 +303,7 @@ impl Snapshot {
     }
 
     /// Where a domain or object is created that lies nowhere yet.
-    pub fn place(&self, path: &VirtualPath) -> Result<NodeIndex, Error> {
+    pub fn place(&self, path: &VirtualPath) -> Result<Site, Error> {
         let domain = match path.place() {
             Place::Domain { domain } | Place::Container { domain } | Place::Object { domain, .. } => domain,
             Place::Root | Place::Domains | Place::Nowhere => {
@@ -304,9 +312,13 @@ impl Snapshot {
         };
         match (self.domain_nodes(domain), self.placement) {
             // One node holds the domain: the map itself places what is new in it.
-            (Ok((_, nodes)), _) if nodes.len() == 1 => Ok(nodes[0]),
-            (Ok((_, nodes)), Placement::HomeNode) => Ok(nodes[0]),
-            (Err(Error::UnknownDomain), Placement::HomeNode) if self.nodes.len() == 1 => Ok(NodeIndex(0)),
+            (Ok((_, nodes)), _) if nodes.len() == 1 => Ok(Site::Node(nodes[0])),
+            (Ok((_, nodes)), Placement::HomeNode) => Ok(Site::Node(nodes[0])),
+            (Ok((_, nodes)), Placement::LeastUsed) => Ok(Site::Roomiest(nodes)),
+            (Err(Error::UnknownDomain), Placement::HomeNode) if self.nodes.len() == 1 => {
+                Ok(Site::Node(NodeIndex(0)))
+            }
+            (Err(Error::UnknownDomain), Placement::LeastUsed) => Ok(Site::Roomiest(self.nodes().collect())),
             (Err(error @ (Error::Unheard { .. } | Error::Unplaced)), _) => Err(error),
             (Ok(_) | Err(Error::UnknownDomain), Placement::Refuse | Placement::HomeNode) => {
                 Err(Error::Unplaced)
@@ -453,10 +465,19 @@ mod tests {
             announce(&mut refusing, index, &[]);
             announce(&mut homing, index, &[]);
         }
-        assert_eq!(refusing.place(&path("/domains/one/users/x")), Ok(NodeIndex(0)));
+        assert_eq!(refusing.place(&path("/domains/one/users/x")), Ok(Site::Node(NodeIndex(0))));
         assert_eq!(refusing.place(&path("/domains/two/users/x")), Err(Error::Unplaced));
-        assert_eq!(homing.place(&path("/domains/two/users/x")), Ok(NodeIndex(1)));
+        assert_eq!(homing.place(&path("/domains/two/users/x")), Ok(Site::Node(NodeIndex(1))));
         assert_eq!(homing.place(&path("/domains/new")), Err(Error::Unplaced));
+        let mut roomy = snapshot(Placement::LeastUsed);
+        assert!(matches!(roomy.place(&path("/domains/new")), Err(Error::Unheard { .. })));
+        for index in 0..3 {
+            announce(&mut roomy, index, &[]);
+        }
+        let roomiest = |of: &[usize]| Ok(Site::Roomiest(of.iter().copied().map(NodeIndex).collect()));
+        assert_eq!(roomy.place(&path("/domains/one/users/x")), Ok(Site::Node(NodeIndex(0))));
+        assert_eq!(roomy.place(&path("/domains/two/users/x")), roomiest(&[1, 0]));
+        assert_eq!(roomy.place(&path("/domains/new")), roomiest(&[0, 1, 2]));
     }
 
     #[test]

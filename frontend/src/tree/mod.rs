@@ -7,6 +7,7 @@
 pub mod error;
 mod listing;
 pub mod path;
+mod placing;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,12 +19,13 @@ use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
 use crate::node_client::{self, Content, NodeClient, Upload};
-use crate::router::{self, NodeIndex, Route, Router};
+use crate::router::{self, NodeIndex, Route, Router, Site};
 
 pub use crate::node_client::Begins;
 pub use error::Error;
 pub use listing::Listing;
 pub use path::{Place, VirtualPath};
+use placing::Placing;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -78,6 +80,7 @@ pub struct Permissions {
 pub struct Tree {
     router: Arc<Router>,
     nodes: Vec<Arc<NodeClient>>,
+    placing: Placing,
     /// Time shown for the levels that exist on no disk.
     started: SystemTime,
 }
@@ -92,7 +95,7 @@ enum Need {
 
 impl Tree {
     pub fn new(router: Arc<Router>, nodes: Vec<Arc<NodeClient>>) -> Self {
-        Self { router, nodes, started: SystemTime::now() }
+        Self { router, nodes, placing: Placing::new(), started: SystemTime::now() }
     }
 
     fn node(&self, index: NodeIndex) -> &NodeClient {
@@ -130,7 +133,18 @@ impl Tree {
     }
 
     fn route(&self, path: &VirtualPath) -> Result<Route> {
-        self.router.snapshot().route(path).map_err(|error| Error::from_route(path, error))
+        self.known_route(path).map_err(|error| Error::from_route(path, error))
+    }
+
+    /// The route by the map, or to where a new domain has just been placed.
+    fn known_route(&self, path: &VirtualPath) -> std::result::Result<Route, router::Error> {
+        let routed = self.router.snapshot().route(path);
+        if let (Err(router::Error::UnknownDomain), Some(domain)) = (&routed, domain_of(path.as_wire()))
+            && let Some(node) = self.placing.node(&[DOMAINS, domain].join(&b'/'))
+        {
+            return Ok(Route::Node(node));
+        }
+        routed
     }
 
     /// The node of a path that exists, asking the nodes where no source knows it.
@@ -146,8 +160,7 @@ impl Tree {
 
     /// As [`Tree::find`], placing what does not exist yet.
     async fn find_or_place(&self, login: &Login, path: &VirtualPath) -> Result<Route> {
-        let snapshot = self.router.snapshot();
-        let nodes = match snapshot.route(path) {
+        let nodes = match self.known_route(path) {
             Ok(Route::Search(nodes)) => nodes,
             Ok(known) => return Ok(known),
             Err(router::Error::UnknownDomain) => Vec::new(),
@@ -156,7 +169,39 @@ impl Tree {
         if let Some(node) = self.search(login, path, &nodes).await? {
             return Ok(Route::Node(node));
         }
-        snapshot.place(path).map(Route::Node).map_err(|error| Error::from_route(path, error))
+        let whole = match path.place() {
+            Place::Object { domain, object } if !nodes.is_empty() => [DOMAINS, domain, object].join(&b'/'),
+            _ => [DOMAINS, domain_of(path.as_wire()).unwrap_or_default()].join(&b'/'),
+        };
+        let site = self.router.snapshot().place(path).map_err(|error| Error::from_route(path, error))?;
+        let _turn = self.placing.turn.lock().await;
+        if let Some(node) = self.placing.node(&whole) {
+            return Ok(Route::Node(node));
+        }
+        let node = match site {
+            Site::Node(node) => node,
+            Site::Roomiest(nodes) => self.roomiest(login, &whole, &nodes).await?,
+        };
+        self.placing.remember(&whole, node);
+        Ok(Route::Node(node))
+    }
+
+    /// The node for something new, a path of the wire. Any node that does not answer makes the answer unknown: what is to be
+    /// created may be there.
+    async fn roomiest(&self, login: &Login, whole: &[u8], nodes: &[NodeIndex]) -> Result<NodeIndex> {
+        // Somebody else may have made it, and it is not announced yet.
+        if let Some((node, _)) = self.stat_all(login, whole, nodes).await?.first() {
+            return Ok(*node);
+        }
+        let free = join_all(nodes.iter().map(|node| self.node(*node).bytes_free())).await;
+        let free = free.into_iter().collect::<node_client::Result<Vec<_>>>()?;
+        let (node, _) = nodes
+            .iter()
+            .zip(&free)
+            .reduce(|most, next| if next.1 > most.1 { next } else { most })
+            .ok_or_else(|| Error::Unplaced { path: portolan_proto::path::display(whole) })?;
+        tracing::info!(path = portolan_proto::path::display(whole), node = %self.node(*node).name(), "placed on the node with the most room");
+        Ok(*node)
     }
 
     /// Asks nodes which of them has the object that `path` lies in. Any node that does not answer makes the
