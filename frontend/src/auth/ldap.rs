@@ -449,7 +449,7 @@ impl LdapDirectory {
         };
         let filter = typed.fill(&user.filter, |part| ldap3::ldap_escape(part).into_owned());
         let (mut entries, referrals) =
-            self.search_with_referrals(ldap, base, user.scope, &filter, &self.attributes, 2).await?;
+            self.search(ldap, base, user.scope, &filter, &self.attributes, 2).await?;
         if entries.len() > 1 {
             trace(format!("{filter} below {base:?}: more than one entry"));
             let failure = Failure::Refused("more than one entry fits the name".to_owned());
@@ -528,21 +528,8 @@ impl LdapDirectory {
         Ok(())
     }
 
-    /// At most `most` entries; one more where there are more.
+    /// At most `most` entries, one more where there are more; and the URLs of servers that may know more.
     async fn search(
-        &self,
-        ldap: &mut Ldap,
-        base: &str,
-        scope: SearchScope,
-        filter: &str,
-        attributes: &[String],
-        most: usize,
-    ) -> Result<Vec<Entry>, Trouble> {
-        Ok(self.search_with_referrals(ldap, base, scope, filter, attributes, most).await?.0)
-    }
-
-    /// As [`LdapDirectory::search`], with the URLs of servers that may know more.
-    async fn search_with_referrals(
         &self,
         ldap: &mut Ldap,
         base: &str,
@@ -604,7 +591,9 @@ impl LdapDirectory {
             let sid = [&sid[..domain], &relative.to_le_bytes()].concat();
             let escaped: String = sid.iter().map(|byte| format!("\\{byte:02x}")).collect();
             let filter = format!("(objectSid={escaped})");
-            for group in self.search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), 1).await? {
+            let (primary, _) =
+                self.search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), 1).await?;
+            for group in primary {
                 found.insert(same_form(&group.dn));
                 members.push(group.dn);
             }
@@ -613,7 +602,7 @@ impl LdapDirectory {
         let parts: String =
             members.iter().map(|dn| format!("(member{rule}={})", ldap3::ldap_escape(dn.as_str()))).collect();
         let filter = format!("(|{parts})");
-        let entries =
+        let (entries, _) =
             self.search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), GROUPS_MAX).await?;
         found.extend(entries.iter().map(|group| same_form(&group.dn)));
         Ok(found)
@@ -640,7 +629,7 @@ impl LdapDirectory {
                     parts += uid.as_deref().unwrap_or_default();
                 }
                 let filter = format!("(|{parts})");
-                let entries = self
+                let (entries, _) = self
                     .search(ldap, &groups.base, groups.scope, &filter, &no_attributes(), GROUPS_MAX)
                     .await?;
                 for group in entries {

@@ -96,9 +96,8 @@ impl Transfer {
     pub fn complete(&self) {
         self.ended(Stand::Complete);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, admin, session, .. } = self;
-        let path = self.path.in_cluster();
-        tracing::info!(transfer = %id, verb, path, admin, session, bytes, ms, "transfer complete");
+        let Self { id, verb, path, admin, session, .. } = self;
+        tracing::info!(transfer = %id, verb, ?path, admin, session, bytes, ms, "transfer complete");
     }
 
     /// A listing is complete: of a backup there are as many as directories, so only those who look for them
@@ -106,28 +105,25 @@ impl Transfer {
     pub fn listed(&self) {
         self.ended(Stand::Complete);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, admin, session, .. } = self;
-        let path = self.path.in_cluster();
-        tracing::debug!(transfer = %id, verb, path, admin, session, bytes, ms, "listing complete");
+        let Self { id, verb, path, admin, session, .. } = self;
+        tracing::debug!(transfer = %id, verb, ?path, admin, session, bytes, ms, "listing complete");
     }
 
     /// The client broke it off, or its data connection broke.
     pub fn broken_off(&self, why: &dyn std::fmt::Display) {
         self.ended(Stand::Failed);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, admin, session, .. } = self;
-        let path = self.path.in_cluster();
-        tracing::warn!(transfer = %id, verb, path, admin, session, bytes, ms, %why, "transfer broken off");
+        let Self { id, verb, path, admin, session, .. } = self;
+        tracing::warn!(transfer = %id, verb, ?path, admin, session, bytes, ms, %why, "transfer broken off");
     }
 
     /// The tree failed.
     pub fn failed(&self, error: &tree::Error) {
         self.ended(Stand::Failed);
         let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, admin, session, .. } = self;
-        let path = self.path.in_cluster();
+        let Self { id, verb, path, admin, session, .. } = self;
         let (code, error) = (reply::code(error), portolan_agent::process::chain(error));
-        tracing::warn!(transfer = %id, verb, path, admin, session, bytes, ms, code, error, "transfer failed");
+        tracing::warn!(transfer = %id, verb, ?path, admin, session, bytes, ms, code, error, "transfer failed");
     }
 }
 
@@ -136,10 +132,10 @@ impl Transfer {
 pub fn command_failed(login: &Login, verb: &'static str, path: &VirtualPath, error: &tree::Error) {
     let code = reply::code(error);
     let (admin, session) = (&login.admin.name, login.session);
-    let (path, error) = (path.in_cluster(), portolan_agent::process::chain(error));
+    let error = portolan_agent::process::chain(error);
     if code < 500 || code == 552 {
-        tracing::warn!(verb, path, admin, %session, code, error, "command failed");
+        tracing::warn!(verb, ?path, admin, %session, code, error, "command failed");
     } else {
-        tracing::debug!(verb, path, admin, %session, code, error, "command refused");
+        tracing::debug!(verb, ?path, admin, %session, code, error, "command refused");
     }
 }

@@ -8,12 +8,12 @@ use portolan_proto::id::NodeId;
 use super::NodeIndex;
 
 /// Domains with their nodes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct GivenMap {
     pub(super) domains: BTreeMap<Box<[u8]>, GivenDomain>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct GivenDomain {
     /// The home node first.
     pub(super) nodes: Vec<NodeIndex>,

@@ -2,7 +2,6 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use itertools::Itertools as _;
 use portolan_config::checked::frontend::{Map, MapSource, Placement};
@@ -55,8 +54,6 @@ pub struct Snapshot {
     announced: Vec<Option<NodeHoldings>>,
     /// By node: whether what it announced is what it holds now.
     current: Vec<bool>,
-    /// When anything of it changed last.
-    changed: SystemTime,
 }
 
 impl Snapshot {
@@ -68,7 +65,6 @@ impl Snapshot {
             nodes: nodes.into(),
             sources: map.sources.clone().into(),
             placement: map.placement,
-            changed: SystemTime::now(),
         }
     }
 
@@ -76,7 +72,6 @@ impl Snapshot {
         self.fixed = Arc::new(GivenMap::of_configuration(&self.nodes, &map.domains));
         self.sources = map.sources.clone().into();
         self.placement = map.placement;
-        self.changed = SystemTime::now();
         for node in self.nodes() {
             self.report_conflicts(node, None);
         }
@@ -85,7 +80,6 @@ impl Snapshot {
     pub(super) fn set_holdings(&mut self, node: NodeIndex, holdings: NodeHoldings) {
         self.announced[node.0] = Some(holdings);
         self.current[node.0] = true;
-        self.changed = SystemTime::now();
         self.report_conflicts(node, None);
     }
 
@@ -98,7 +92,6 @@ impl Snapshot {
             return;
         }
         self.announced[node.0].get_or_insert_default().apply(changes);
-        self.changed = SystemTime::now();
         let touched: Vec<&[u8]> = changes
             .iter()
             .filter(|change| !change.removed)
@@ -106,11 +99,6 @@ impl Snapshot {
             .dedup()
             .collect();
         self.report_conflicts(node, Some(&touched));
-    }
-
-    /// When anything of the map changed last.
-    pub fn changed(&self) -> SystemTime {
-        self.changed
     }
 
     pub fn name(&self, node: NodeIndex) -> &NodeId {
@@ -239,18 +227,6 @@ impl Snapshot {
         let others = self.says(domain).skip(1).filter_map(Result::ok);
         let conflicts = others.filter(|(_, other)| sorted(other) != sorted(&nodes)).collect();
         Ok(MapRow { domain: domain.to_vec(), source, nodes, conflicts })
-    }
-
-    /// The objects of a domain, with their nodes.
-    pub fn objects(&self, domain: &[u8], nodes: &[NodeIndex]) -> Vec<(Vec<u8>, NodeIndex)> {
-        let given = self.givens().filter_map(|(_, given)| given.domains.get(domain));
-        let given = given.flat_map(|given| given.objects.keys());
-        let held =
-            nodes.iter().filter_map(|node| self.announced[node.0].as_ref()?.domains.get(domain)).flatten();
-        let objects = given.chain(held).sorted().dedup();
-        objects
-            .filter_map(|object| Some((object.to_vec(), self.object_node(domain, object, nodes)?)))
-            .collect()
     }
 
     /// The nodes that may hold a part of a domain. Announcements help to find data, but they lag, so they never

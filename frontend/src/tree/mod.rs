@@ -175,12 +175,13 @@ impl Tree {
         };
         let site = self.router.snapshot().place(path).map_err(|error| Error::from_route(path, error))?;
         let _turn = self.placing.turn.lock().await;
-        if let Some(node) = self.placing.node(&whole) {
-            return Ok(Route::Node(node));
-        }
         let node = match site {
             Site::Node(node) => node,
-            Site::Roomiest(nodes) => self.roomiest(login, &whole, &nodes).await?,
+            // What was remembered before the map changed could be a node that is the domain's no more.
+            Site::Roomiest(nodes) => match self.placing.node(&whole).filter(|node| nodes.contains(node)) {
+                Some(node) => node,
+                None => self.roomiest(login, &whole, &nodes).await?,
+            },
         };
         self.placing.remember(&whole, node);
         Ok(Route::Node(node))

@@ -144,6 +144,7 @@ impl fmt::Display for VirtualPath {
     }
 }
 
+/// For logs: the whole path, as [`VirtualPath::in_cluster`].
 impl fmt::Debug for VirtualPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.in_cluster())
