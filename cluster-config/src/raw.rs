@@ -50,6 +50,7 @@ pub(crate) struct Frontend {
     pub(crate) grants: Vec<Grant>,
     pub(crate) cluster: Cluster,
     pub(crate) nodes: Vec<Node>,
+    pub(crate) discovery: Option<Discovery>,
     pub(crate) map: Map,
     pub(crate) drain_timeout: Text,
     pub(crate) log: Log,
@@ -253,6 +254,19 @@ pub(crate) struct Cluster {
 pub(crate) struct Node {
     pub(crate) name: Text,
     pub(crate) address: Text,
+    pub(crate) standby: Option<Field<Vec<String>>>,
+    pub(crate) standby_writes: Option<Field<bool>>,
+    pub(crate) mail_hosts: Option<Field<Vec<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Discovery {
+    pub(crate) addresses: Text,
+    pub(crate) services: Text,
+    pub(crate) interval: Text,
+    pub(crate) nodes_min: Option<Field<u64>>,
+    pub(crate) servers: Option<Field<Vec<String>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -260,7 +274,32 @@ pub(crate) struct Node {
 pub(crate) struct Map {
     pub(crate) sources: Option<Field<Vec<String>>>,
     pub(crate) placement: Text,
+    pub(crate) partial_listings: Text,
+    pub(crate) file: Text,
     pub(crate) domains: Vec<MapDomain>,
+    pub(crate) ldap: Option<LdapMap>,
+}
+
+/// A map file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MapFile {
+    pub(crate) domains: Vec<MapDomain>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LdapMap {
+    pub(crate) directory: Text,
+    pub(crate) node_attribute: Text,
+    pub(crate) domain_base: Text,
+    pub(crate) domain_filter: Text,
+    pub(crate) domain_attribute: Text,
+    pub(crate) user_base: Text,
+    pub(crate) user_filter: Text,
+    pub(crate) user_attribute: Text,
+    pub(crate) refresh: Text,
+    pub(crate) timeout: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -297,8 +336,6 @@ pub(crate) struct Listen {
     pub(crate) certificate: Text,
     pub(crate) key: Text,
     pub(crate) client_ca: Text,
-    pub(crate) certificate_login: Text,
-    pub(crate) certificate_name: Text,
     pub(crate) insecure: Option<Field<bool>>,
 }
 

@@ -20,6 +20,7 @@ mod client;
 pub mod control;
 pub mod ftp;
 pub mod gate;
+mod members;
 pub mod node_client;
 mod recent;
 pub mod router;
@@ -130,10 +131,7 @@ impl Frontend {
         // nodes, and the operator wants to see them.
         let stop_last = CancellationToken::new();
         let last = TaskTracker::new();
-        for node in running.nodes() {
-            let (node, running, stop) = (Arc::clone(node), Arc::clone(&running), stop_last.clone());
-            last.spawn(async move { node.watch(running.router(), stop).await });
-        }
+        running.members().watch();
         if let Some(control) = control {
             last.spawn(control.run(Arc::clone(&running), stop_last.clone()));
         }
@@ -176,6 +174,7 @@ impl Frontend {
         stop_last.cancel();
         last.close();
         last.wait().await;
+        running.members().stop().await;
         running.enter(Phase::Stopped);
         tracing::info!("front end stopped");
     }

@@ -27,7 +27,8 @@ use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
 use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
-use crate::node_client::{self, NodeClient};
+use crate::members::Members;
+use crate::node_client::NodeClient;
 use crate::router::Router;
 use crate::tree::Tree;
 use crate::{Error, Phase};
@@ -65,8 +66,7 @@ pub struct Running {
     tell: fn(Phase),
     shared: Arc<Shared>,
     commons: Arc<Commons>,
-    nodes: Vec<Arc<NodeClient>>,
-    router: Arc<Router>,
+    members: Members,
     /// By the listener's name; `None`: the gates are closed for good.
     open: Mutex<Option<BTreeMap<String, OpenGate>>>,
     /// Where the gates run.
@@ -96,10 +96,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Running {
     pub(crate) fn new(config: Config, log: Option<LogLevel>, tell: fn(Phase)) -> Result<Self, Error> {
-        let nodes = node_client::clients(&config)?;
-        let names = config.nodes.iter().map(|node| node.name.clone()).collect();
-        let router = Arc::new(Router::new(names, &config.map));
-        let tree = Arc::new(Tree::new(Arc::clone(&router), nodes.clone()));
+        let members = Members::new(&config)?;
+        let tree = Arc::new(Tree::new(Arc::clone(members.router()), Arc::clone(members.nodes())));
         Ok(Self {
             started: SystemTime::now(),
             shared: Arc::new(Shared::new(&config, tree, Admins::new(&config)?)),
@@ -109,8 +107,7 @@ impl Running {
             phase: Mutex::new((Phase::Starting, SystemTime::now())),
             refused_reload: Mutex::default(),
             tell,
-            nodes,
-            router,
+            members,
             open: Mutex::new(Some(BTreeMap::new())),
             accepting: TaskTracker::new(),
             log,
@@ -163,12 +160,17 @@ impl Running {
         Ok(())
     }
 
-    pub(crate) fn nodes(&self) -> &[Arc<NodeClient>] {
-        &self.nodes
+    /// Those that are not taken out.
+    pub(crate) fn nodes(&self) -> Vec<Arc<NodeClient>> {
+        self.members.nodes().list()
+    }
+
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
     }
 
     pub(crate) fn router(&self) -> &Router {
-        &self.router
+        self.members.router()
     }
 
     pub fn sessions(&self) -> &Arc<Sessions> {
@@ -307,15 +309,12 @@ impl Running {
                 None => added.push(self.bind(listener, &mut Vec::new())?),
             }
         }
-        if old.cluster != new.cluster {
-            self.reconnect(&new)?;
-        }
+        let members = self.members.prepare(&new, old.cluster != new.cluster).map_err(Error::from)?;
         // From here on nothing fails.
         let mut changes = changes(&old, &new);
         changes.extend(self.set_log_level(&old, &new));
-        if old.map != new.map {
-            self.router.replace_map(&new.map);
-        }
+        let routes_anew = old.map != new.map || old.nodes != new.nodes || old.discovery != new.discovery;
+        self.members.apply(members, &new, routes_anew);
         self.shared.update(&new, admins);
         self.commons.update(&new);
         for (gate, service) in updated {
@@ -350,13 +349,6 @@ impl Running {
         } else {
             format!("the log's level would be {level}, but PORTOLAN_LOG overrides it")
         })
-    }
-
-    fn reconnect(&self, config: &Config) -> Result<(), Error> {
-        for (client, node) in self.nodes.iter().zip(&config.nodes) {
-            client.reconnect(node, &config.cluster)?;
-        }
-        Ok(())
     }
 
     /// Reads the certificate files again and takes those that have changed. Files that do not fit together may be in the
@@ -398,7 +390,8 @@ impl Running {
             }
         }
         if old.cluster != new.cluster {
-            self.reconnect(&new)?;
+            let change = self.members.prepare(&new, true)?;
+            self.members.apply(change, &new, false);
             tracing::info!("the certificates of the cluster are renewed");
         }
         for (gate, service) in updated {
@@ -439,6 +432,8 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
             "the directories of admins are changed",
         ),
         (old.grants != new.grants, "the grants are changed; who is logged in keeps those of the login"),
+        (old.nodes != new.nodes, "the nodes are changed"),
+        (old.discovery != new.discovery, "the discovery of nodes is changed"),
         (old.map != new.map, "the map is changed"),
         (old.cluster != new.cluster, "the certificates of the cluster are changed"),
         (old.drain_timeout != new.drain_timeout, "the drain timeout is changed"),
@@ -454,7 +449,6 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let kind = |security: &Security| matches!(security, Security::Plain);
     [
-        (old.nodes != new.nodes, "nodes"),
         (kind(&old.cluster) != kind(&new.cluster), "cluster"),
         (old.threads != new.threads, "threads"),
         (old.control != new.control, "control"),

@@ -13,10 +13,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use portolan_config::checked::frontend::{Map, MapSource, Placement};
-use portolan_frontend::router::{NodeHoldings, NodeIndex, Router};
+use portolan_config::checked::map::{Map, MapSource, Placement};
+use portolan_frontend::router::{NodeFacts, NodeHoldings, NodeIndex, Role, Router};
 use portolan_frontend::tree::VirtualPath;
-use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
 
 // The front end's, so that memory is what it takes there.
@@ -97,10 +96,18 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(status) => return status,
     };
-    let nodes: Vec<NodeId> =
-        (0..arguments.nodes).map(|node| format!("mail-{node}").parse().expect("a node's name")).collect();
-    let sources = vec![MapSource::Static, MapSource::Announced];
-    let router = Router::new(nodes, &Map { sources, placement: Placement::Refuse, domains: Vec::new() });
+    let facts = |node| NodeFacts {
+        name: format!("mail-{node}").parse().expect("a node's name"),
+        role: Role::Primary { standbys: Vec::new(), writes: false },
+    };
+    let map = Map {
+        sources: vec![MapSource::Static, MapSource::Announced],
+        placement: Placement::Refuse,
+        mark_partial: false,
+        domains: Vec::new(),
+        ldap: None,
+    };
+    let router = Router::new((0..arguments.nodes).map(facts).collect(), 0, &map);
     let before = resident();
     let started = Instant::now();
     for node in 0..arguments.nodes {

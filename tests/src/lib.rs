@@ -5,6 +5,7 @@
 //! What it never does: reach beyond loopback, or wait for time where it can wait for a condition.
 
 pub mod client;
+pub mod link;
 pub mod tree;
 
 use std::fs;
@@ -16,8 +17,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use link::FaultLink;
+
 /// The password of every admin of a test.
 pub const PASSWORD: &str = "test-password";
+/// As many agents a cluster has at most.
+pub const NODES_MAX: usize = 6;
 /// How long a condition may take to come true.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -158,31 +163,37 @@ fn serves(line: &str) -> Option<SocketAddr> {
     line.split("\"address\":\"").nth(1)?.split('"').next()?.parse().ok()
 }
 
-/// Three agents and a front end. `one.example` lies on mail-1, `two.example` on mail-2, `spread.example` on
+/// Agents, three unless more are asked for, and a front end. `one.example` lies on mail-1, `two.example` on mail-2, `spread.example` on
 /// mail-1 (home) and mail-3.
 pub struct Cluster {
     pub folder: tempfile::TempDir,
     /// By number from 1; `None` while stopped.
-    agents: [Option<Server>; 3],
-    addresses: [SocketAddr; 3],
+    agents: Vec<Option<Server>>,
+    addresses: Vec<SocketAddr>,
     pub frontend: Server,
 }
 
 impl Cluster {
     /// Starts over the nodes that `fill` makes in `<folder>/node-1` and so on.
     pub fn start(fill: impl FnOnce(&Path)) -> Self {
+        Self::start_many(3, fill)
+    }
+
+    /// The same with more agents, up to [`NODES_MAX`], whose nodes no map names.
+    pub fn start_many(count: usize, fill: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::Builder::new().prefix("portolan-test-").tempdir().expect("a temporary folder");
         let path = folder.path();
-        for number in 1..=3 {
+        for number in 1..=count {
             fs::create_dir_all(path.join(format!("node-{number}/domains"))).expect("a new folder");
         }
         fill(path);
         prepare(path);
-        let agents = [1, 2, 3].map(|number| start_agent(path, number, "127.0.0.1:0", ""));
-        let addresses = [0, 1, 2].map(|index: usize| agents[index].address);
+        let agents: Vec<_> =
+            (1..=count).map(|number| Some(start_agent(path, number, "127.0.0.1:0", ""))).collect();
+        let addresses: Vec<_> = agents.iter().flatten().map(|agent| agent.address).collect();
         fs::write(path.join("frontend.toml"), frontend_config(&addresses)).expect("a new file");
         let frontend = start_frontend(path);
-        Self { folder, agents: agents.map(Some), addresses, frontend }
+        Self { folder, agents, addresses, frontend }
     }
 
     pub fn path(&self) -> &Path {
@@ -237,6 +248,23 @@ impl Cluster {
         });
     }
 
+    /// Restarts the front end with more keys for one of its nodes.
+    pub fn restart_with_node(&mut self, number: usize, keys: &str) {
+        let name = format!("name = \"mail-{number}\"\naddress");
+        self.restart_frontend(|config| {
+            assert!(config.contains(&name));
+            config.replace(&name, &format!("name = \"mail-{number}\"\n{keys}\naddress"))
+        });
+    }
+
+    /// Puts a link that can fail between the front end, which is restarted, and an agent.
+    pub fn link(&mut self, number: usize) -> FaultLink {
+        let agent = self.addresses[number - 1];
+        let link = FaultLink::to(agent);
+        self.restart_frontend(|config| config.replace(&agent.to_string(), &link.address.to_string()));
+        link
+    }
+
     /// Runs the operator's command against the control socket of the front end.
     pub fn operate(&self, arguments: &[&str]) -> Output {
         let socket = self.path().join("control.sock");
@@ -284,7 +312,8 @@ pub fn prepare(folder: &Path) {
     let made = Command::new(program("portolan"))
         .args(["pki", "init"])
         .arg(folder.join("pki"))
-        .args(["--node=mail-1", "--node=mail-2", "--node=mail-3", "--frontend=front-1", "--alias=127.0.0.1"])
+        .args((1..=NODES_MAX).map(|number| format!("--node=mail-{number}")))
+        .args(["--frontend=front-1", "--alias=127.0.0.1"])
         .output()
         .expect("portolan runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -339,7 +368,7 @@ format = "json"
     Server::start("portolan-agent", &config)
 }
 
-fn frontend_config(nodes: &[SocketAddr; 3]) -> String {
+fn frontend_config(nodes: &[SocketAddr]) -> String {
     let mut text = r#"version = 1
 drain_timeout = "5s"
 [control]

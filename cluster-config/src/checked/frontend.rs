@@ -1,16 +1,13 @@
 //! A front end's configuration.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use portolan_proto::id::NodeId;
-use portolan_proto::path;
 
 use super::access::{Bandwidth, Bans, Errors, Limits, Scope};
 use super::directory::{Directory, GrantRule};
 use super::listener::{Inherited, Listener, listeners};
+use super::map::{Map, map};
+use super::nodes::{self, Discovery, Node};
 use super::tls::{Anchors, Identity};
 use super::{Checker, Log, span};
 use crate::admins::AdminsFile;
@@ -43,8 +40,9 @@ pub struct Frontend {
     /// In which order admins are looked up: names of directories, and [`LOCAL`] for the admins file.
     pub order: Vec<String>,
     pub cluster: Security,
-    /// At least one; names and addresses are distinct.
+    /// Names and addresses are distinct; at least one where there is no discovery.
     pub nodes: Vec<Node>,
+    pub discovery: Option<Discovery>,
     pub map: Map,
     pub drain_timeout: Duration,
     pub log: Log,
@@ -76,58 +74,6 @@ pub const CONTROL_SOCKET: &str = "/run/portolan/frontend.sock";
 pub enum Security {
     Mutual { identity: Identity, ca: Anchors },
     Plain,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    pub name: NodeId,
-    pub address: HostPort,
-}
-
-/// Where domains and their objects lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Map {
-    /// In the order in which they decide; at least one.
-    pub sources: Vec<MapSource>,
-    pub placement: Placement,
-    pub domains: Vec<MapDomain>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MapSource {
-    /// `[[map.domains]]` of this file.
-    Static,
-    /// What the agents say they hold.
-    Announced,
-}
-
-impl fmt::Display for MapSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            MapSource::Static => "static",
-            MapSource::Announced => "announced",
-        })
-    }
-}
-
-/// Where a domain or object is created that no source places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placement {
-    /// Nowhere: the client gets 550.
-    Refuse,
-    /// On the first node of its domain. A domain that no source knows is refused all the same.
-    HomeNode,
-    /// On the node with the most room: of those of its domain, or of all for a domain that no source knows.
-    LeastUsed,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MapDomain {
-    pub name: Vec<u8>,
-    /// At least one; the first is the home node.
-    pub nodes: Vec<NodeId>,
-    /// Object (`users/anna`) to the node that holds it.
-    pub objects: BTreeMap<Vec<u8>, NodeId>,
 }
 
 impl Frontend {
@@ -170,9 +116,10 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     let directories = checker.directories(&raw.directories);
     let grants = checker.grants(&raw.grants, &raw.directories);
     let order = order(raw, checker);
-    let nodes = nodes(&raw.nodes, checker);
+    let discovery = raw.discovery.as_ref().and_then(|raw| nodes::discovery(raw, checker));
+    let nodes = nodes::nodes(&raw.nodes, checker, raw.discovery.is_some());
     let cluster = cluster(raw, checker, &nodes);
-    let map = map(&raw.map, checker, &nodes);
+    let map = map(&raw.map, checker, &nodes, directories.as_deref().unwrap_or_default());
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
     let log = checker.log(&raw.log);
     Some(Frontend {
@@ -191,6 +138,7 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
         order,
         cluster: cluster?,
         nodes,
+        discovery,
         map,
         drain_timeout,
         log,
@@ -246,30 +194,8 @@ fn order(raw: &raw::Frontend, checker: &mut Checker) -> Vec<String> {
     order
 }
 
-fn nodes(raw: &[raw::Node], checker: &mut Checker) -> Vec<Node> {
-    if raw.is_empty() {
-        checker.fault(None, "nodes", "at least one [[nodes]] is required");
-    }
-    let mut names = BTreeSet::new();
-    let mut addresses = BTreeSet::new();
-    let mut nodes = Vec::new();
-    for (index, raw) in raw.iter().enumerate() {
-        let key = |name: &str| format!("nodes[{index}].{name}");
-        checker.required(&raw.name, &key("name"));
-        checker.required(&raw.address, &key("address"));
-        let name = checker.parse::<NodeId>(&raw.name, &key("name"));
-        let address = checker.parse::<HostPort>(&raw.address, &key("address"));
-        if name.as_ref().is_some_and(|name| !names.insert(name.clone())) {
-            checker.fault(span(&raw.name), &key("name"), "another node has this name");
-        }
-        if address.as_ref().is_some_and(|address| !addresses.insert(address.to_string())) {
-            checker.fault(span(&raw.address), &key("address"), "another node has this address");
-        }
-        if let (Some(name), Some(address)) = (name, address) {
-            nodes.push(Node { name, address });
-        }
-    }
-    nodes
+fn is_loopback(node: &Node) -> bool {
+    node.address.as_ref().is_none_or(HostPort::is_loopback)
 }
 
 fn cluster(raw: &raw::Frontend, checker: &mut Checker, nodes: &[Node]) -> Option<Security> {
@@ -278,7 +204,7 @@ fn cluster(raw: &raw::Frontend, checker: &mut Checker, nodes: &[Node]) -> Option
     let ca = checker.anchors(&cluster.ca, "cluster.ca");
     let insecure = checker.optional(&cluster.insecure, "cluster.insecure").copied().unwrap_or(false);
     if cluster.ca.is_none() && cluster.certificate.is_none() && cluster.key.is_none() {
-        if !insecure && nodes.iter().any(|node| !node.address.is_loopback()) {
+        if !insecure && (raw.discovery.is_some() || nodes.iter().any(|node| !is_loopback(node))) {
             let message = "ca, certificate and key are required, because not every node is on loopback \
                            (or insecure = true, which sends mail over the network in plaintext)";
             checker.fault(None, "cluster", message);
@@ -292,112 +218,4 @@ fn cluster(raw: &raw::Frontend, checker: &mut Checker, nodes: &[Node]) -> Option
         checker.fault(span(&cluster.ca), "cluster.certificate", "required with ca");
     }
     Some(Security::Mutual { identity: identity?, ca: ca? })
-}
-
-fn map(raw: &raw::Map, checker: &mut Checker, nodes: &[Node]) -> Map {
-    let mut sources = Vec::new();
-    if let Some(written) = checker.optional(&raw.sources, "map.sources") {
-        for word in written {
-            let source = match word.as_str() {
-                "static" => MapSource::Static,
-                "announced" => MapSource::Announced,
-                _ => {
-                    let message = format!("{word:?} is not valid; allowed: \"static\", \"announced\"");
-                    checker.fault(span(&raw.sources), "map.sources", message);
-                    continue;
-                }
-            };
-            if sources.contains(&source) {
-                checker.fault(span(&raw.sources), "map.sources", format!("{word:?} stands there twice"));
-            } else {
-                sources.push(source);
-            }
-        }
-        if written.is_empty() {
-            checker.fault(span(&raw.sources), "map.sources", "at least one source is required");
-        }
-    } else {
-        sources = vec![MapSource::Static, MapSource::Announced];
-    }
-    let placements = [
-        ("refuse", Placement::Refuse),
-        ("home-node", Placement::HomeNode),
-        ("least-used", Placement::LeastUsed),
-    ];
-    let placement = checker.choice(&raw.placement, "map.placement", &placements, Placement::Refuse);
-    let mut seen = BTreeSet::new();
-    let mut domains = Vec::new();
-    for (index, raw) in raw.domains.iter().enumerate() {
-        if let Some(domain) = map_domain(raw, index, checker, nodes) {
-            if !seen.insert(domain.name.clone()) {
-                let key = format!("map.domains[{index}].name");
-                checker.fault(span(&raw.name), &key, "this domain stands in the map twice");
-            }
-            domains.push(domain);
-        }
-    }
-    Map { sources, placement, domains }
-}
-
-fn map_domain(
-    raw: &raw::MapDomain,
-    index: usize,
-    checker: &mut Checker,
-    nodes: &[Node],
-) -> Option<MapDomain> {
-    let key = |name: &str| format!("map.domains[{index}].{name}");
-    let name = checker.required(&raw.name, &key("name")).cloned();
-    if let Some(fault) = name.as_ref().and_then(|name| path::check_component(name.as_bytes()).err()) {
-        checker.fault(span(&raw.name), &key("name"), format!("not a domain's name: {fault}"));
-    }
-    let written = checker.required(&raw.nodes, &key("nodes")).cloned().unwrap_or_default();
-    if raw.nodes.is_some() && written.is_empty() {
-        checker.fault(
-            span(&raw.nodes),
-            &key("nodes"),
-            "at least one node is required; the first is the home node",
-        );
-    }
-    let mut held_by: Vec<NodeId> = Vec::new();
-    for word in &written {
-        match nodes.iter().find(|node| node.name.as_str() == word) {
-            Some(node) if held_by.contains(&node.name) => {
-                checker.fault(span(&raw.nodes), &key("nodes"), format!("{word:?} stands there twice"));
-            }
-            Some(node) => held_by.push(node.name.clone()),
-            None => {
-                checker.fault(
-                    span(&raw.nodes),
-                    &key("nodes"),
-                    format!("there is no node {word:?} in [[nodes]]"),
-                );
-            }
-        }
-    }
-    let mut objects = BTreeMap::new();
-    for (object, word) in checker.optional(&raw.objects, &key("objects")).into_iter().flatten() {
-        if let Err(message) = check_object(object) {
-            checker.fault(span(&raw.objects), &key("objects"), message);
-        }
-        match held_by.iter().find(|node| node.as_str() == word) {
-            Some(node) => {
-                objects.insert(object.clone().into_bytes(), node.clone());
-            }
-            None => {
-                let message = format!("{object:?} lies on {word:?}, which is not among the domain's nodes");
-                checker.fault(span(&raw.objects), &key("objects"), message);
-            }
-        }
-    }
-    Some(MapDomain { name: name?.into_bytes(), nodes: held_by, objects })
-}
-
-fn check_object(object: &str) -> Result<(), String> {
-    let parts = object.split_once('/').filter(|(container, name)| {
-        path::is_container(container.as_bytes()) && path::check_component(name.as_bytes()).is_ok()
-    });
-    match parts {
-        Some(_) => Ok(()),
-        None => Err(format!("{object:?} is not an object; allowed: CONTAINER/NAME, such as \"users/anna\"")),
-    }
 }

@@ -9,6 +9,8 @@ pub mod agent;
 pub mod directory;
 pub mod frontend;
 pub mod listener;
+pub mod map;
+pub mod nodes;
 pub mod tls;
 
 use std::fmt::Display;

@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use portolan_config::checked::frontend::MapSource;
 use portolan_config::checked::listener::{Engine, Tls};
+use portolan_config::checked::map::MapSource;
 use portolan_proto::control::control_server::Control;
 use portolan_proto::control::{self as v1, ban, kick_request};
 use tokio_stream::Stream;
@@ -91,13 +91,14 @@ impl Control for ControlService {
                 .to_owned(),
             }
         });
-        let nodes = running.nodes().iter().map(|node| {
+        let nodes = running.nodes().into_iter().map(|node| {
             let (health, cause) = match &*node.health().borrow() {
                 Health::Up => ("up", String::new()),
                 Health::Away(cause) => ("away", cause.clone()),
                 Health::Unheard => ("unheard", String::new()),
             };
-            let (name, address) = (node.name().to_string(), node.address().to_string());
+            let name = node.name().to_string();
+            let address = node.address().map(|address| address.to_string()).unwrap_or_default();
             v1::Node { name, address, health: health.to_owned(), cause }
         });
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

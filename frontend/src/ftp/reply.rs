@@ -93,6 +93,12 @@ pub fn of(error: &tree::Error, action: Action, path: &VirtualPath) -> Reply {
     Reply::with(code, text)
 }
 
+/// The reply for a failure after a part of the answer has been sent, where RFC 959 section 5.4 has no 450.
+pub fn broken(error: &tree::Error, action: Action, path: &VirtualPath) -> Reply {
+    let reply = of(error, action, path);
+    Reply { code: if reply.code == 450 { 426 } else { reply.code }, ..reply }
+}
+
 /// The code of a failure. Total: a new failure does not compile without a place here.
 pub fn code(error: &tree::Error) -> u16 {
     match error {
@@ -106,7 +112,7 @@ pub fn code(error: &tree::Error) -> u16 {
         | tree::Error::CrossesNodes { .. }
         | tree::Error::Unplaced { .. } => 550,
         tree::Error::BadName(_) => 553,
-        tree::Error::Unheard { .. } => 450,
+        tree::Error::Unknown(_) => 450,
         tree::Error::Node(error) => node_code(error),
     }
 }

@@ -65,6 +65,15 @@ impl Error {
         }
     }
 
+    /// It is the node that failed and not the request, so that who has the same data may be asked.
+    pub fn is_of_the_node(&self) -> bool {
+        match self {
+            Error::Away { .. } | Error::Slow { .. } => true,
+            Error::Refused { reason, .. } => matches!(reason, Reason::Draining | Reason::DiskFault),
+            Error::Nonsense { .. } => false,
+        }
+    }
+
     /// The agent's reason, when it gave one.
     pub fn reason(&self) -> Option<Reason> {
         match self {

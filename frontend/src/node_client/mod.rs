@@ -10,10 +10,11 @@ mod upload;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use portolan_config::checked::frontend::{Frontend as Config, Node, Security};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use portolan_config::checked::frontend::Security;
 use portolan_config::units::HostPort;
 use portolan_proto::id::{NodeId, TransferId};
 use portolan_proto::v1;
@@ -23,8 +24,10 @@ use portolan_proto::{
     TRANSFER_ID_KEY,
 };
 use tokio::sync::{Notify, watch as state_channel};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::health_client::HealthClient;
 
 pub use content::Content;
 pub use error::Error;
@@ -36,6 +39,8 @@ use crate::router::NodeIndex;
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// A call with one answer fails after this long.
 const CALL_MAX: Duration = Duration::from_secs(20);
+/// A node that leaves so many calls in a row without an answer is away, though its connection stands.
+const UNANSWERED_MAX: u32 = 3;
 /// A stream that brings nothing, or takes nothing, for this long fails.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// A commit waits for the disk's fsync, which may take long on a busy one.
@@ -71,17 +76,42 @@ pub enum Begins {
     New,
 }
 
+/// All nodes since the start. A place, once given, stays its node's; a node that is taken out keeps it, and a node that comes
+/// back under its name gets another one.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    all: ArcSwap<Vec<Arc<NodeClient>>>,
+}
+
 /// One node: its name, its channel and its health.
 #[derive(Debug)]
 pub struct NodeClient {
     name: NodeId,
     index: NodeIndex,
-    address: HostPort,
-    client: ArcSwap<AgentClient<Channel>>,
+    channel: ArcSwapOption<NodeChannel>,
     /// Wakes the watch when the channel is another one.
     replaced: Notify,
     health: state_channel::Sender<Health>,
+    /// Calls in a row that were not answered in time.
+    unanswered: AtomicU32,
+    /// Wakes the watch when these are too many.
+    suspected: Notify,
+    /// Ends the watch: the node is taken out.
+    out: CancellationToken,
+    /// It was told that standbys are read in its place.
+    stood_in: AtomicBool,
 }
+
+#[derive(Debug)]
+struct NodeChannel {
+    address: HostPort,
+    client: AgentClient<Channel>,
+    health: HealthClient<Channel>,
+}
+
+/// A channel that nobody uses yet.
+#[derive(Debug)]
+pub struct Prepared(NodeChannel);
 
 /// The channel could not be set up: the certificates do not fit TLS.
 #[derive(Debug, thiserror::Error)]
@@ -91,40 +121,88 @@ pub struct SetupError {
     source: tonic::transport::Error,
 }
 
-/// The clients of all nodes of a configuration, in its order. Connects when first used.
-pub fn clients(config: &Config) -> std::result::Result<Vec<Arc<NodeClient>>, SetupError> {
-    let nodes = config.nodes.iter().enumerate();
-    nodes
-        .map(|(index, node)| NodeClient::new(NodeIndex(index), node, &config.cluster).map(Arc::new))
-        .collect()
+impl Nodes {
+    pub fn get(&self, index: NodeIndex) -> Arc<NodeClient> {
+        Arc::clone(&self.all.load()[index.0])
+    }
+
+    /// In the order of their places, also those that are taken out.
+    pub fn all(&self) -> Arc<Vec<Arc<NodeClient>>> {
+        self.all.load_full()
+    }
+
+    /// Those that are not taken out.
+    pub fn list(&self) -> Vec<Arc<NodeClient>> {
+        self.all.load().iter().filter(|node| !node.is_out()).cloned().collect()
+    }
+
+    pub fn find(&self, name: &NodeId) -> Option<Arc<NodeClient>> {
+        self.list().into_iter().find(|node| node.name == *name)
+    }
+
+    /// Adds a node that nobody dials yet. One caller at a time.
+    pub fn add(&self, name: NodeId) -> Arc<NodeClient> {
+        let mut all = Vec::clone(&self.all.load());
+        let node = Arc::new(NodeClient::new(NodeIndex(all.len()), name));
+        all.push(Arc::clone(&node));
+        self.all.store(Arc::new(all));
+        node
+    }
 }
 
 impl NodeClient {
-    fn new(index: NodeIndex, node: &Node, security: &Security) -> std::result::Result<Self, SetupError> {
-        Ok(Self {
-            name: node.name.clone(),
+    fn new(index: NodeIndex, name: NodeId) -> Self {
+        Self {
+            name,
             index,
-            address: node.address.clone(),
-            client: ArcSwap::from_pointee(connect(node, security)?),
+            channel: ArcSwapOption::empty(),
             replaced: Notify::new(),
             health: state_channel::Sender::new(Health::Unheard),
-        })
+            unanswered: AtomicU32::new(0),
+            suspected: Notify::new(),
+            out: CancellationToken::new(),
+            stood_in: AtomicBool::new(false),
+        }
     }
 
     pub fn name(&self) -> &NodeId {
         &self.name
     }
 
-    pub fn address(&self) -> &HostPort {
-        &self.address
+    pub fn index(&self) -> NodeIndex {
+        self.index
     }
 
-    /// Connects anew, with other certificates. Calls under way go on over the connection that they have.
-    pub fn reconnect(&self, node: &Node, security: &Security) -> std::result::Result<(), SetupError> {
-        self.client.store(Arc::new(connect(node, security)?));
-        self.replaced.notify_one();
-        Ok(())
+    /// `None`: discovery has not found it.
+    pub fn address(&self) -> Option<HostPort> {
+        self.channel.load().as_ref().map(|channel| channel.address.clone())
     }
+
+    /// Takes another channel. Calls under way go on over the one that they have.
+    pub fn dial(&self, prepared: Prepared) {
+        self.channel.store(Some(Arc::new(prepared.0)));
+        self.replaced.notify_one();
+    }
+
+    /// Takes the node out for good: it is not watched any more.
+    pub fn take_out(&self) {
+        self.out.cancel();
+    }
+
+    pub fn is_out(&self) -> bool {
+        self.out.is_cancelled()
+    }
+
+    /// Nothing can be asked of it now.
+    pub fn is_away(&self) -> bool {
+        self.ready().is_err()
+    }
+
+    /// True once for each absence: the first time that a standby answered in its place.
+    pub fn is_stood_in_for(&self) -> bool {
+        !self.stood_in.swap(true, Ordering::Relaxed)
+    }
+
     /// The node's health, and its changes.
     pub fn health(&self) -> state_channel::Receiver<Health> {
         self.health.subscribe()
@@ -133,9 +211,10 @@ impl NodeClient {
     /// Fails at once while the node is known to be away, so that nobody waits for a connection that the
     /// watch is trying to make anyway.
     fn ready(&self) -> Result<AgentClient<Channel>> {
-        match &*self.health.borrow() {
-            Health::Unheard | Health::Up => Ok(AgentClient::clone(&self.client.load())),
-            Health::Away(_) => Err(Error::Away { node: self.name.clone(), source: None }),
+        let away = matches!(&*self.health.borrow(), Health::Away(_));
+        match &*self.channel.load() {
+            Some(channel) if !away => Ok(channel.client.clone()),
+            _ => Err(Error::Away { node: self.name.clone(), source: None }),
         }
     }
 
@@ -144,11 +223,20 @@ impl NodeClient {
         &self,
         call: impl Future<Output = std::result::Result<Response<T>, Status>>,
     ) -> Result<T> {
-        match tokio::time::timeout(CALL_MAX, call).await {
+        let answered = match tokio::time::timeout(CALL_MAX, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
             Err(_) => Err(Error::Slow { node: self.name.clone() }),
+        };
+        match answered {
+            Err(Error::Slow { .. }) => {
+                if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED_MAX {
+                    self.suspected.notify_one();
+                }
+            }
+            _ => self.unanswered.store(0, Ordering::Relaxed),
         }
+        answered
     }
 
     pub async fn stat(&self, caller: v1::Caller, path: &[u8]) -> Result<v1::Entry> {
@@ -270,14 +358,33 @@ impl NodeClient {
     }
 }
 
-/// A channel to a node, which connects when it is first used.
-fn connect(node: &Node, security: &Security) -> std::result::Result<AgentClient<Channel>, SetupError> {
-    let setup = |source| SetupError { node: node.name.clone(), source };
+/// Makes a channel to a node, which connects when it is first used.
+///
+/// # Errors
+/// The certificates do not fit TLS.
+pub fn prepare(
+    name: &NodeId,
+    address: &HostPort,
+    security: &Security,
+) -> std::result::Result<Prepared, SetupError> {
+    let channel = connect(name, address, security)?;
+    let client = AgentClient::new(channel.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Ok(Prepared(NodeChannel { address: address.clone(), client, health: HealthClient::new(channel) }))
+}
+
+fn connect(
+    name: &NodeId,
+    address: &HostPort,
+    security: &Security,
+) -> std::result::Result<Channel, SetupError> {
+    let setup = |source| SetupError { node: name.clone(), source };
     let scheme = match security {
         Security::Mutual { .. } => "https",
         Security::Plain => "http",
     };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", node.address))
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(setup)?
         .connect_timeout(CONNECT_MAX)
         .tcp_nodelay(true)
@@ -293,14 +400,12 @@ fn connect(node: &Node, security: &Security) -> std::result::Result<AgentClient<
     if let Security::Mutual { identity, ca } = security {
         // The certificate must carry the node's name, whatever address it is reached at.
         let tls = ClientTlsConfig::new()
-            .domain_name(node.name.as_str())
+            .domain_name(name.as_str())
             .ca_certificate(Certificate::from_pem(&ca.pem))
             .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.expose()));
         endpoint = endpoint.tls_config(tls).map_err(setup)?;
     }
-    Ok(AgentClient::new(endpoint.connect_lazy())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    Ok(endpoint.connect_lazy())
 }
 
 fn with_transfer<T>(message: T, transfer: TransferId) -> Request<T> {

@@ -1,20 +1,29 @@
 //! The watch of one node: keeps a WatchHoldings stream open, which tells both what the node holds and that it
 //! is there.
 
-use std::time::Duration;
+use std::convert::Infallible;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use portolan_proto::v1::agent_client::AgentClient;
+use portolan_proto::v1::agent_server::SERVICE_NAME;
 use portolan_proto::v1::{DescribeRequest, WatchHoldingsRequest};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 
-use super::{CALL_MAX, Health, NodeClient};
+use super::{CALL_MAX, Health, NodeClient, UNANSWERED_MAX};
 use crate::router::{NodeHoldings, Router};
 
 /// Pauses between attempts to reach a node: doubled from the first to the last. A node that comes back is
 /// noticed within the last one and the time of a connection.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+/// A node that goes away again before it was up for this long flaps. From the third time on it is left alone for longer, up
+/// to the last pause.
+const STEADY: Duration = Duration::from_secs(30);
+const FLAPS_FORGIVEN: u32 = 2;
+const RETRY_FLAPPING_LAST: Duration = Duration::from_secs(30);
 
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +36,13 @@ enum Ended {
     OtherNode { claimed: String },
     #[error("the agent closed the watch")]
     Closed,
-    #[error("the connection is made anew with other certificates")]
+    #[error("the agent says that it does not serve")]
+    NotServing,
+    #[error("{UNANSWERED_MAX} calls in a row got no answer")]
+    Unanswered,
+    #[error("discovery has not found it")]
+    NotFound,
+    #[error("it is dialled anew")]
     Replaced,
 }
 
@@ -37,20 +52,67 @@ fn root_cause(ended: &Ended) -> String {
     causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
+/// How long to leave a node alone.
+#[derive(Debug)]
+struct Pauses {
+    next: Duration,
+    flaps: u32,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { next: RETRY_FIRST, flaps: 0 }
+    }
+
+    /// The pause after an attempt in which the node was up since some time, or was not.
+    fn after(&mut self, up_since: Option<Instant>) -> Duration {
+        match up_since.map(|since| since.elapsed()) {
+            Some(up) if up >= STEADY => *self = Self::new(),
+            Some(_) => {
+                self.flaps += 1;
+                self.next = RETRY_FIRST;
+            }
+            None => {}
+        }
+        let pause = self.next;
+        self.next = (pause * 2).min(RETRY_LAST);
+        if up_since.is_some() && self.flaps > FLAPS_FORGIVEN {
+            let doubled = (self.flaps - FLAPS_FORGIVEN).min(10);
+            return (RETRY_LAST * 2_u32.pow(doubled)).min(RETRY_FLAPPING_LAST);
+        }
+        pause
+    }
+}
+
 impl NodeClient {
-    /// Watches the node until `stop`, reporting to the router.
+    /// Watches the node until `stop` or until it is taken out, reporting to the router.
     pub async fn watch(&self, router: &Router, stop: CancellationToken) {
-        let mut pause = RETRY_FIRST;
+        let stopped = async {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.out.cancelled() => {}
+            }
+        };
+        tokio::select! {
+            () = stopped => {}
+            never = self.watch_for_ever(router) => match never {},
+        }
+    }
+
+    async fn watch_for_ever(&self, router: &Router) -> Infallible {
+        let mut pauses = Pauses::new();
         loop {
+            let mut up_since = None;
             let ended = tokio::select! {
-                ended = self.watch_once(router, &mut pause) => ended,
+                ended = self.watch_once(router, &mut up_since) => ended,
                 () = self.replaced.notified() => Err(Ended::Replaced),
-                () = stop.cancelled() => return,
+                () = self.suspected.notified() => Err(Ended::Unanswered),
             };
             let (Ok(ended) | Err(ended)) = ended.map(|()| Ended::Closed);
             if let Ended::Replaced = ended {
                 continue;
             }
+            self.unanswered.store(0, Ordering::Relaxed);
             let cause = portolan_agent::process::chain(&ended);
             let changed = self.health.send_if_modified(|health| {
                 let was_away = matches!(health, Health::Away(_));
@@ -62,17 +124,27 @@ impl NodeClient {
                 tracing::warn!(node = %self.name, cause, "node is away");
             }
             // A different pause for each node and try, so that front ends do not all come at once.
-            let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
-            tokio::select! {
-                () = tokio::time::sleep(jittered) => {}
-                () = stop.cancelled() => return,
+            let pause = pauses.after(up_since).mul_f64(rand::random_range(0.5..1.0));
+            if matches!(ended, Ended::NotFound) {
+                self.replaced.notified().await;
+                continue;
             }
-            pause = (pause * 2).min(RETRY_LAST);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.replaced.notified() => {}
+            }
         }
     }
 
-    async fn watch_once(&self, router: &Router, pause: &mut Duration) -> Result<(), Ended> {
-        let mut client = AgentClient::clone(&self.client.load());
+    async fn watch_once(&self, router: &Router, up_since: &mut Option<Instant>) -> Result<(), Ended> {
+        let Some(channel) = self.channel.load_full() else { return Err(Ended::NotFound) };
+        let mut health = channel.health.clone();
+        let check = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
+        let check = tokio::time::timeout(CALL_MAX, health.check(check)).await??.into_inner();
+        if check.status() != ServingStatus::Serving {
+            return Err(Ended::NotServing);
+        }
+        let mut client = channel.client.clone();
         let describe = client.describe(DescribeRequest {});
         let described = tokio::time::timeout(CALL_MAX, describe).await??.into_inner();
         if described.node != self.name.as_str() {
@@ -92,12 +164,37 @@ impl NodeClient {
             }
         }
         router.replace_holdings(self.index, whole);
+        self.stood_in.store(false, Ordering::Relaxed);
         self.health.send_replace(Health::Up);
-        *pause = RETRY_FIRST;
+        *up_since = Some(Instant::now());
         tracing::info!(node = %self.name, version = described.version, store = described.store, "node is up");
         while let Some(message) = stream.message().await? {
             router.change_holdings(self.index, &message.changes);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_flaps_is_left_alone_for_longer() {
+        let mut pauses = Pauses::new();
+        assert_eq!(pauses.after(None), RETRY_FIRST);
+        assert_eq!(pauses.after(None), RETRY_FIRST * 2);
+        let just_now = || Some(Instant::now());
+        assert_eq!(pauses.after(just_now()), RETRY_FIRST, "restarts happen");
+        assert_eq!(pauses.after(just_now()), RETRY_FIRST);
+        assert_eq!(pauses.after(just_now()), RETRY_LAST * 2);
+        assert_eq!(pauses.after(just_now()), RETRY_LAST * 4);
+        for _ in 0..20 {
+            pauses.after(just_now());
+        }
+        assert_eq!(pauses.after(just_now()), RETRY_FLAPPING_LAST);
+        let long_ago = Instant::now().checked_sub(STEADY);
+        assert_eq!(pauses.after(long_ago), RETRY_FIRST);
+        assert_eq!(pauses.after(just_now()), RETRY_FIRST);
     }
 }

@@ -1,15 +1,15 @@
-//! A map that somebody keeps: the static one of the configuration.
+//! A map that somebody keeps: the static one of the configuration, or a directory's.
 
 use std::collections::BTreeMap;
 
-use portolan_config::checked::frontend::MapDomain;
+use portolan_config::checked::map::MapDomain;
 use portolan_proto::id::NodeId;
 
-use super::NodeIndex;
+use super::{NodeFacts, NodeIndex, Role};
 
 /// Domains with their nodes.
 #[derive(Debug, Default)]
-pub(super) struct GivenMap {
+pub struct GivenMap {
     pub(super) domains: BTreeMap<Box<[u8]>, GivenDomain>,
 }
 
@@ -23,9 +23,9 @@ pub(super) struct GivenDomain {
 
 impl GivenMap {
     /// The map of the configuration, which names nodes that there are.
-    pub(super) fn of_configuration(nodes: &[NodeId], domains: &[MapDomain]) -> Self {
+    pub(super) fn of_configuration(nodes: &[NodeFacts], domains: &[MapDomain]) -> Self {
         let index = |name: &NodeId| {
-            let place = nodes.iter().position(|node| node == name);
+            let place = nodes.iter().position(|node| node.name == *name && node.role != Role::Out);
             NodeIndex(place.expect("the configuration was checked: the map names its nodes"))
         };
         let mut map = Self::default();
@@ -40,7 +40,8 @@ impl GivenMap {
         map
     }
 
-    fn add_node(&mut self, domain: &[u8], node: NodeIndex) {
+    /// A domain lies on a node; the first one that is told is its home node.
+    pub fn add_node(&mut self, domain: &[u8], node: NodeIndex) {
         let given = self.domains.entry(domain.into()).or_default();
         if !given.nodes.contains(&node) {
             given.nodes.push(node);
@@ -48,11 +49,20 @@ impl GivenMap {
     }
 
     /// An object lies on a node, which then is one of the domain's.
-    fn add_object(&mut self, domain: &[u8], object: &[u8], node: NodeIndex) {
+    pub fn add_object(&mut self, domain: &[u8], object: &[u8], node: NodeIndex) {
         self.add_node(domain, node);
         if let Some(given) = self.domains.get_mut(domain) {
             given.objects.insert(object.into(), node);
         }
+    }
+
+    /// Domains that it knows.
+    pub fn len(&self) -> usize {
+        self.domains.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
     }
 
     pub(super) fn nodes(&self, domain: &[u8]) -> Option<&[NodeIndex]> {

@@ -11,17 +11,39 @@ mod snapshot;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use portolan_config::checked::frontend::Map;
+use portolan_config::checked::map::Map;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
 
-use given::GivenMap;
+pub use given::GivenMap;
 pub use holdings::NodeHoldings;
 pub use snapshot::{MapRow, Route, Site, Snapshot};
 
-/// A node by its place in the configuration.
+/// A node by its place among all that there have been since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeIndex(pub usize);
+
+/// What the router knows of a node beside what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub name: NodeId,
+    pub role: Role,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Holds a part of the cluster.
+    Primary {
+        /// Who has the same, in the order in which they are asked when this one is away.
+        standbys: Vec<NodeIndex>,
+        /// They are written to as well.
+        writes: bool,
+    },
+    /// Has what a primary has.
+    Standby,
+    /// Taken out.
+    Out,
+}
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -31,6 +53,12 @@ pub enum Error {
     /// A node that may hold it has not been heard since the front end started, so nobody knows.
     #[error("node {node} has not been heard yet, so it is not known what it holds")]
     Unheard { node: NodeId },
+    /// Fewer nodes were found than there are said to be, so nobody knows what the others hold.
+    #[error("only {found} of at least {expected} nodes were found")]
+    TooFew { found: usize, expected: usize },
+    /// The directory that the map is read from has not answered since the front end started.
+    #[error("the domain map of directory {directory} has not been read yet")]
+    Unread { directory: String },
     /// It is to be created, and neither a source nor the placement policy says where.
     #[error("the domain map does not say on which node it belongs")]
     Unplaced,
@@ -45,8 +73,11 @@ pub struct Router {
 }
 
 impl Router {
-    pub fn new(nodes: Vec<NodeId>, map: &Map) -> Self {
-        Self { current: ArcSwap::from_pointee(Snapshot::new(nodes, map)), update: Mutex::new(()) }
+    pub fn new(nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(Snapshot::new(nodes, nodes_min, map)),
+            update: Mutex::default(),
+        }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -68,9 +99,14 @@ impl Router {
         self.update(|snapshot| snapshot.set_away(node));
     }
 
-    /// Another static map, order of sources and placement. What the nodes announced stays.
-    pub fn replace_map(&self, map: &Map) {
-        self.update(|snapshot| snapshot.set_map(map));
+    /// Other nodes, static map, order of sources and placement. Nodes keep their places; what they announced stays.
+    pub fn replace(&self, nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) {
+        self.update(|snapshot| snapshot.set(nodes, nodes_min, map));
+    }
+
+    /// What the directory says, whole.
+    pub fn replace_ldap(&self, given: GivenMap) {
+        self.update(|snapshot| snapshot.set_ldap(given));
     }
 
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {

@@ -2,14 +2,15 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use itertools::Itertools as _;
-use portolan_config::checked::frontend::{Map, MapSource, Placement};
+use portolan_config::checked::map::{Map, MapSource, Placement};
 use portolan_proto::id::NodeId;
 use portolan_proto::path;
 use portolan_proto::v1::HoldingChange;
 
-use super::{Error, GivenMap, NodeHoldings, NodeIndex};
+use super::{Error, GivenMap, NodeFacts, NodeHoldings, NodeIndex, Role};
 use crate::tree::path::{Place, VirtualPath};
 
 /// Which node to ask for a path.
@@ -46,33 +47,71 @@ pub struct MapRow {
 
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    nodes: Arc<[NodeId]>,
+    nodes: Arc<[NodeFacts]>,
+    /// Before so many primaries were heard, announcements are not known whole.
+    nodes_min: usize,
     sources: Arc<[MapSource]>,
     placement: Placement,
+    mark_partial: bool,
     fixed: Arc<GivenMap>,
+    /// `None` until it was read for the first time.
+    ldap: Option<Arc<GivenMap>>,
+    /// The directory's name, for errors.
+    directory: Arc<str>,
     /// By node; `None` until the node was heard for the first time. A node that goes away keeps its last.
     announced: Vec<Option<NodeHoldings>>,
     /// By node: whether what it announced is what it holds now.
     current: Vec<bool>,
+    /// When this state began.
+    pub since: SystemTime,
 }
 
 impl Snapshot {
-    pub(super) fn new(nodes: Vec<NodeId>, map: &Map) -> Self {
-        Self {
-            fixed: Arc::new(GivenMap::of_configuration(&nodes, &map.domains)),
-            announced: vec![None; nodes.len()],
-            current: vec![false; nodes.len()],
-            nodes: nodes.into(),
-            sources: map.sources.clone().into(),
+    pub(super) fn new(nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) -> Self {
+        let mut snapshot = Self {
+            nodes: [].into(),
+            nodes_min,
+            sources: [].into(),
             placement: map.placement,
-        }
+            mark_partial: map.mark_partial,
+            fixed: Arc::default(),
+            ldap: None,
+            directory: "".into(),
+            announced: Vec::new(),
+            current: Vec::new(),
+            since: SystemTime::now(),
+        };
+        snapshot.set(nodes, nodes_min, map);
+        snapshot
     }
 
-    pub(super) fn set_map(&mut self, map: &Map) {
-        self.fixed = Arc::new(GivenMap::of_configuration(&self.nodes, &map.domains));
+    pub(super) fn set(&mut self, nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) {
+        self.announced.resize(nodes.len(), None);
+        self.current.resize(nodes.len(), false);
+        for (index, _) in nodes.iter().enumerate().filter(|(_, node)| node.role == Role::Out) {
+            self.announced[index] = None;
+            self.current[index] = false;
+        }
+        self.fixed = Arc::new(GivenMap::of_configuration(&nodes, &map.domains));
+        self.nodes = nodes.into();
+        self.nodes_min = nodes_min;
         self.sources = map.sources.clone().into();
         self.placement = map.placement;
-        for node in self.nodes() {
+        self.mark_partial = map.mark_partial;
+        match &map.ldap {
+            Some(ldap) => self.directory = ldap.directory.as_str().into(),
+            None => self.ldap = None,
+        }
+        self.report_all_conflicts();
+    }
+
+    pub(super) fn set_ldap(&mut self, given: GivenMap) {
+        self.ldap = Some(Arc::new(given));
+        self.report_all_conflicts();
+    }
+
+    fn report_all_conflicts(&self) {
+        for node in self.primaries() {
             self.report_conflicts(node, None);
         }
     }
@@ -102,11 +141,37 @@ impl Snapshot {
     }
 
     pub fn name(&self, node: NodeIndex) -> &NodeId {
-        &self.nodes[node.0]
+        &self.nodes[node.0].name
     }
 
-    fn nodes(&self) -> impl Iterator<Item = NodeIndex> + use<> {
-        (0..self.nodes.len()).map(NodeIndex)
+    /// Those that hold a part of the cluster.
+    pub fn primaries(&self) -> impl Iterator<Item = NodeIndex> + use<'_> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter(|(_, node)| matches!(node.role, Role::Primary { .. })).map(|(index, _)| NodeIndex(index))
+    }
+
+    /// Who has what a node has, in the order in which they are asked when it is away.
+    pub fn standbys(&self, node: NodeIndex) -> &[NodeIndex] {
+        match &self.nodes[node.0].role {
+            Role::Primary { standbys, .. } => standbys,
+            Role::Standby | Role::Out => &[],
+        }
+    }
+
+    /// True when the standbys of a node are written to while it is away.
+    pub fn writes_to_standbys(&self, node: NodeIndex) -> bool {
+        matches!(self.nodes[node.0].role, Role::Primary { writes: true, .. })
+    }
+
+    /// True when what is known by name is listed while its node is away.
+    pub fn marks_partial(&self) -> bool {
+        self.mark_partial
+    }
+
+    /// What a node holds as far as it was heard, or else one that has the same.
+    fn held(&self, node: NodeIndex) -> Option<&NodeHoldings> {
+        let who = std::iter::once(&node).chain(self.standbys(node));
+        who.filter_map(|node| self.announced[node.0].as_ref()).next()
     }
 
     /// Logs where what a node announces and what is given disagree.
@@ -114,7 +179,7 @@ impl Snapshot {
         if !self.uses(MapSource::Announced) {
             return;
         }
-        let Some(held) = &self.announced[node.0] else { return };
+        let Some(held) = self.held(node) else { return };
         let name = self.name(node);
         for (source, given) in self.givens() {
             let elsewhere = |domain: &[u8]| {
@@ -160,6 +225,7 @@ impl Snapshot {
     fn given(&self, source: MapSource) -> Option<&GivenMap> {
         match source {
             MapSource::Static => Some(&self.fixed),
+            MapSource::Ldap => self.ldap.as_deref(),
             MapSource::Announced => None,
         }
     }
@@ -168,9 +234,14 @@ impl Snapshot {
     fn unknown(&self, source: MapSource) -> Option<Error> {
         match source {
             MapSource::Static => None,
+            MapSource::Ldap if self.ldap.is_some() => None,
+            MapSource::Ldap => Some(Error::Unread { directory: self.directory.to_string() }),
             MapSource::Announced => {
-                let unheard = self.announced.iter().position(Option::is_none)?;
-                Some(Error::Unheard { node: self.nodes[unheard].clone() })
+                if let Some(unheard) = self.primaries().find(|node| self.held(*node).is_none()) {
+                    return Some(Error::Unheard { node: self.name(unheard).clone() });
+                }
+                let (found, expected) = (self.primaries().count(), self.nodes_min);
+                (found < expected).then_some(Error::TooFew { found, expected })
             }
         }
     }
@@ -193,7 +264,8 @@ impl Snapshot {
             });
             Box::new(present.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
         });
-        let held = self.announced.iter().flatten().filter(|_| announcements_count).map(|held| {
+        let heard = self.primaries().filter_map(|node| self.held(node));
+        let held = heard.filter(|_| announcements_count).map(|held| {
             let domains = held.domains.range::<_, [u8]>(range());
             Box::new(domains.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
         });
@@ -234,14 +306,14 @@ impl Snapshot {
     fn nodes_to_ask(&self, domain: &[u8]) -> Result<Vec<NodeIndex>, Error> {
         let (source, mut nodes) = self.domain_nodes(domain)?;
         if source == MapSource::Announced {
-            let others = self.nodes().filter(|node| self.current[node.0] && !nodes.contains(node));
+            let others = self.primaries().filter(|node| self.current[node.0] && !nodes.contains(node));
             nodes.extend(others.collect_vec());
         }
         Ok(nodes)
     }
 
     fn holders(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
-        self.nodes().filter(|node| self.announced[node.0].as_ref().is_some_and(&holds)).collect()
+        self.primaries().filter(|node| self.held(*node).is_some_and(&holds)).collect()
     }
 
     /// Which node to ask for `path`.
@@ -270,7 +342,7 @@ impl Snapshot {
             // In the order of the domain's nodes, so that its own files come from the home node.
             None if *source == MapSource::Announced => {
                 let holds = |node: &&NodeIndex| {
-                    self.announced[node.0].as_ref().is_some_and(|held| held.holds_object(domain, object))
+                    self.held(**node).is_some_and(|held| held.holds_object(domain, object))
                 };
                 nodes.iter().find(holds).copied()
             }
@@ -291,14 +363,15 @@ impl Snapshot {
             (Ok((_, nodes)), _) if nodes.len() == 1 => Ok(Site::Node(nodes[0])),
             (Ok((_, nodes)), Placement::HomeNode) => Ok(Site::Node(nodes[0])),
             (Ok((_, nodes)), Placement::LeastUsed) => Ok(Site::Roomiest(nodes)),
-            (Err(Error::UnknownDomain), Placement::HomeNode) if self.nodes.len() == 1 => {
-                Ok(Site::Node(NodeIndex(0)))
+            (Err(Error::UnknownDomain), Placement::HomeNode) => match &self.primaries().collect_vec()[..] {
+                [only] => Ok(Site::Node(*only)),
+                _ => Err(Error::Unplaced),
+            },
+            (Err(Error::UnknownDomain), Placement::LeastUsed) => {
+                Ok(Site::Roomiest(self.primaries().collect()))
             }
-            (Err(Error::UnknownDomain), Placement::LeastUsed) => Ok(Site::Roomiest(self.nodes().collect())),
-            (Err(error @ (Error::Unheard { .. } | Error::Unplaced)), _) => Err(error),
-            (Ok(_) | Err(Error::UnknownDomain), Placement::Refuse | Placement::HomeNode) => {
-                Err(Error::Unplaced)
-            }
+            (Ok(_) | Err(Error::UnknownDomain), Placement::Refuse) => Err(Error::Unplaced),
+            (Err(error), _) => Err(error),
         }
     }
 
@@ -329,7 +402,7 @@ impl Snapshot {
                 steps.push(format!("conflict: {source} says {}", named(nodes)));
             }
         }
-        for node in self.nodes().filter(|node| !self.current[node.0]) {
+        for node in self.primaries().filter(|node| !self.current[node.0]) {
             steps.push(format!("node {} is away: what it announced last is taken to stand", self.name(node)));
         }
         steps.push(match self.route(path) {
@@ -347,12 +420,17 @@ impl Snapshot {
 mod tests {
     use std::collections::BTreeMap;
 
-    use portolan_config::checked::frontend::MapDomain;
+    use portolan_config::checked::map::MapDomain;
 
     use super::*;
 
     fn node(name: &str) -> NodeId {
         name.parse().unwrap()
+    }
+
+    fn facts(names: &[&str]) -> Vec<NodeFacts> {
+        let primary = || Role::Primary { standbys: Vec::new(), writes: false };
+        names.iter().map(|name| NodeFacts { name: node(name), role: primary() }).collect()
     }
 
     fn domains(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, Error> {
@@ -363,6 +441,8 @@ mod tests {
         Map {
             sources: vec![MapSource::Static, MapSource::Announced],
             placement,
+            mark_partial: false,
+            ldap: None,
             domains: vec![
                 MapDomain { name: b"one".to_vec(), nodes: vec![node("n0")], objects: BTreeMap::new() },
                 MapDomain {
@@ -375,7 +455,7 @@ mod tests {
     }
 
     fn snapshot(placement: Placement) -> Snapshot {
-        Snapshot::new(vec![node("n0"), node("n1"), node("n2")], &map(placement))
+        Snapshot::new(facts(&["n0", "n1", "n2"]), 0, &map(placement))
     }
 
     fn announce(snapshot: &mut Snapshot, node: usize, held: &[(&str, &str)]) {

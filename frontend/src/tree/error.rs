@@ -31,8 +31,9 @@ pub enum Error {
     CrossesNodes { from: NodeId, to: NodeId },
     #[error("{path} has no place: the domain map does not say on which node it belongs")]
     Unplaced { path: String },
-    #[error("node {node} has not been heard yet, so it is not known what it holds")]
-    Unheard { node: NodeId },
+    /// What there is cannot be told, because a source of the map is not known.
+    #[error(transparent)]
+    Unknown(router::Error),
     #[error(transparent)]
     Node(node_client::Error),
 }
@@ -59,7 +60,9 @@ impl Error {
     pub(super) fn from_route(path: &VirtualPath, error: router::Error) -> Self {
         match error {
             router::Error::UnknownDomain => Error::NotFound { path: path.to_string() },
-            router::Error::Unheard { node } => Error::Unheard { node },
+            error @ (router::Error::Unheard { .. }
+            | router::Error::TooFew { .. }
+            | router::Error::Unread { .. }) => Error::Unknown(error),
             router::Error::Unplaced => Error::Unplaced { path: path.to_string() },
         }
     }

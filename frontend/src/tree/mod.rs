@@ -4,10 +4,12 @@
 //! What it calls: `router` for the way, `node_client` for the calls, `auth::grants` for what may be seen.
 //! What it never does: touch a file system, speak FTP, or answer with less than there is.
 
+mod content;
 pub mod error;
 mod listing;
 pub mod path;
 mod placing;
+mod standby;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,10 +20,12 @@ use portolan_proto::path::{DOMAINS, domain_of};
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
-use crate::node_client::{self, Content, NodeClient, Upload};
+use crate::node_client::{self, Batches, NodeClient, Nodes, Upload};
 use crate::router::{self, NodeIndex, Route, Router, Site};
 
 pub use crate::node_client::Begins;
+pub use content::Content;
+use content::Request;
 pub use error::Error;
 pub use listing::Listing;
 pub use path::{Place, VirtualPath};
@@ -79,7 +83,7 @@ pub struct Permissions {
 #[derive(Debug)]
 pub struct Tree {
     router: Arc<Router>,
-    nodes: Vec<Arc<NodeClient>>,
+    nodes: Arc<Nodes>,
     placing: Placing,
     /// Time shown for the levels that exist on no disk.
     started: SystemTime,
@@ -94,12 +98,8 @@ enum Need {
 }
 
 impl Tree {
-    pub fn new(router: Arc<Router>, nodes: Vec<Arc<NodeClient>>) -> Self {
+    pub fn new(router: Arc<Router>, nodes: Arc<Nodes>) -> Self {
         Self { router, nodes, placing: Placing::new(), started: SystemTime::now() }
-    }
-
-    fn node(&self, index: NodeIndex) -> &NodeClient {
-        &self.nodes[index.0]
     }
 
     /// What may not be seen does not exist; what may be seen but not done is refused.
@@ -194,8 +194,7 @@ impl Tree {
         if let Some((node, _)) = self.stat_all(login, whole, nodes).await?.first() {
             return Ok(*node);
         }
-        let free = join_all(nodes.iter().map(|node| self.node(*node).bytes_free())).await;
-        let free = free.into_iter().collect::<node_client::Result<Vec<_>>>()?;
+        let free = self.all_bytes_free(nodes).await?;
         let (node, _) = nodes
             .iter()
             .zip(&free)
@@ -234,7 +233,7 @@ impl Tree {
         path: &[u8],
         nodes: &[NodeIndex],
     ) -> Result<Vec<(NodeIndex, v1::Entry)>> {
-        let stats = nodes.iter().map(|node| self.node(*node).stat(login.caller(path), path));
+        let stats = nodes.iter().map(|node| self.stat_on(login, path, *node));
         let mut found = Vec::new();
         for (node, stat) in nodes.iter().zip(join_all(stats).await) {
             match stat {
@@ -246,6 +245,20 @@ impl Tree {
         Ok(found)
     }
 
+    async fn stat_on(&self, login: &Login, path: &[u8], node: NodeIndex) -> node_client::Result<v1::Entry> {
+        self.ask(node, |node| async move { node.stat(login.caller(path), path).await }).await
+    }
+
+    async fn list_on(
+        &self,
+        login: &Login,
+        path: &[u8],
+        node: NodeIndex,
+        sorted: bool,
+    ) -> node_client::Result<Batches> {
+        self.ask(node, |node| async move { node.list(login.caller(path), path, sorted).await }).await
+    }
+
     /// What stands at `path`.
     pub async fn stat(&self, login: &Login, path: &VirtualPath) -> Result<Entry> {
         Self::authorize(login, path, Need::Look)?;
@@ -253,7 +266,7 @@ impl Tree {
         match self.find(login, path).await? {
             Route::Virtual => Ok(Entry::level(path.name(), self.started)),
             Route::Node(node) => {
-                let stat = self.node(node).stat(login.caller(wire), wire).await?;
+                let stat = self.stat_on(login, wire, node).await?;
                 Ok(Self::shown_entry(path, node, stat))
             }
             Route::Union(nodes) | Route::Search(nodes) => {
@@ -282,16 +295,14 @@ impl Tree {
                 Ok(Listing::whole(vec![Entry::level(DOMAINS, self.started)]))
             }
             Route::Virtual => Listing::domains(path, self.router.snapshot(), login, self.started),
-            Route::Node(node) => {
-                Ok(Listing::one(node, self.node(node).list(login.caller(wire), wire, false).await?))
-            }
+            Route::Node(node) => Ok(Listing::one(node, self.list_on(login, wire, node, false).await?)),
             Route::Union(nodes) | Route::Search(nodes) => self.list_union(login, path, &nodes).await,
         }
     }
 
     async fn list_union(&self, login: &Login, path: &VirtualPath, nodes: &[NodeIndex]) -> Result<Listing> {
         let wire = path.as_wire();
-        let parts = nodes.iter().map(|node| self.node(*node).list(login.caller(wire), wire, true));
+        let parts = nodes.iter().map(|node| self.list_on(login, wire, *node, true));
         let mut present = Vec::new();
         for (node, part) in nodes.iter().zip(join_all(parts).await) {
             match part {
@@ -328,7 +339,8 @@ impl Tree {
     ) -> Result<Content> {
         let node = self.readable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.node(node).read(login.caller(wire), wire, offset, length, transfer).await?)
+        let request = Request { caller: login.caller(wire), path: wire.to_vec(), transfer };
+        Content::open(self.answering(node), request, offset, length).await
     }
 
     /// A digest of `length` bytes of a file from `offset` on, or of all, computed on its node.
@@ -342,7 +354,10 @@ impl Tree {
     ) -> Result<DigestResponse> {
         let node = self.readable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.node(node).digest(login.caller(wire), wire, algorithm, offset, length).await?)
+        let digest = |node: Arc<NodeClient>| async move {
+            node.digest(login.caller(wire), wire, algorithm, offset, length).await
+        };
+        Ok(self.ask(node, digest).await?)
     }
 
     /// The node of a file that may be read.
@@ -367,14 +382,14 @@ impl Tree {
     pub async fn set_times(&self, login: &Login, path: &VirtualPath, modified_ns: i64) -> Result<()> {
         let node = self.changeable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.node(node).set_times(login.caller(wire), wire, modified_ns).await?)
+        Ok(self.changed(node).set_times(login.caller(wire), wire, modified_ns).await?)
     }
 
     /// Sets the permission bits of a file or directory, 0777 at most.
     pub async fn set_mode(&self, login: &Login, path: &VirtualPath, unix_mode: u32) -> Result<()> {
         let node = self.changeable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.node(node).set_mode(login.caller(wire), wire, unix_mode).await?)
+        Ok(self.changed(node).set_mode(login.caller(wire), wire, unix_mode).await?)
     }
 
     /// Bytes that may still be written at `path`. Where several nodes have a part of it, as many as the
@@ -384,11 +399,18 @@ impl Tree {
         let nodes = match self.find(login, path).await? {
             Route::Node(node) => vec![node],
             Route::Union(nodes) | Route::Search(nodes) => nodes,
-            Route::Virtual => (0..self.nodes.len()).map(NodeIndex).collect(),
+            Route::Virtual => self.router.snapshot().primaries().collect(),
         };
-        let free = join_all(nodes.iter().map(|node| self.node(*node).bytes_free())).await;
-        let free: Vec<u64> = free.into_iter().collect::<node_client::Result<_>>()?;
-        Ok(free.into_iter().min().unwrap_or(0))
+        Ok(self.all_bytes_free(&nodes).await?.into_iter().min().unwrap_or(0))
+    }
+
+    /// Of each of `nodes`.
+    async fn all_bytes_free(&self, nodes: &[NodeIndex]) -> Result<Vec<u64>> {
+        let asked = nodes.iter().map(|node| {
+            let node = self.changed(*node);
+            async move { node.bytes_free().await }
+        });
+        Ok(join_all(asked).await.into_iter().collect::<node_client::Result<_>>()?)
     }
 
     /// What this admin may do at `path`, so far as its place in the tree allows.
@@ -413,7 +435,7 @@ impl Tree {
         }
         let node = Self::single(self.find_or_place(login, path).await?, path)?;
         let wire = path.as_wire();
-        Ok(self.node(node).write(login.caller(wire), wire, begins, transfer)?)
+        Ok(self.changed(node).write(login.caller(wire), wire, begins, transfer)?)
     }
 
     pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
@@ -430,14 +452,14 @@ impl Tree {
             }
             Route::Virtual | Route::Search(_) => return Err(Error::AlreadyExists { path: path.to_string() }),
         };
-        Ok(self.node(node).make_directory(login.caller(wire), wire).await?)
+        Ok(self.changed(node).make_directory(login.caller(wire), wire).await?)
     }
 
     pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<()> {
         Self::authorize_name(login, path)?;
         let node = Self::single(self.find(login, path).await?, path)?;
         let wire = path.as_wire();
-        Ok(self.node(node).remove(login.caller(wire), wire).await?)
+        Ok(self.changed(node).remove(login.caller(wire), wire).await?)
     }
 
     /// Removes an empty directory, on every node that has a part of it.
@@ -461,7 +483,7 @@ impl Tree {
             Route::Virtual => return Err(Error::Fixed { path: path.to_string() }),
         };
         for node in nodes {
-            self.node(node).remove_directory(login.caller(wire), wire).await?;
+            self.changed(node).remove_directory(login.caller(wire), wire).await?;
         }
         Ok(())
     }
@@ -491,7 +513,7 @@ impl Tree {
             });
         }
         let wire = from.as_wire();
-        Ok(self.node(source).rename(login.caller(wire), wire, to.as_wire()).await?)
+        Ok(self.changed(source).rename(login.caller(wire), wire, to.as_wire()).await?)
     }
 }
 

@@ -231,7 +231,7 @@ impl TreeStorage {
             let mut chunk = match content.next().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
-                Err(error) => return Err(failed(error.into())),
+                Err(error) => return Err(failed(error)),
             };
             while !chunk.is_empty() {
                 let piece = chunk.split_to(chunk.len().min(pace.piece_bytes_max(Direction::ToClient)));

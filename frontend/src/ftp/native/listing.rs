@@ -116,7 +116,7 @@ impl Job {
                     },
                     Err(Error::Tree(error)) => {
                         transfer.failed(&error);
-                        reply::of(&error, Action::List, &transfer.path)
+                        reply::broken(&error, Action::List, &transfer.path)
                     }
                     Err(Error::Data(error)) => broken(&transfer, &error),
                     Err(Error::TooWide) => {

@@ -70,9 +70,8 @@ impl Job {
                         Ok(Some(chunk)) => chunk,
                         Ok(None) => break,
                         Err(error) => {
-                            let error = error.into();
                             transfer.failed(&error);
-                            return Outcome::Done(reply::of(&error, Action::Read, &transfer.path));
+                            return Outcome::Done(reply::broken(&error, Action::Read, &transfer.path));
                         }
                     };
                     // What is slow by a limit is seen to move all the same.
