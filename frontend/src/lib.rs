@@ -20,6 +20,7 @@ mod client;
 pub mod control;
 pub mod ftp;
 pub mod gate;
+mod ldap_map;
 mod members;
 pub mod node_client;
 mod recent;
@@ -182,12 +183,16 @@ impl Frontend {
 
 /// Waits until each node is up or known to be away, and names are resolved.
 async fn hear(running: &Running) {
-    running.refresh_names().await;
-    for node in running.nodes() {
-        let mut health = node.health();
-        // The sender lives as long as the node.
-        health.wait_for(|health| *health != Health::Unheard).await.ok();
-    }
+    let nodes = async {
+        for node in running.nodes() {
+            let mut health = node.health();
+            // The sender lives as long as the node.
+            health.wait_for(|health| *health != Health::Unheard).await.ok();
+        }
+    };
+    // Its outcome is in the log.
+    let map = async { running.refresh_map().await.ok() };
+    tokio::join!(running.refresh_names(), nodes, map);
 }
 
 /// Reloads, one after the other; however often it is asked for meanwhile, once more is enough. Ends with the drain,
@@ -207,7 +212,7 @@ async fn reload_when_asked(running: Arc<Running>, mut asked: mpsc::Receiver<()>,
     }
 }
 
-/// Looks at certificate files and resolves names, until the drain.
+/// Looks at certificate files, resolves names and reads the map of the directory, until the drain.
 async fn look_around(running: Arc<Running>, drain: CancellationToken) {
     let every = |period| {
         let mut interval = tokio::time::interval(period);
@@ -227,9 +232,16 @@ async fn look_around(running: Arc<Running>, drain: CancellationToken) {
             running.refresh_names().await;
         }
     };
+    let mapping = async {
+        loop {
+            running.map_is_due().await;
+            running.refresh_map().await.ok();
+        }
+    };
     tokio::select! {
         () = drain.cancelled() => {}
         () = renewing => {}
         () = resolving => {}
+        () = mapping => {}
     }
 }

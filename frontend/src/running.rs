@@ -7,10 +7,10 @@
 //! What it calls: the numbered modules.
 //! What it never does: drop a session, or take a half of a configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use portolan_agent::process::{LogLevel, chain};
@@ -18,6 +18,7 @@ use portolan_config::Faults;
 use portolan_config::checked::frontend::{Frontend as Config, Security};
 use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,11 +28,15 @@ use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
 use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
+use crate::ldap_map;
 use crate::members::Members;
 use crate::node_client::NodeClient;
 use crate::router::Router;
 use crate::tree::Tree;
 use crate::{Error, Phase};
+
+/// A map that a directory has not told yet is asked for again after this long.
+const LDAP_RETRY: Duration = Duration::from_secs(5);
 
 /// Why a reload was refused.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +77,28 @@ pub struct Running {
     /// Where the gates run.
     accepting: TaskTracker,
     log: Option<LogLevel>,
+    ldap_map: Mutex<LdapMapState>,
+    /// One reading at a time.
+    mapping: tokio::sync::Mutex<()>,
+    /// The map of the directory is to be read at once.
+    map_wanted: Notify,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     /// The fault of certificate files that was told last: once is enough.
     told: Mutex<String>,
+}
+
+/// What is known of the map of the directory.
+#[derive(Debug, Clone, Default)]
+pub struct LdapMapState {
+    /// When it was read last.
+    pub read: Option<SystemTime>,
+    pub domains: usize,
+    /// Why the last reading failed.
+    pub failure: Option<String>,
+    /// What was of no use in it.
+    useless: BTreeSet<String>,
+    tried: Option<Instant>,
 }
 
 /// A listener that is bound, and lets nobody in yet.
@@ -111,6 +134,9 @@ impl Running {
             open: Mutex::new(Some(BTreeMap::new())),
             accepting: TaskTracker::new(),
             log,
+            ldap_map: Mutex::default(),
+            mapping: tokio::sync::Mutex::default(),
+            map_wanted: Notify::new(),
             changing: tokio::sync::Mutex::default(),
             told: Mutex::default(),
         })
@@ -197,6 +223,80 @@ impl Running {
         let mut usages = self.commons.usages(now);
         usages.extend(self.gates().iter().map(|gate| gate.usage(now)));
         usages
+    }
+
+    /// What is known of the map of the directory; `None`: no directory is a source of the map.
+    pub fn ldap_map(&self) -> Option<LdapMapState> {
+        self.config.load().map.ldap.as_ref().map(|_| lock(&self.ldap_map).clone())
+    }
+
+    /// Waits until the map of the directory is to be read.
+    pub(crate) async fn map_is_due(&self) {
+        let (config, state) = (self.config(), lock(&self.ldap_map).clone());
+        let wait = match (&config.map.ldap, state.tried) {
+            (None, _) => return self.map_wanted.notified().await,
+            (Some(_), None) => Duration::ZERO,
+            // Until it has told the map once, domains are missing.
+            (Some(_), Some(tried)) if state.read.is_none() => LDAP_RETRY.saturating_sub(tried.elapsed()),
+            (Some(ldap), Some(tried)) => ldap.refresh.saturating_sub(tried.elapsed()),
+        };
+        tokio::select! {
+            () = self.map_wanted.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+
+    /// Reads the map of the directory, where one is a source. How many domains it has.
+    ///
+    /// # Errors
+    /// The last map stays.
+    pub(crate) async fn refresh_map(&self) -> Result<Option<usize>, ldap_map::Error> {
+        let _one_at_a_time = self.mapping.lock().await;
+        let config = self.config();
+        let Some(settings) = &config.map.ldap else { return Ok(None) };
+        let before = lock(&self.ldap_map).domains;
+        let begun = Instant::now();
+        let read = ldap_map::read(&config, settings, self.members.nodes(), before).await;
+        let mut state = lock(&self.ldap_map);
+        state.tried = Some(Instant::now());
+        match read {
+            Ok(ldap_map::Read { map, useless }) => {
+                let ms = begun.elapsed().as_millis();
+                if !useless.is_empty() && useless != state.useless {
+                    let what = ldap_map::shown(&useless);
+                    tracing::warn!(
+                        directory = settings.directory,
+                        what,
+                        "entries of the directory mean no node, or no domain or user, and were left out of the map"
+                    );
+                }
+                if state.read.is_none() || state.failure.is_some() || map.len() != before {
+                    tracing::info!(
+                        directory = settings.directory,
+                        domains = map.len(),
+                        ms,
+                        "the map of the directory is read"
+                    );
+                }
+                *state = LdapMapState {
+                    read: Some(SystemTime::now()),
+                    domains: map.len(),
+                    failure: None,
+                    useless,
+                    tried: state.tried,
+                };
+                self.router().replace_ldap(map);
+                Ok(Some(state.domains))
+            }
+            Err(error) => {
+                let cause = chain(&error);
+                if state.failure.as_ref() != Some(&cause) {
+                    tracing::error!(cause, "the map of the directory cannot be read; the last one stays");
+                }
+                state.failure = Some(cause);
+                Err(error)
+            }
+        }
     }
 
     /// Resolves the names of passive addresses.
@@ -315,6 +415,10 @@ impl Running {
         changes.extend(self.set_log_level(&old, &new));
         let routes_anew = old.map != new.map || old.nodes != new.nodes || old.discovery != new.discovery;
         self.members.apply(members, &new, routes_anew);
+        if old.map.ldap != new.map.ldap {
+            *lock(&self.ldap_map) = LdapMapState::default();
+        }
+        self.map_wanted.notify_one();
         self.shared.update(&new, admins);
         self.commons.update(&new);
         for (gate, service) in updated {

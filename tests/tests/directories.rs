@@ -66,6 +66,11 @@ struct Slapd {
 
 impl Slapd {
     fn start(cluster: &Cluster, name: &str) -> Self {
+        Self::start_with(cluster, name, "")
+    }
+
+    /// With more entries.
+    fn start_with(cluster: &Cluster, name: &str, more: &str) -> Self {
         let folder = cluster.path().join(name);
         fs::create_dir_all(folder.join("db")).unwrap();
         let pki = cluster.path().join("pki");
@@ -73,10 +78,12 @@ impl Slapd {
         let config = format!(
             "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
              include /etc/ldap/schema/nis.schema\ninclude /etc/ldap/schema/inetorgperson.schema\n\
+             include /etc/ldap/schema/misc.schema\n\
              modulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {folder_shown}/slapd.pid\n\
              TLSCACertificateFile {pki}/ca.pem\nTLSCertificateFile {pki}/front-1.pem\n\
              TLSCertificateKeyFile {pki}/front-1-key.pem\n\
              database mdb\nsuffix \"dc=example,dc=org\"\nrootdn \"cn=root,dc=example,dc=org\"\nrootpw root-password\n\
+             limits dn.exact=\"cn=portolan,dc=example,dc=org\" size.prtotal=unlimited\n\
              directory {folder_shown}/db\nindex uid,member,uniqueMember,memberUid eq\n\
              access to attrs=userPassword by anonymous auth by * none\n\
              access to * by dn.exact=\"cn=portolan,dc=example,dc=org\" read by users read by * none\n"
@@ -103,6 +110,7 @@ impl Slapd {
         );
         people += &group("posix", "posixGroup", "gidNumber: 5000\nmemberUid: carl");
         people += &group("own", "groupOfNames", "member: uid=bob,ou=people,dc=example,dc=org");
+        people += more;
         fs::write(folder.join("people.ldif"), people).unwrap();
         let mut add = Command::new("/usr/sbin/slapadd");
         succeed(add.arg("-f").arg(folder.join("slapd.conf")).arg("-l").arg(folder.join("people.ldif")));
@@ -593,6 +601,90 @@ fn the_operator_is_told_step_by_step_why() {
     assert!(text(&test("nobody", None)).contains("no grant is for nobody"));
 }
 
+/// A domain or a user with its host.
+fn mapped(dn: &str, class: &str, name: &str, host: &str) -> String {
+    format!(
+        "\ndn: {dn},ou=people,dc=example,dc=org\n{class}\nobjectClass: inetLocalMailRecipient\n{name}\nmailHost: {host}\n"
+    )
+}
+
+fn mapped_domain(name: &str, host: &str) -> String {
+    let class = "objectClass: organizationalUnit\nobjectClass: domainRelatedObject";
+    mapped(&format!("ou={name}"), class, &format!("associatedDomain: {name}"), host)
+}
+
+fn mapped_user(number: u32) -> String {
+    let host = if number % 2 == 0 { "imap1.example.net" } else { "IMAP3.example.net" };
+    let class = format!("objectClass: inetOrgPerson\ncn: {number}\nsn: {number}");
+    let name = format!("mail: User-{number:04}@Spread.example");
+    mapped(&format!("uid=user-{number:04}"), &class, &name, host)
+}
+
+#[test]
+fn a_directory_says_which_node_holds_what_page_by_page() {
+    let mut cluster = Cluster::start(tree::fill);
+    let mut entries =
+        mapped_domain("one.example", "mail-1") + &mapped_domain("gone.example", "nobody.example.net");
+    // More than one page, and more than slapd tells at once.
+    entries.extend((0..1_200).map(mapped_user));
+    let slapd = Slapd::start_with(&cluster, "slapd", &entries);
+    let map = "\n[map.ldap]\ndirectory = \"corp\"\ntimeout = \"20s\"\n";
+    let more = directory(&cluster, &[format!("ldaps://127.0.0.1:{}", slapd.tls)], SERVICE) + GRANTS + map;
+    cluster.restart_frontend(|config| {
+        config
+            .replace("placement =", "sources = [\"ldap\", \"announced\"]\nplacement =")
+            .replace("name = \"mail-1\"", "name = \"mail-1\"\nmail_hosts = [\"imap1.example.net\"]")
+            .replace("name = \"mail-3\"", "name = \"mail-3\"\nmail_hosts = [\"imap3.example.net\"]")
+            + &more
+    });
+    let shown = |cluster: &Cluster, arguments: &[&str]| {
+        let text = succeeded(&cluster.operate(arguments));
+        text.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n")
+            .collect::<String>()
+    };
+    let map = shown(&cluster, &["map"]);
+    for line in
+        ["one.example mail-1 ldap\n", "spread.example mail-1,mail-3 ldap\n", "two.example mail-2 announced\n"]
+    {
+        assert!(map.contains(line), "{line}: {map}");
+    }
+    assert!(!map.contains("gone.example"), "{map}");
+    cluster.frontend.wait_for_log("nobody.example.net");
+    for (user, node) in [("user-0000", "mail-1"), ("user-1199", "mail-3")] {
+        let path = format!("/domains/spread.example/users/{user}/Registry.bin");
+        assert!(shown(&cluster, &["map", "explain", &path]).contains(&format!("asked: {node}\n")), "{user}");
+    }
+    // What is new goes where the directory says.
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    assert_eq!(session.ask("MKD /domains/spread.example/users/user-0001").0, 257);
+    assert!(cluster.domains(3).join("spread.example/users/user-0001").is_dir());
+
+    // Read again when asked, and by a reload.
+    let change = "dn: ou=one.example,ou=people,dc=example,dc=org\nchangetype: modify\nreplace: mailHost\nmailHost: mail-2\n";
+    let file = cluster.path().join("change.ldif");
+    fs::write(&file, change).unwrap();
+    let uri = format!("ldap://127.0.0.1:{}", slapd.plain);
+    let modify = ["-x", "-H", &uri, "-D", "cn=root,dc=example,dc=org", "-w", "root-password", "-f"];
+    succeed(Command::new("ldapmodify").args(modify).arg(&file));
+    assert_eq!(shown(&cluster, &["map", "refresh"]), "the directory names 2 domains\n");
+    let conflicts = shown(&cluster, &["map", "--conflicts"]);
+    assert!(conflicts.contains("one.example mail-2 ldap announced: mail-1\n"), "{conflicts}");
+    assert!(shown(&cluster, &["status"]).contains("map of directory corp: 2 domains, read "));
+
+    // Without the directory the last map stays; a front end that never read it knows nothing.
+    drop(slapd);
+    let refused = cluster.operate(&["map", "refresh"]);
+    assert!(!refused.status.success() && text(&refused).contains("does not answer"), "{}", text(&refused));
+    assert!(shown(&cluster, &["map"]).contains("spread.example mail-1,mail-3 ldap\n"));
+    assert!(shown(&cluster, &["status"]).contains("the last reading of the map failed"));
+    cluster.restart_frontend(|config| config);
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    let (code, said) = session.ask("CWD /domains/two.example");
+    assert!(code == 450 && said.contains("has not been read yet"), "{code} {said}");
+    assert_eq!(session.fetch("NLST /domains"), (450, Vec::new()));
+}
+
 /// Samba as a domain controller of Active Directory, on the ports of LDAP.
 struct SambaAd {
     _process: Directory,
@@ -719,6 +811,22 @@ domains = ["one.example"]
         "/domains/one.example/domainRegistry.bin",
     );
     assert_eq!(succeeded(&fetched), "one.example");
+    // The map by the users' entries, with an attribute that Active Directory has.
+    for (user, node) in [("erin", "mail-1"), ("carol", "mail-3")] {
+        let mail = format!("--mail-address={user}@mapped.example");
+        samba.tool(&["user", "create", user, password, &mail, &format!("--department={node}")]);
+    }
+    let map = "[map.ldap]\ndirectory = \"ad\"\nnode_attribute = \"department\"\n\
+               domain_attribute = \"extensionName\"\nuser_filter = \"(&(objectClass=user)(mail=*)(department=*))\"\n";
+    cluster.restart_frontend(|config| config + map);
+    for (user, node) in [("erin", "mail-1"), ("carol", "mail-3")] {
+        let path = format!("/domains/mapped.example/users/{user}");
+        let explained = succeeded(&cluster.operate(&["map", "explain", &path]));
+        assert!(
+            explained.contains("(by ldap)") && explained.contains(&format!("asked: {node}\n")),
+            "{explained}"
+        );
+    }
     assert!(Path::new(&samba.config).is_file());
     assert!(!cluster.frontend.log().contains(password) && !cluster.frontend.log().contains(PASSWORD));
 }

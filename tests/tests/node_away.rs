@@ -97,3 +97,50 @@ fn an_agent_that_claims_another_name_is_not_used() {
     assert_eq!(control.ask("CWD /domains/one.example").0, 450);
     assert_eq!(control.ask("CWD /domains/two.example").0, 450);
 }
+
+#[test]
+fn where_that_is_configured_known_names_stay_in_the_listing_while_their_node_is_away() {
+    let mut cluster = Cluster::start(|folder| {
+        tree::fill(folder);
+        let lists = folder.join("node-3/domains/spread.example/maillists");
+        (0..2_500).for_each(|number| {
+            std::fs::create_dir_all(lists.join(format!("list-{number:04}"))).expect("our folder")
+        });
+    });
+    cluster
+        .restart_frontend(|config| config.replace("placement =", "partial_listings = \"mark\"\nplacement ="));
+    let list = |control: &mut Control, path: &str| {
+        let (code, names) = control.fetch(&format!("NLST {path}"));
+        let mut names: Vec<_> = String::from_utf8(names).unwrap().lines().map(str::to_owned).collect();
+        names.sort();
+        (code, names)
+    };
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let paths = ["", "/users", "/maillists"].map(|below| format!("/domains/spread.example{below}"));
+    let mut before = paths.each_ref().map(|path| list(&mut control, path));
+    assert_eq!(before[2].1.len(), 2_502);
+    // Whom the static map names is listed, though he has no mail.
+    before[1].1.insert(1, "/domains/spread.example/users/dave".to_owned());
+
+    cluster.kill_agent(3);
+    cluster.wait_until_away(3);
+    assert!(paths.each_ref().map(|path| list(&mut control, path)) == before);
+    // Entering them, and what the node alone has, is an error all the same.
+    for path in ["/domains/spread.example/users/carol", "/domains/spread.example/maillists/list-0001"] {
+        let (code, said) = control.ask(&format!("CWD {path}"));
+        assert!(code == 450 && said.contains("mail-3"), "{said}");
+        assert_eq!(control.fetch(&format!("MLSD {path}")), (450, Vec::new()));
+    }
+    // A node that holds everything of its domain.
+    cluster.kill_agent(2);
+    cluster.wait_until_away(2);
+    assert_eq!(control.fetch("NLST /domains/two.example/users"), (450, Vec::new()));
+
+    // A front end that never heard the node knows of its part what the static map says: users, and no lists.
+    cluster.restart_frontend(|config| config);
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let (code, domains) = list(&mut control, "/domains");
+    assert_eq!((code, domains.len()), (226, 3));
+    let (code, users) = list(&mut control, "/domains/spread.example/users");
+    assert_eq!((code, users.len()), (226, 3), "dave is in the map, though he has no mail: {users:?}");
+}

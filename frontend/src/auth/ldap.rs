@@ -1,6 +1,6 @@
 //! An LDAP directory or Active Directory: finds an admin, checks the password by a bind, and finds the groups.
 //!
-//! Who calls it: `auth::Authenticator`.
+//! Who calls it: `auth::Authenticator`; `ldap_map`, which reads the domain map.
 //! What it calls: ldap3.
 //! What it never does: bind with an empty password (RFC 4513 section 5.1.2 makes that anonymous), follow a
 //! referral unasked, or take a directory that does not answer for one that says no.
@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::{
     Ldap, LdapConnAsync, LdapConnSettings, LdapError, ResultEntry, Scope, SearchEntry, SearchOptions,
 };
@@ -27,6 +28,9 @@ const NESTING_MAX: usize = 10;
 const GROUPS_MAX: usize = 1_000;
 /// Groups that one question asks about.
 const GROUPS_ASKED_MAX: usize = 50;
+
+/// Entries that are asked for at once (RFC 2696). Active Directory gives 1,000 at most.
+const PAGE_ENTRIES: i32 = 500;
 
 /// Result codes of RFC 4511 section 4.1.9.
 const SUCCESS: u32 = 0;
@@ -96,8 +100,16 @@ impl Found {
 /// Told what happens, step by step, for who asks why.
 pub type Trace<'a> = &'a (dyn Fn(String) + Sync);
 
+/// One search of many entries.
 #[derive(Debug)]
-pub(super) struct LdapDirectory {
+pub(crate) struct Search {
+    pub(crate) base: String,
+    pub(crate) filter: String,
+    pub(crate) attributes: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct LdapDirectory {
     directory: Directory,
     /// The attribute of a grant that names domains is asked for with the entry.
     attributes: Vec<String>,
@@ -197,7 +209,7 @@ impl<'a> Typed<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+pub(crate) struct Entry {
     dn: String,
     /// Values that are text, by attribute in lower case.
     text: Vec<(String, Vec<String>)>,
@@ -212,7 +224,8 @@ impl Entry {
         Self { dn: found.dn, text, binary: found.bin_attrs.into_iter().map(lower).collect() }
     }
 
-    fn values(&self, attribute: &str) -> impl Iterator<Item = &str> {
+    /// The values of an attribute that are text.
+    pub(crate) fn values(&self, attribute: &str) -> impl Iterator<Item = &str> {
         let wanted = attribute.to_ascii_lowercase();
         let found = self.text.iter().find(move |(name, _)| *name == wanted);
         found.into_iter().flat_map(|(_, values)| values.iter().map(String::as_str))
@@ -227,6 +240,11 @@ impl Entry {
     }
 }
 
+/// Ends a connection. A server that does not take the good bye closes it all the same.
+async fn say_good_bye(mut ldap: Ldap) {
+    drop(tokio::time::timeout(Duration::from_millis(200), ldap.unbind()).await);
+}
+
 /// What went wrong on the way to a server: try the next one.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
@@ -234,12 +252,16 @@ enum Trouble {
     Ldap(#[from] LdapError),
     #[error("no answer in {0:?}")]
     Slow(Duration),
+    #[error(
+        "its size limit is less than the map has; it must let bind_dn read all (slapd: limits ... size.prtotal)"
+    )]
+    Limited,
     #[error("it answers {what} with code {code}: {text}")]
     Answer { what: &'static str, code: u32, text: String },
 }
 
 impl LdapDirectory {
-    pub(super) fn new(directory: &Directory, domain_attributes: &[String]) -> Result<Self, SetupError> {
+    pub(crate) fn new(directory: &Directory, domain_attributes: &[String]) -> Result<Self, SetupError> {
         let setup = |source| SetupError { directory: directory.name.clone(), source };
         let mut roots = RootCertStore::empty();
         match &directory.ca {
@@ -341,6 +363,76 @@ impl LdapDirectory {
         Err(Failure::Away(troubles.join("; ")))
     }
 
+    /// All entries that some searches find, page by page, from the first server that answers all of them; what was taken from
+    /// one that breaks off is dropped. `take` is told of which search an entry is.
+    pub(crate) async fn read_all<T: Default>(
+        &self,
+        searches: &[Search],
+        take: impl Fn(&mut T, usize, &Entry),
+    ) -> Result<T, String> {
+        let mut troubles = Vec::new();
+        for server in &self.servers {
+            let uri = &server.uri;
+            let trouble = match self.connect(uri, self.directory.start_tls && !uri.tls).await {
+                Ok(mut ldap) => {
+                    let read = self.read_pages(&mut ldap, searches, &take).await;
+                    say_good_bye(ldap).await;
+                    match read {
+                        Ok(read) => return Ok(read),
+                        Err(trouble) => trouble,
+                    }
+                }
+                Err(trouble) => trouble,
+            };
+            troubles.push(format!("{}: {}", uri.text, portolan_agent::process::chain(&trouble)));
+        }
+        Err(troubles.join("; "))
+    }
+
+    async fn read_pages<T: Default>(
+        &self,
+        ldap: &mut Ldap,
+        searches: &[Search],
+        take: &impl Fn(&mut T, usize, &Entry),
+    ) -> Result<T, Trouble> {
+        self.bind_service(ldap, &|_| {}).await?;
+        let mut read = T::default();
+        for (which, Search { base, filter, attributes }) in searches.iter().enumerate() {
+            let adapters: Vec<Box<dyn Adapter<'_, _, _>>> =
+                vec![Box::new(EntriesOnly::new()), Box::new(PagedResults::new(PAGE_ENTRIES))];
+            let begin =
+                ldap.streaming_search_with(adapters, base, Scope::Subtree, filter, attributes.clone());
+            let mut stream = self.within(begin).await?;
+            while let Some(found) = self.within(stream.next()).await? {
+                take(&mut read, which, &Entry::new(SearchEntry::construct(found)));
+            }
+            let result = self.within(async { Ok(stream.finish().await) }).await?;
+            // A limit of the directory is no end: the map would lack what follows.
+            if result.rc == SIZE_LIMIT_EXCEEDED {
+                return Err(Trouble::Limited);
+            }
+            if result.rc != SUCCESS {
+                return Err(Trouble::Answer { what: "a search", code: result.rc, text: result.text });
+            }
+        }
+        Ok(read)
+    }
+
+    async fn connect(&self, uri: &LdapUri, start_tls: bool) -> Result<Ldap, Trouble> {
+        let limit = self.directory.connect_timeout;
+        let settings = LdapConnSettings::new().set_config(Arc::clone(&self.tls)).set_starttls(start_tls);
+        let connecting = LdapConnAsync::with_settings(settings, &uri.text);
+        let (connection, ldap) =
+            tokio::time::timeout(limit, connecting).await.map_err(|_| Trouble::Slow(limit))??;
+        // Ends when `ldap` is dropped.
+        self.connections.spawn(async move {
+            if let Err(error) = connection.drive().await {
+                tracing::debug!(%error, "a connection to a directory ended");
+            }
+        });
+        Ok(ldap)
+    }
+
     /// Asks where servers have referred to, until somebody is found.
     async fn follow(
         &self,
@@ -401,22 +493,10 @@ impl LdapDirectory {
         password: Option<&str>,
         trace: Trace<'_>,
     ) -> Result<Answer, Trouble> {
-        let limit = self.directory.connect_timeout;
-        let settings =
-            LdapConnSettings::new().set_config(Arc::clone(&self.tls)).set_starttls(place.start_tls);
-        let connecting = LdapConnAsync::with_settings(settings, &place.uri.text);
-        let (connection, mut ldap) =
-            tokio::time::timeout(limit, connecting).await.map_err(|_| Trouble::Slow(limit))??;
-        // Ends when `ldap` is dropped.
-        self.connections.spawn(async move {
-            if let Err(error) = connection.drive().await {
-                tracing::debug!(%error, "a connection to a directory ended");
-            }
-        });
+        let mut ldap = self.connect(&place.uri, place.start_tls).await?;
         trace(format!("{}: connected", place.uri.text));
         let answer = self.ask_over(&mut ldap, &place.base, typed, password, trace).await;
-        // A server that does not take the good bye closes the connection all the same.
-        drop(tokio::time::timeout(Duration::from_millis(200), ldap.unbind()).await);
+        say_good_bye(ldap).await;
         answer
     }
 

@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portolan_proto::control::{ExplainPathRequest, ListDomainsRequest, MappedDomain};
+use portolan_proto::control::{ExplainPathRequest, ListDomainsRequest, MappedDomain, RefreshMapRequest};
 use portolan_proto::path;
 
 use super::Socket;
@@ -24,6 +24,8 @@ pub(super) struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     Explain(Explain),
+    /// Have the map of the directory read again.
+    Refresh,
 }
 
 /// Say step by step how a path is routed.
@@ -43,6 +45,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
                 rows.extend(batch.domains.iter().map(row));
             }
             Ok(super::table(&rows))
+        }),
+        Some(Action::Refresh) => super::ask(&arguments.socket, |mut client| async move {
+            let domains = client.refresh_map(RefreshMapRequest {}).await?.into_inner().domains;
+            Ok(format!("the directory names {domains} domains\n"))
         }),
         Some(Action::Explain(explain)) => super::ask(&arguments.socket, |mut client| async move {
             let path = explain.path.clone().into_vec().into();

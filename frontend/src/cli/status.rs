@@ -44,15 +44,26 @@ fn show(described: &DescribeResponse, sessions: &[Session], now: SystemTime) -> 
         let at = shown_time(super::time(refused.at_ns));
         text += &format!("the reload of {at} was refused:\n{}\n", refused.cause);
     }
+    if let Some(map) = &described.directory_map {
+        let read = map
+            .read_ns
+            .map_or_else(|| "never read".to_owned(), |at| format!("read {}", shown_time(super::time(at))));
+        text += &format!("map of directory {}: {} domains, {read}\n", map.directory, map.domains);
+        if !map.failure.is_empty() {
+            text += &format!("the last reading of the map failed: {}\n", map.failure);
+        }
+    }
     let heading = |words: &[&str]| vec![words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()];
 
     let mut listeners = heading(&["LISTENER", "ADDRESS", "ENGINE", "TLS"]);
     for one in &described.listeners {
         listeners.push(vec![one.name.clone(), one.address.clone(), one.engine.clone(), one.tls.clone()]);
     }
-    let mut nodes = heading(&["NODE", "ADDRESS", "HEALTH", "CAUSE"]);
+    let mut nodes = heading(&["NODE", "ADDRESS", "HEALTH", "STANDBY OF", "CAUSE"]);
     for one in &described.nodes {
-        nodes.push(vec![one.name.clone(), one.address.clone(), one.health.clone(), one.cause.clone()]);
+        nodes.push(
+            [&one.name, &one.address, &one.health, &one.standby_of, &one.cause].map(Clone::clone).to_vec(),
+        );
     }
     let mut directories = heading(&["DIRECTORY", "SERVER", "HEALTH"]);
     for one in &described.directories {

@@ -99,7 +99,9 @@ impl Control for ControlService {
             };
             let name = node.name().to_string();
             let address = node.address().map(|address| address.to_string()).unwrap_or_default();
-            v1::Node { name, address, health: health.to_owned(), cause }
+            let primary = config.nodes.iter().find(|other| other.standby.contains(node.name()));
+            let standby_of = primary.map(|primary| primary.name.to_string()).unwrap_or_default();
+            v1::Node { name, address, health: health.to_owned(), cause, standby_of }
         });
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok(Response::new(v1::DescribeResponse {
@@ -129,6 +131,12 @@ impl Control for ControlService {
                         .collect(),
                 })
                 .collect(),
+            directory_map: running.ldap_map().map(|map| v1::DirectoryMap {
+                directory: config.map.ldap.as_ref().map(|ldap| ldap.directory.clone()).unwrap_or_default(),
+                read_ns: map.read.map(nanoseconds),
+                domains: map.domains as u64,
+                failure: map.failure.unwrap_or_default(),
+            }),
             bans: count(running.lockout().bans(Instant::now()).len()),
         }))
     }
@@ -205,6 +213,17 @@ impl Control for ControlService {
                 }
             });
         Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn refresh_map(
+        &self,
+        _: Request<v1::RefreshMapRequest>,
+    ) -> Result<Response<v1::RefreshMapResponse>, Status> {
+        match self.running.refresh_map().await {
+            Ok(Some(domains)) => Ok(Response::new(v1::RefreshMapResponse { domains: domains as u64 })),
+            Ok(None) => Err(Status::failed_precondition("no directory is a source of the map")),
+            Err(error) => Err(Status::unavailable(portolan_agent::process::chain(&error))),
+        }
     }
 
     async fn explain_path(

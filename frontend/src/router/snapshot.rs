@@ -252,7 +252,10 @@ impl Snapshot {
     /// # Errors
     /// A source that counts is not known yet: the list could lack its domains.
     pub fn domains_after(&self, after: Option<&[u8]>, most: usize) -> Result<Vec<Vec<u8>>, Error> {
-        if let Some(unknown) = self.sources.iter().find_map(|source| self.unknown(*source)) {
+        // Where names are kept while their nodes are away, the maps that somebody keeps are enough.
+        let enough = self.mark_partial && self.givens().any(|(_, given)| !given.is_empty());
+        let needed = self.sources.iter().filter(|source| !(enough && **source == MapSource::Announced));
+        if let Some(unknown) = needed.copied().find_map(|source| self.unknown(source)) {
             return Err(unknown);
         }
         let range = || (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
@@ -348,6 +351,39 @@ impl Snapshot {
             }
             None => None,
         })
+    }
+
+    /// Objects of a domain that a node is known to have, as of now or as it announced last, whose names begin with `prefix`, after
+    /// one of them, in byte order. `None`: nothing is known of the node's part.
+    pub fn known_objects(
+        &self,
+        node: NodeIndex,
+        domain: &[u8],
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        most: usize,
+    ) -> Option<Vec<Vec<u8>>> {
+        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        let held = self.held(node).map(|held| {
+            let objects = held.domains.get(domain);
+            let objects = objects.map(|objects| objects.range::<_, [u8]>((from, Bound::Unbounded)));
+            let named = objects.into_iter().flatten().map(|name| &name[..]);
+            Box::new(named) as Box<dyn Iterator<Item = &[u8]>>
+        });
+        let given = self.givens().filter_map(|(_, given)| {
+            let objects = &given.domains.get(domain)?.objects;
+            objects.values().any(|at| *at == node).then(|| {
+                let range = objects.range::<[u8], _>((from, Bound::Unbounded));
+                let named = range.filter(move |(_, at)| **at == node).map(|(name, _)| &name[..]);
+                Box::new(named) as Box<dyn Iterator<Item = &[u8]>>
+            })
+        });
+        let known: Vec<_> = held.into_iter().chain(given).collect();
+        if known.is_empty() {
+            return None;
+        }
+        let below = known.into_iter().kmerge().dedup().take_while(|name| name.starts_with(prefix));
+        Some(below.take(most).map(<[u8]>::to_vec).collect())
     }
 
     /// Where a domain or object is created that lies nowhere yet.

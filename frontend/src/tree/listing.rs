@@ -1,6 +1,6 @@
 //! A directory being listed: whole, from one node, or merged from several.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -51,8 +51,94 @@ struct Merge {
 #[derive(Debug)]
 struct Part {
     node: NodeIndex,
-    batches: Batches,
+    source: PartSource,
     ready: VecDeque<v1::Entry>,
+}
+
+/// Where a part comes from.
+#[derive(Debug)]
+pub(super) enum PartSource {
+    Node(Box<Batches>),
+    /// The node is away, and these names are known to be there.
+    Known(Known),
+}
+
+/// Names that a node has of a domain's level or of a container, by one state of the map.
+#[derive(Debug)]
+pub(super) struct Known {
+    map: Arc<Snapshot>,
+    node: NodeIndex,
+    domain: Vec<u8>,
+    /// Of a container its name and a slash; empty for the domain's own level.
+    prefix: Vec<u8>,
+    /// The last object that was told.
+    last: Option<Vec<u8>>,
+}
+
+impl PartSource {
+    async fn next(&mut self) -> Result<Option<VecDeque<v1::Entry>>> {
+        match self {
+            PartSource::Node(batches) => Ok(batches.next().await?.map(VecDeque::from)),
+            PartSource::Known(known) => Ok(known.next()),
+        }
+    }
+}
+
+impl Known {
+    /// `None`: nothing is known of the node's part, or the directory is none that several nodes have.
+    pub(super) fn new(map: Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
+        let (domain, prefix) = match path.place() {
+            Place::Domain { domain } => (domain, Vec::new()),
+            Place::Container { domain } => {
+                let container = path.as_wire().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+                (domain, [container, b"/"].concat())
+            }
+            Place::Root | Place::Domains | Place::Object { .. } | Place::Nowhere => return None,
+        };
+        map.known_objects(node, domain, &prefix, None, 1)?;
+        Some(Self { domain: domain.to_vec(), map, node, prefix, last: None })
+    }
+
+    fn next(&mut self) -> Option<VecDeque<v1::Entry>> {
+        if self.prefix.is_empty() {
+            return self.level();
+        }
+        let Self { map, node, domain, prefix, last } = &*self;
+        let objects = map.known_objects(*node, domain, prefix, last.as_deref(), LIST_BATCH_ENTRIES_MAX)?;
+        self.last = Some(objects.last()?.clone());
+        let names = objects.iter().map(|object| &object[self.prefix.len()..]);
+        Some(names.map(|name| self.entry(name, v1::EntryKind::Directory)).collect())
+    }
+
+    /// The domain's own level, at once: its containers and its few files.
+    fn level(&mut self) -> Option<VecDeque<v1::Entry>> {
+        let mut names = BTreeSet::new();
+        while let Some(object) =
+            self.map.known_objects(self.node, &self.domain, b"", self.last.as_deref(), 1)?.pop()
+        {
+            let name = object.split(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+            // Past all that lies in the container: no name is as long as that.
+            self.last = Some(if name == object { object } else { [&name[..], b"/", &[0xff; 256]].concat() });
+            names.insert(name);
+        }
+        let kind = |name: &[u8]| match is_container(name) {
+            true => v1::EntryKind::Directory,
+            false => v1::EntryKind::File,
+        };
+        Some(names.iter().map(|name| self.entry(name, kind(name))).collect::<VecDeque<_>>())
+            .filter(|entries| !entries.is_empty())
+    }
+
+    fn entry(&self, name: &[u8], kind: v1::EntryKind) -> v1::Entry {
+        let since = self.map.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        v1::Entry {
+            name: name.to_vec().into(),
+            kind: kind.into(),
+            modified_ns: i64::try_from(since.as_nanos()).unwrap_or_default(),
+            unix_mode: if kind == v1::EntryKind::Directory { 0o755 } else { 0o644 },
+            ..v1::Entry::default()
+        }
+    }
 }
 
 impl Listing {
@@ -80,8 +166,8 @@ impl Listing {
     }
 
     /// The union of sorted parts. A name that several parts have is told once, from the earliest part.
-    pub(super) fn merged(path: &VirtualPath, parts: Vec<(NodeIndex, Batches)>) -> Self {
-        let part = |(node, batches)| Part { node, batches, ready: VecDeque::new() };
+    pub(super) fn merged(path: &VirtualPath, parts: Vec<(NodeIndex, PartSource)>) -> Self {
+        let part = |(node, source)| Part { node, source, ready: VecDeque::new() };
         let parts = parts.into_iter().map(part).collect();
         Self { source: Source::Merged(Merge { path: path.clone(), parts }) }
     }
@@ -132,8 +218,8 @@ impl Merge {
         while index < self.parts.len() {
             let part = &mut self.parts[index];
             if part.ready.is_empty() {
-                match part.batches.next().await? {
-                    Some(batch) => part.ready = batch.into(),
+                match part.source.next().await? {
+                    Some(batch) => part.ready = batch,
                     None => {
                         self.parts.remove(index);
                         continue;

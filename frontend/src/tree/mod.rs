@@ -28,6 +28,7 @@ pub use content::Content;
 use content::Request;
 pub use error::Error;
 pub use listing::Listing;
+use listing::{Known, PartSource};
 pub use path::{Place, VirtualPath};
 use placing::Placing;
 
@@ -303,12 +304,17 @@ impl Tree {
     async fn list_union(&self, login: &Login, path: &VirtualPath, nodes: &[NodeIndex]) -> Result<Listing> {
         let wire = path.as_wire();
         let parts = nodes.iter().map(|node| self.list_on(login, wire, *node, true));
+        let map = self.router.snapshot();
         let mut present = Vec::new();
         for (node, part) in nodes.iter().zip(join_all(parts).await) {
             match part {
-                Ok(batches) => present.push((*node, batches)),
+                Ok(batches) => present.push((*node, PartSource::Node(Box::new(batches)))),
                 // A node that answers and has no such directory has no part of it.
                 Err(error) if error.reason() == Some(Reason::NotFound) => {}
+                Err(error) if error.is_of_the_node() && map.marks_partial() => {
+                    let known = Known::new(Arc::clone(&map), *node, path).ok_or(error)?;
+                    present.push((*node, PartSource::Known(known)));
+                }
                 Err(error) => return Err(error.into()),
             }
         }

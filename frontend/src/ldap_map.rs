@@ -1,0 +1,139 @@
+//! The domain map as a directory has it: which node each domain and user lies on.
+//!
+//! Who calls it: `running`, at the start, by the interval of the configuration, and when the operator asks.
+//! What it calls: `auth::ldap` for the entries.
+//! What it never does: hand out a part of a map. Where the directory fails, the last map stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portolan_config::checked::frontend::Frontend as Config;
+use portolan_config::checked::map::{LdapMap, MapSearch};
+use portolan_proto::path;
+
+use crate::auth::ldap::{Entry, LdapDirectory, Search, SetupError};
+use crate::node_client::Nodes;
+use crate::router::{GivenMap, NodeIndex};
+
+/// Entries that are of no use are shown to this number.
+const SHOWN_MAX: usize = 5;
+
+/// Why there is no new map.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error("directory {directory} does not answer: {cause}")]
+    Away { directory: String, cause: String },
+    #[error("directory {directory} did not tell the whole map in {limit:?}")]
+    Slow { directory: String, limit: std::time::Duration },
+    /// An error of the directory's rights looks the same as a cluster without domains.
+    #[error("directory {directory} names no domain any more; the last map stays")]
+    Empty { directory: String },
+}
+
+/// A map that was read.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    pub(crate) map: GivenMap,
+    /// What directories call nodes that there are none of, and names that cannot be paths.
+    pub(crate) useless: BTreeSet<String>,
+}
+
+/// Reads the map. `before`: how many domains it had last time.
+pub(crate) async fn read(
+    config: &Config,
+    settings: &LdapMap,
+    nodes: &Nodes,
+    before: usize,
+) -> Result<Read, Error> {
+    let name = settings.directory.clone();
+    let directory = config.directories.iter().find(|directory| directory.name == name);
+    let directory = directory.expect("the configuration was checked: the map names a directory");
+    let directory = LdapDirectory::new(directory, &[])?;
+    let hosts = hosts(config, nodes);
+    let search = |search: &MapSearch| Search {
+        base: search.base.clone(),
+        filter: search.filter.clone(),
+        attributes: vec![search.attribute.clone(), settings.node_attribute.clone()],
+    };
+    // Domains first: their order of nodes says which is the home node.
+    let searches = [search(&settings.domains), search(&settings.users)];
+    let take = |read: &mut Read, which: usize, entry: &Entry| {
+        let attribute = if which == 0 { &settings.domains.attribute } else { &settings.users.attribute };
+        let at: Vec<NodeIndex> = entry
+            .values(&settings.node_attribute)
+            .filter_map(|host| {
+                let node = hosts.get(&host.to_ascii_lowercase());
+                if node.is_none() {
+                    read.useless.insert(format!("{} {host:?}", settings.node_attribute));
+                }
+                node.copied()
+            })
+            .collect();
+        for name in entry.values(attribute) {
+            let added = if which == 0 {
+                add_domain(&mut read.map, name, &at)
+            } else {
+                add_user(&mut read.map, name, &at)
+            };
+            if !added {
+                read.useless.insert(format!("{attribute} {name:?}"));
+            }
+        }
+    };
+    let reading = directory.read_all(&searches, take);
+    let read = match tokio::time::timeout(settings.timeout, reading).await {
+        Ok(read) => read.map_err(|cause| Error::Away { directory: name.clone(), cause })?,
+        Err(_) => return Err(Error::Slow { directory: name, limit: settings.timeout }),
+    };
+    if read.map.is_empty() && before > 0 {
+        return Err(Error::Empty { directory: name });
+    }
+    Ok(read)
+}
+
+/// What is useless, for the log.
+pub(crate) fn shown(useless: &BTreeSet<String>) -> String {
+    let first = useless.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
+    match useless.len().saturating_sub(SHOWN_MAX) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// Each word that means a node, in lower case. Standbys hold nothing of their own.
+fn hosts(config: &Config, nodes: &Nodes) -> BTreeMap<String, NodeIndex> {
+    let mut hosts = BTreeMap::new();
+    for node in nodes.list() {
+        if portolan_config::checked::nodes::is_standby(&config.nodes, node.name()) {
+            continue;
+        }
+        hosts.insert(node.name().as_str().to_ascii_lowercase(), node.index());
+        let written = config.nodes.iter().find(|written| written.name == *node.name());
+        for host in written.into_iter().flat_map(|node| &node.mail_hosts) {
+            hosts.insert(host.to_ascii_lowercase(), node.index());
+        }
+    }
+    hosts
+}
+
+/// Domains and addresses are compared without regard to case; on the disks they are in lower case.
+fn add_domain(map: &mut GivenMap, name: &str, at: &[NodeIndex]) -> bool {
+    let name = name.to_lowercase().into_bytes();
+    let good = path::check_component(&name).is_ok();
+    if good {
+        at.iter().for_each(|node| map.add_node(&name, *node));
+    }
+    good
+}
+
+/// A user lies on one node: the first that is named.
+fn add_user(map: &mut GivenMap, address: &str, at: &[NodeIndex]) -> bool {
+    let address = address.to_lowercase();
+    let Some((user, domain)) = address.rsplit_once('@') else { return false };
+    let good = [user, domain].iter().all(|part| path::check_component(part.as_bytes()).is_ok());
+    if let (true, Some(node)) = (good, at.first()) {
+        map.add_object(domain.as_bytes(), format!("users/{user}").as_bytes(), *node);
+    }
+    good
+}
