@@ -18,6 +18,7 @@ pub mod auth;
 pub mod cli;
 mod client;
 pub mod control;
+mod discovery;
 pub mod ftp;
 pub mod gate;
 mod ldap_map;
@@ -184,6 +185,7 @@ impl Frontend {
 /// Waits until each node is up or known to be away, and names are resolved.
 async fn hear(running: &Running) {
     let nodes = async {
+        running.discover().await;
         for node in running.nodes() {
             let mut health = node.health();
             // The sender lives as long as the node.
@@ -212,7 +214,7 @@ async fn reload_when_asked(running: Arc<Running>, mut asked: mpsc::Receiver<()>,
     }
 }
 
-/// Looks at certificate files, resolves names and reads the map of the directory, until the drain.
+/// Looks for nodes, at certificate files, resolves names and reads the map of the directory, until the drain.
 async fn look_around(running: Arc<Running>, drain: CancellationToken) {
     let every = |period| {
         let mut interval = tokio::time::interval(period);
@@ -238,8 +240,15 @@ async fn look_around(running: Arc<Running>, drain: CancellationToken) {
             running.refresh_map().await.ok();
         }
     };
+    let discovering = async {
+        loop {
+            running.discovery_is_due().await;
+            running.discover().await;
+        }
+    };
     tokio::select! {
         () = drain.cancelled() => {}
+        () = discovering => {}
         () = renewing => {}
         () = resolving => {}
         () = mapping => {}

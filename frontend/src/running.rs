@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::lockout::Lockout;
 use crate::auth::{Admins, Authenticator};
+use crate::discovery;
 use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
 use crate::gate::sessions::Sessions;
@@ -82,6 +83,9 @@ pub struct Running {
     mapping: tokio::sync::Mutex<()>,
     /// The map of the directory is to be read at once.
     map_wanted: Notify,
+    /// Nodes are to be looked for at once.
+    discovery_wanted: Notify,
+    discovery_told: tokio::sync::Mutex<discovery::Told>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     /// The fault of certificate files that was told last: once is enough.
@@ -137,6 +141,8 @@ impl Running {
             ldap_map: Mutex::default(),
             mapping: tokio::sync::Mutex::default(),
             map_wanted: Notify::new(),
+            discovery_wanted: Notify::new(),
+            discovery_told: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             told: Mutex::default(),
         })
@@ -223,6 +229,34 @@ impl Running {
         let mut usages = self.commons.usages(now);
         usages.extend(self.gates().iter().map(|gate| gate.usage(now)));
         usages
+    }
+
+    /// Waits until nodes are to be looked for.
+    pub(crate) async fn discovery_is_due(&self) {
+        let Some(interval) = self.config.load().discovery.as_ref().map(|discovery| discovery.interval) else {
+            return self.discovery_wanted.notified().await;
+        };
+        tokio::select! {
+            () = self.discovery_wanted.notified() => {}
+            () = tokio::time::sleep(interval) => {}
+        }
+    }
+
+    /// Looks for nodes in DNS, where that is configured, and dials those that have come or moved.
+    pub(crate) async fn discover(&self) {
+        let config = self.config();
+        let Some(discovery) = &config.discovery else { return };
+        let mut told = self.discovery_told.lock().await;
+        if !discovery::look(&config, discovery, &self.members, &mut told).await {
+            return;
+        }
+        let _one_at_a_time = self.changing.lock().await;
+        let config = self.config();
+        match self.members.prepare(&config, false) {
+            Ok(change) => self.members.apply(change, &config, false),
+            Err(error) => tracing::error!(cause = chain(&error), "a node that was found cannot be dialled"),
+        }
+        self.map_wanted.notify_one();
     }
 
     /// What is known of the map of the directory; `None`: no directory is a source of the map.
@@ -419,6 +453,7 @@ impl Running {
             *lock(&self.ldap_map) = LdapMapState::default();
         }
         self.map_wanted.notify_one();
+        self.discovery_wanted.notify_one();
         self.shared.update(&new, admins);
         self.commons.update(&new);
         for (gate, service) in updated {

@@ -39,6 +39,12 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// A port of all loopback addresses that nobody has.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").expect("a free port");
+    listener.local_addr().expect("bound").port()
+}
+
 /// Waits until `condition` gives a value.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
@@ -219,6 +225,13 @@ impl Cluster {
         self.agents[number - 1] = Some(start_agent(self.folder.path(), number, &address, ""));
     }
 
+    /// Stops an agent, if it runs, and starts it at another address.
+    pub fn move_agent(&mut self, number: usize, address: SocketAddr) {
+        self.kill_agent(number);
+        self.addresses[number - 1] = address;
+        self.start_agent(number);
+    }
+
     /// Restarts an agent with more tables in its configuration.
     pub fn restart_agent_with(&mut self, number: usize, tables: &str) {
         self.kill_agent(number);
@@ -344,6 +357,11 @@ pub fn admin_line(arguments: &[&str]) -> String {
     let output = child.wait_with_output().expect("passwd ends");
     assert!(output.status.success());
     String::from_utf8(output.stdout).expect("a line of text")
+}
+
+/// An agent with a configuration file of its own.
+pub fn start_agent_with(config: &Path) -> Server {
+    Server::start("portolan-agent", config)
 }
 
 fn start_agent(folder: &Path, number: usize, address: &str, tables: &str) -> Server {

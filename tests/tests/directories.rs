@@ -10,11 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, Protection, curl_over, succeed, succeeded, text};
-use portolan_tests::{Cluster, PASSWORD, admin_line, eventually, program, tree};
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use portolan_tests::{Cluster, PASSWORD, admin_line, eventually, free_port, program, tree};
 
 /// A process of a directory. Killed when dropped.
 struct Directory {

@@ -6,6 +6,7 @@
 
 mod content;
 pub mod error;
+mod identify;
 mod upload;
 mod watch;
 
@@ -31,6 +32,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 pub use content::Content;
 pub use error::Error;
+pub use identify::identify;
 pub use upload::{Committed, Upload};
 
 use crate::router::NodeIndex;

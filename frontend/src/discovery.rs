@@ -1,0 +1,150 @@
+//! Finds agents in DNS.
+//!
+//! Who calls it: `running`, at the start and by the interval of the configuration.
+//! What it calls: hickory-resolver for the records; `node_client::identify`, because who an agent is its certificate says and
+//! not its address; `members`.
+//! What it never does: take a node out, or move one that is up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use futures_util::StreamExt as _;
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::RData;
+use hickory_resolver::{Resolver, TokioResolver};
+use portolan_agent::process::chain;
+use portolan_config::checked::frontend::Frontend as Config;
+use portolan_config::checked::nodes::{Discovery, DnsQuery};
+use portolan_config::units::HostPort;
+
+use crate::members::Members;
+use crate::node_client::{self, Health};
+
+/// Agents that are asked at once who they are.
+const IDENTIFIED_AT_ONCE: usize = 16;
+
+/// What was told of faults: once is enough.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    dns: String,
+    /// By address.
+    agents: BTreeMap<String, String>,
+}
+
+/// Looks once. Returns whether nodes have come or moved.
+pub(crate) async fn look(config: &Config, discovery: &Discovery, members: &Members, told: &mut Told) -> bool {
+    let addresses = match resolve(discovery).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            let cause = chain(&error);
+            if told.dns != cause {
+                tracing::error!(cause, "nodes cannot be looked up in DNS; those that are known stay");
+            }
+            told.dns = cause;
+            return false;
+        }
+    };
+    told.dns.clear();
+    // Who is up at an address needs not be asked again: its certificate was checked when it was dialled.
+    let up: BTreeSet<String> = members
+        .nodes()
+        .list()
+        .iter()
+        .filter(|node| *node.health().borrow() == Health::Up)
+        .filter_map(|node| node.address())
+        .map(|address| address.to_string())
+        .collect();
+    let asked = addresses.into_iter().map(host_port).filter(|address| !up.contains(&address.to_string()));
+    let identified = futures_util::stream::iter(asked)
+        .map(|address| async move {
+            let who = node_client::identify(&address, &config.cluster).await;
+            (address, who)
+        })
+        .buffer_unordered(IDENTIFIED_AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
+    let mut news = false;
+    let mut faults = BTreeMap::new();
+    for (address, who) in identified {
+        let fault = match who {
+            Ok(name) => match members.nodes().find(&name) {
+                Some(node) if *node.health().borrow() == Health::Up => format!(
+                    "it says that it is node {name}, which is up at {}",
+                    node.address().map(|address| address.to_string()).unwrap_or_default()
+                ),
+                _ => {
+                    news |= members.take_in(&name, &address);
+                    continue;
+                }
+            },
+            Err(error) => chain(&error),
+        };
+        let address = address.to_string();
+        if told.agents.get(&address) != Some(&fault) {
+            tracing::warn!(address, fault, "an address that DNS names is not used as a node");
+        }
+        faults.insert(address, fault);
+    }
+    told.agents = faults;
+    news
+}
+
+fn host_port(address: SocketAddr) -> HostPort {
+    let host = match address.ip() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    HostPort { host, port: address.port() }
+}
+
+async fn resolve(discovery: &Discovery) -> Result<BTreeSet<SocketAddr>, NetError> {
+    let resolver = resolver(&discovery.servers)?;
+    let mut addresses = BTreeSet::new();
+    match &discovery.query {
+        DnsQuery::Addresses(name) => {
+            let found = resolver.lookup_ip(name.host.as_str()).await?;
+            addresses.extend(found.iter().map(|ip| SocketAddr::new(ip, name.port)));
+        }
+        DnsQuery::Services(name) => {
+            let found = resolver.srv_lookup(name.as_str()).await?;
+            for record in found.answers() {
+                let RData::SRV(service) = &record.data else { continue };
+                // RFC 2782: the root as target says that there is none.
+                if service.target.is_root() {
+                    continue;
+                }
+                // A target whose address is missing for now is as good as a node that is away.
+                match resolver.lookup_ip(service.target.clone()).await {
+                    Ok(found) => addresses.extend(found.iter().map(|ip| SocketAddr::new(ip, service.port))),
+                    Err(error) if error.is_no_records_found() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(addresses)
+}
+
+/// Made anew for each look, so that a changed resolv.conf counts and nothing is cached.
+fn resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
+    let mut builder = if servers.is_empty() {
+        Resolver::builder_tokio()?
+    } else {
+        let server = |address: &SocketAddr| {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = address.port();
+                connection
+            });
+            NameServerConfig::new(address.ip(), true, connections.to_vec())
+        };
+        let servers = servers.iter().map(server).collect();
+        Resolver::builder_with_config(
+            ResolverConfig::from_name_servers(servers),
+            TokioRuntimeProvider::default(),
+        )
+    };
+    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    builder.build()
+}
