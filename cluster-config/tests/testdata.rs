@@ -26,6 +26,13 @@ fn folder_with(kind: &str) -> (tempfile::TempDir, Vec<PathBuf>) {
     write_secret(&path.join("empty"), "\n", 0o600);
     write_secret(&path.join("open-admins"), &format!("admin:{HASH}:backup,restore:*\n"), 0o644);
     write_secret(&path.join("bad-admins"), &format!("# two\nadmin:{HASH}:backup:*\nadmin:x\n"), 0o600);
+    fs::write(path.join("domain-map.toml"), "[[domains]]\nname = \"example.com\"\nnodes = [\"mail-1\"]\n")
+        .unwrap();
+    fs::write(
+        path.join("bad-map.toml"),
+        "[[domains]]\nname = \"x.example\"\nnodes = [\"mail-9\"]\nnode = 1\n",
+    )
+    .unwrap();
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(kind);
     let mut copies = Vec::new();
     for example in fs::read_dir(examples).unwrap() {
