@@ -45,6 +45,11 @@ pub fn lftp(cluster: &Cluster, script: &str) -> Output {
 }
 
 pub fn lftp_over(protection: Protection, cluster: &Cluster, script: &str) -> Output {
+    run(&mut lftp_command(protection, cluster, script))
+}
+
+/// The same, to be run later.
+pub fn lftp_command(protection: Protection, cluster: &Cluster, script: &str) -> Command {
     let tls = protection != Protection::Plain;
     let settings = format!(
         "set ssl:ca-file {}; set ftp:ssl-allow {tls}; set ftp:ssl-force {tls}; set ftp:ssl-protect-data true; \
@@ -55,7 +60,9 @@ pub fn lftp_over(protection: Protection, cluster: &Cluster, script: &str) -> Out
         protection.scheme(),
         protection.address(cluster)
     );
-    run(Command::new("timeout").args(["120", "lftp", "-c", &settings]).env("HOME", cluster.path()))
+    let mut command = Command::new("timeout");
+    command.args(["120", "lftp", "-c", &settings]).env("HOME", cluster.path());
+    command
 }
 
 /// Runs curl as `admin` over explicit TLS, with `path` of the tree appended to the address.
@@ -177,6 +184,13 @@ impl Control {
     pub fn send_urgent(&mut self, byte: u8) {
         let flags = rustix::net::SendFlags::OOB;
         rustix::net::send(self.reader.get_ref(), &[byte], flags).expect("the connection stands");
+    }
+
+    /// Does something that may take so long until its next reply.
+    pub fn into_patient<T>(self, deadline: Duration, work: impl FnOnce(&mut Self) -> T) -> T {
+        let mut patient = self;
+        patient.reader.get_ref().set_read_timeout(Some(deadline)).expect("a socket");
+        work(&mut patient)
     }
 
     /// Gives the connection up.

@@ -70,10 +70,14 @@ pub struct Server {
 impl Server {
     /// Starts a program with a configuration file and waits until it says which addresses it serves.
     fn start(name: &str, config: &Path) -> Self {
+        Self::spawn(Command::new(program(name)), name, config)
+    }
+
+    fn spawn(mut command: Command, name: &str, config: &Path) -> Self {
         let text = fs::read_to_string(config).expect("our file");
         // An agent has one address, which is no [[listeners]].
         let count = text.matches("[[listeners]]").count().max(1);
-        let mut child = Command::new(program(name))
+        let mut child = command
             .arg("--config")
             .arg(config)
             .stdin(Stdio::null())
@@ -232,6 +236,19 @@ impl Cluster {
         self.start_agent(number);
     }
 
+    /// Moves an agent to an address in a network namespace.
+    pub fn move_agent_into(&mut self, namespace: &str, number: usize, address: SocketAddr) {
+        self.kill_agent(number);
+        let config = write_agent_config(self.folder.path(), number, &address.to_string(), "");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program("portolan-agent"));
+        let agent = Server::spawn(command, "portolan-agent", &config);
+        let (old, new) = (self.addresses[number - 1].to_string(), agent.address.to_string());
+        self.addresses[number - 1] = agent.address;
+        self.agents[number - 1] = Some(agent);
+        self.restart_frontend(|config| config.replace(&old, &new));
+    }
+
     /// Restarts an agent with more tables in its configuration.
     pub fn restart_agent_with(&mut self, number: usize, tables: &str) {
         self.kill_agent(number);
@@ -365,6 +382,10 @@ pub fn start_agent_with(config: &Path) -> Server {
 }
 
 fn start_agent(folder: &Path, number: usize, address: &str, tables: &str) -> Server {
+    start_agent_with(&write_agent_config(folder, number, address, tables))
+}
+
+fn write_agent_config(folder: &Path, number: usize, address: &str, tables: &str) -> PathBuf {
     let config = folder.join(format!("agent-{number}.toml"));
     let text = format!(
         r#"version = 1
@@ -383,7 +404,7 @@ format = "json"
 {tables}"#
     );
     fs::write(&config, text).expect("our file");
-    Server::start("portolan-agent", &config)
+    config
 }
 
 fn frontend_config(nodes: &[SocketAddr]) -> String {
