@@ -162,7 +162,16 @@ fn facts(nodes: &Nodes, config: &Config) -> Vec<NodeFacts> {
         let standbys = names.iter().filter_map(|name| nodes.find(name)).map(|node| node.index()).collect();
         Role::Primary { standbys, writes: written.is_some_and(|node| node.standby_writes) }
     };
-    nodes.all().iter().map(|node| NodeFacts { name: node.name().clone(), role: role(node) }).collect()
+    let mail_hosts = |node: &NodeClient| {
+        let written = config.nodes.iter().find(|written| written.name == *node.name());
+        written.map(|written| written.mail_hosts.clone()).unwrap_or_default()
+    };
+    let facts = |node: &Arc<NodeClient>| NodeFacts {
+        name: node.name().clone(),
+        role: role(node),
+        mail_hosts: mail_hosts(node),
+    };
+    nodes.all().iter().map(facts).collect()
 }
 
 /// How many nodes there are at least.

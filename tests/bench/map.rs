@@ -99,6 +99,7 @@ fn main() -> ExitCode {
     let facts = |node| NodeFacts {
         name: format!("mail-{node}").parse().expect("a node's name"),
         role: Role::Primary { standbys: Vec::new(), writes: false },
+        mail_hosts: Vec::new(),
     };
     let map = Map {
         sources: vec![MapSource::Static, MapSource::Announced],

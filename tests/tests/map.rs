@@ -107,3 +107,75 @@ fn the_list_of_domains_is_whole_and_in_order_whatever_its_length() {
     let mut reader = Control::login(cluster.frontend.address, "reader");
     assert_eq!(reader.fetch("NLST /domains").1, b"/domains/one.example\r\n");
 }
+
+#[test]
+fn what_rebuilds_the_routing_is_there_for_who_may_back_up_all() {
+    let mut cluster = Cluster::start(|folder| {
+        tree::fill(folder);
+        for number in 0..450 {
+            fs::create_dir(folder.join(format!("node-3/domains/spread.example/users/user-{number:03}")))
+                .unwrap();
+        }
+        fs::create_dir(folder.join("node-2/domains/quote\".example")).unwrap();
+    });
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    let (code, listing) = session.fetch("MLSD /cluster");
+    let listing = String::from_utf8(listing).unwrap();
+    assert_eq!((code, listing.lines().count()), (226, 2), "{listing}");
+    let (code, map) = session.fetch("RETR /cluster/domain-map.cfg");
+    assert_eq!(code, 226);
+    let (said, text) = session.ask("SIZE /cluster/domain-map.cfg");
+    assert_eq!((said, text), (213, format!("213 {}", map.len())));
+    assert!(listing.contains(&format!("size={};", map.len())), "{listing}");
+    assert_eq!(session.ask("REST 100").0, 350);
+    assert_eq!(session.fetch("RETR /cluster/domain-map.cfg"), (226, map[100..].to_vec()));
+    let text = String::from_utf8(map.clone()).unwrap();
+    assert!(
+        text.contains("\"users/user-449\" = \"mail-3\"") && text.contains("\"users/erin\" = \"mail-1\""),
+        "{text}"
+    );
+    let nodes = String::from_utf8(session.fetch("RETR /cluster/nodes.cfg").1).unwrap();
+    for number in 1..=3 {
+        let node =
+            format!("[[nodes]]\nname = \"mail-{number}\"\naddress = \"{}\"\n", cluster.agent(number).address);
+        assert!(nodes.contains(&node), "{nodes}");
+    }
+
+    // Nothing of it is changed, and others do not know of it.
+    assert_eq!(session.store("/cluster/nodes.cfg", b"x"), 550);
+    for refused in [
+        "DELE /cluster/nodes.cfg",
+        "MKD /cluster/x",
+        "RMD /cluster",
+        "CWD /cluster/other",
+        "HASH /cluster/nodes.cfg",
+    ] {
+        assert_eq!(session.ask(refused).0, 550, "{refused}");
+    }
+    let mut reader = Control::login(cluster.frontend.address, "reader");
+    assert_eq!(reader.fetch("NLST /"), (226, b"/domains\r\n".to_vec()));
+    for hidden in ["CWD /cluster", "SIZE /cluster/nodes.cfg", "MLST /cluster"] {
+        assert_eq!(reader.ask(hidden).0, 550, "{hidden}");
+    }
+    assert_eq!(reader.fetch("RETR /cluster/nodes.cfg"), (550, Vec::new()));
+
+    // The map is one that a front end takes, and says the same.
+    fs::write(cluster.path().join("domain-map.cfg"), &map).unwrap();
+    let rows = shown(&cluster, &["map"]);
+    cluster.restart_frontend(|config| {
+        let (rest, tables) = config.split_once("[[map.domains]]").unwrap();
+        let nodes = &tables[tables.find("[[nodes]]").unwrap()..];
+        rest.replace("placement =", "file = \"domain-map.cfg\"\nplacement =") + nodes
+    });
+    let places = |rows: &str| {
+        let words = |line: &str| line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>();
+        rows.lines().skip(1).map(words).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&shown(&cluster, &["map"])), places(&rows));
+    // While a node was never heard, nobody knows the map.
+    cluster.kill_agent(3);
+    cluster.restart_frontend(|config| config);
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    assert_eq!(session.fetch("RETR /cluster/domain-map.cfg"), (450, Vec::new()));
+    assert_eq!(session.fetch("RETR /cluster/nodes.cfg").0, 226);
+}

@@ -108,6 +108,9 @@ pub fn code(error: &tree::Error) -> u16 {
         | tree::Error::NotEmpty { .. }
         | tree::Error::NotGranted { .. }
         | tree::Error::Fixed { .. }
+        | tree::Error::NotADirectory { .. }
+        | tree::Error::OffsetBeyondEnd { .. }
+        | tree::Error::NoDigest { .. }
         | tree::Error::CrossesDomains { .. }
         | tree::Error::CrossesNodes { .. }
         | tree::Error::Unplaced { .. } => 550,

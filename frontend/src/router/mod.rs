@@ -28,6 +28,8 @@ pub struct NodeIndex(pub usize);
 pub struct NodeFacts {
     pub name: NodeId,
     pub role: Role,
+    /// What a directory calls it, beside its name.
+    pub mail_hosts: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -62,7 +62,7 @@ pub struct Snapshot {
     announced: Vec<Option<NodeHoldings>>,
     /// By node: whether what it announced is what it holds now.
     current: Vec<bool>,
-    /// When this state began.
+    /// When what it says changed last.
     pub since: SystemTime,
 }
 
@@ -93,6 +93,7 @@ impl Snapshot {
             self.current[index] = false;
         }
         self.fixed = Arc::new(GivenMap::of_configuration(&nodes, &map.domains));
+        self.since = SystemTime::now();
         self.nodes = nodes.into();
         self.nodes_min = nodes_min;
         self.sources = map.sources.clone().into();
@@ -106,6 +107,7 @@ impl Snapshot {
     }
 
     pub(super) fn set_ldap(&mut self, given: GivenMap) {
+        self.since = SystemTime::now();
         self.ldap = Some(Arc::new(given));
         self.report_all_conflicts();
     }
@@ -117,6 +119,7 @@ impl Snapshot {
     }
 
     pub(super) fn set_holdings(&mut self, node: NodeIndex, holdings: NodeHoldings) {
+        self.since = SystemTime::now();
         self.announced[node.0] = Some(holdings);
         self.current[node.0] = true;
         self.report_conflicts(node, None);
@@ -130,6 +133,7 @@ impl Snapshot {
         if changes.is_empty() {
             return;
         }
+        self.since = SystemTime::now();
         self.announced[node.0].get_or_insert_default().apply(changes);
         let touched: Vec<&[u8]> = changes
             .iter()
@@ -142,6 +146,10 @@ impl Snapshot {
 
     pub fn name(&self, node: NodeIndex) -> &NodeId {
         &self.nodes[node.0].name
+    }
+
+    pub fn facts(&self, node: NodeIndex) -> &NodeFacts {
+        &self.nodes[node.0]
     }
 
     /// Those that hold a part of the cluster.
@@ -322,7 +330,7 @@ impl Snapshot {
     /// Which node to ask for `path`.
     pub fn route(&self, path: &VirtualPath) -> Result<Route, Error> {
         match path.place() {
-            Place::Root | Place::Domains => Ok(Route::Virtual),
+            Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } => Ok(Route::Virtual),
             Place::Nowhere => Err(Error::UnknownDomain),
             Place::Domain { domain } | Place::Container { domain } => {
                 let nodes = self.nodes_to_ask(domain)?;
@@ -386,11 +394,29 @@ impl Snapshot {
         Some(below.take(most).map(<[u8]>::to_vec).collect())
     }
 
+    /// The next objects of a domain after one of them that its nodes are known to have, in byte order, each once, with the node
+    /// that it lies on by the sources that count.
+    pub fn objects_after(
+        &self,
+        domain: &[u8],
+        after: Option<&[u8]>,
+        most: usize,
+    ) -> Result<Vec<(Vec<u8>, Option<NodeIndex>)>, Error> {
+        let (_, nodes) = self.domain_nodes(domain)?;
+        let known = nodes.iter().filter_map(|node| self.known_objects(*node, domain, b"", after, most));
+        let next = known.kmerge().dedup().take(most);
+        let placed = next.map(|object| {
+            let node = self.object_node(domain, &object, &nodes);
+            (object, node)
+        });
+        Ok(placed.collect())
+    }
+
     /// Where a domain or object is created that lies nowhere yet.
     pub fn place(&self, path: &VirtualPath) -> Result<Site, Error> {
         let domain = match path.place() {
             Place::Domain { domain } | Place::Container { domain } | Place::Object { domain, .. } => domain,
-            Place::Root | Place::Domains | Place::Nowhere => {
+            Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } | Place::Nowhere => {
                 return Err(Error::Unplaced);
             }
         };
@@ -417,7 +443,7 @@ impl Snapshot {
         let mut steps = vec![format!("path: {path}")];
         let domain = match path.place() {
             Place::Domain { domain } | Place::Container { domain } | Place::Object { domain, .. } => domain,
-            Place::Root | Place::Domains | Place::Nowhere => &[],
+            Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } | Place::Nowhere => &[],
         };
         for source in self.sources.iter().filter(|_| !domain.is_empty()) {
             let said = match (self.unknown(*source), self.given(*source)) {
@@ -466,7 +492,10 @@ mod tests {
 
     fn facts(names: &[&str]) -> Vec<NodeFacts> {
         let primary = || Role::Primary { standbys: Vec::new(), writes: false };
-        names.iter().map(|name| NodeFacts { name: node(name), role: primary() }).collect()
+        names
+            .iter()
+            .map(|name| NodeFacts { name: node(name), role: primary(), mail_hosts: Vec::new() })
+            .collect()
     }
 
     fn domains(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, Error> {

@@ -7,12 +7,25 @@ use bytes::Bytes;
 use portolan_proto::id::TransferId;
 use portolan_proto::v1;
 
-use super::{Result, standby};
+use super::cluster::Generated;
+use super::{Error, Result, standby};
 use crate::node_client::{self, NodeClient};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Content {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Node(Box<FromNodes>),
+    Generated { text: Generated, size: u64, skip: u64, missing: u64 },
+}
 
 /// Where a node fails in the middle, its standbys go on, if they have the same file.
 #[derive(Debug)]
-pub struct Content {
+struct FromNodes {
     content: node_client::Content,
     /// Who it comes from.
     node: Arc<NodeClient>,
@@ -49,7 +62,8 @@ impl Content {
                         standby::report(away, &node, error);
                     }
                     let end = offset + content.missing();
-                    return Ok(Self { content, node, others, request, end });
+                    let source = Source::Node(Box::new(FromNodes { content, node, others, request, end }));
+                    return Ok(Self { source });
                 }
                 Err(error) if error.is_of_the_node() => {
                     failure.get_or_insert((node, error));
@@ -61,23 +75,64 @@ impl Content {
         Err(error.into())
     }
 
+    /// A file that no node has.
+    pub(super) fn generated(text: Generated, size: u64, offset: u64, length: Option<u64>) -> Result<Self> {
+        let Some(rest) = size.checked_sub(offset) else {
+            return Err(Error::OffsetBeyondEnd { path: text.path().to_string() });
+        };
+        let missing = length.map_or(rest, |length| rest.min(length));
+        Ok(Self { source: Source::Generated { text, size, skip: offset, missing } })
+    }
+
     /// Size of the whole file when it was opened.
     pub fn size(&self) -> u64 {
-        self.content.size()
+        match &self.source {
+            Source::Node(from) => from.content.size(),
+            Source::Generated { size, .. } => *size,
+        }
     }
 
     /// Bytes still to come.
     pub fn missing(&self) -> u64 {
-        self.content.missing()
+        match &self.source {
+            Source::Node(from) => from.content.missing(),
+            Source::Generated { missing, .. } => *missing,
+        }
     }
 
     /// Nanoseconds since 1970, when it was opened.
     pub fn modified_ns(&self) -> i64 {
-        self.content.modified_ns()
+        match &self.source {
+            Source::Node(from) => from.content.modified_ns(),
+            Source::Generated { text, .. } => text.modified_ns(),
+        }
     }
 
     /// The next bytes; `None` when all have come. Its future must be polled to its end.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        match &mut self.source {
+            Source::Node(from) => from.next().await,
+            Source::Generated { text, skip, missing, .. } => {
+                while *missing > 0
+                    && let Some(mut piece) = text.next()?
+                {
+                    let skipped =
+                        piece.split_to(usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len()));
+                    *skip -= skipped.len() as u64;
+                    piece.truncate(usize::try_from(*missing).unwrap_or(usize::MAX));
+                    *missing -= piece.len() as u64;
+                    if !piece.is_empty() {
+                        return Ok(Some(piece));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl FromNodes {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             match self.content.next().await {
                 Err(error) if error.is_of_the_node() => {

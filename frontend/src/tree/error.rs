@@ -17,12 +17,18 @@ pub enum Error {
     AlreadyExists { path: String },
     #[error("{path} is a directory")]
     IsADirectory { path: String },
+    #[error("{path} is not a directory")]
+    NotADirectory { path: String },
+    #[error("{path} is shorter than the offset")]
+    OffsetBeyondEnd { path: String },
     #[error("{path} is not empty")]
     NotEmpty { path: String },
     #[error("you lack the right to {right} at {path}")]
     NotGranted { path: String, right: &'static str },
     #[error("{path} is a fixed level of the tree")]
     Fixed { path: String },
+    #[error("{path} is generated, and there is no digest of it")]
+    NoDigest { path: String },
     #[error("the name is not allowed: {0}")]
     BadName(#[from] PathFault),
     #[error("{from} cannot be renamed to {to}: a rename stays within one domain")]
@@ -46,7 +52,7 @@ impl Error {
 
     /// What was to be listed is there, and is no directory.
     pub fn is_not_a_directory(&self) -> bool {
-        self.reason() == Some(Reason::NotADirectory)
+        matches!(self, Error::NotADirectory { .. }) || self.reason() == Some(Reason::NotADirectory)
     }
 
     /// The agent's reason, when it was an agent that refused.

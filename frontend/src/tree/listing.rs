@@ -93,7 +93,12 @@ impl Known {
                 let container = path.as_wire().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
                 (domain, [container, b"/"].concat())
             }
-            Place::Root | Place::Domains | Place::Object { .. } | Place::Nowhere => return None,
+            Place::Root
+            | Place::Domains
+            | Place::Object { .. }
+            | Place::Cluster
+            | Place::ClusterFile { .. }
+            | Place::Nowhere => return None,
         };
         map.known_objects(node, domain, &prefix, None, 1)?;
         Some(Self { domain: domain.to_vec(), map, node, prefix, last: None })

@@ -4,6 +4,7 @@
 //! What it calls: `router` for the way, `node_client` for the calls, `auth::grants` for what may be seen.
 //! What it never does: touch a file system, speak FTP, or answer with less than there is.
 
+mod cluster;
 mod content;
 pub mod error;
 mod listing;
@@ -11,7 +12,7 @@ pub mod path;
 mod placing;
 mod standby;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
@@ -21,14 +22,16 @@ use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
 use crate::node_client::{self, Batches, NodeClient, Nodes, Upload};
-use crate::router::{self, NodeIndex, Route, Router, Site};
+use crate::router::{self, NodeIndex, Route, Router, Site, Snapshot};
 
 pub use crate::node_client::Begins;
+use cluster::{ClusterFile, Generated};
 pub use content::Content;
 use content::Request;
 pub use error::Error;
 pub use listing::Listing;
 use listing::{Known, PartSource};
+use path::CLUSTER;
 pub use path::{Place, VirtualPath};
 use placing::Placing;
 
@@ -86,6 +89,8 @@ pub struct Tree {
     router: Arc<Router>,
     nodes: Arc<Nodes>,
     placing: Placing,
+    /// The size of the domain map as text, of the state that it was counted for last.
+    map_size: Mutex<(Weak<Snapshot>, u64)>,
     /// Time shown for the levels that exist on no disk.
     started: SystemTime,
 }
@@ -100,13 +105,18 @@ enum Need {
 
 impl Tree {
     pub fn new(router: Arc<Router>, nodes: Arc<Nodes>) -> Self {
-        Self { router, nodes, placing: Placing::new(), started: SystemTime::now() }
+        let map_size = Mutex::new((Weak::new(), 0));
+        Self { router, nodes, placing: Placing::new(), map_size, started: SystemTime::now() }
     }
 
     /// What may not be seen does not exist; what may be seen but not done is refused.
     fn authorize(login: &Login, path: &VirtualPath, need: Need) -> Result<()> {
         let Some(domain) = domain_of(path.as_wire()) else {
+            let generated = matches!(path.place(), Place::Cluster | Place::ClusterFile { .. });
             return match need {
+                _ if generated && !login.admin.grants.backup.all => {
+                    Err(Error::NotFound { path: path.to_string() })
+                }
                 Need::Look | Need::Read => Ok(()),
                 Need::Change => Err(Error::Fixed { path: path.to_string() }),
             };
@@ -265,7 +275,12 @@ impl Tree {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
         match self.find(login, path).await? {
-            Route::Virtual => Ok(Entry::level(path.name(), self.started)),
+            Route::Virtual => match path.place() {
+                Place::ClusterFile { name } => {
+                    self.cluster_entry(Self::cluster_file(name, path)?, path).await
+                }
+                _ => Ok(Entry::level(path.name(), self.started)),
+            },
             Route::Node(node) => {
                 let stat = self.stat_on(login, wire, node).await?;
                 Ok(Self::shown_entry(path, node, stat))
@@ -292,13 +307,63 @@ impl Tree {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
         match self.find(login, path).await? {
-            Route::Virtual if path.place() == Place::Root => {
-                Ok(Listing::whole(vec![Entry::level(DOMAINS, self.started)]))
-            }
-            Route::Virtual => Listing::domains(path, self.router.snapshot(), login, self.started),
+            Route::Virtual => self.list_virtual(login, path).await,
             Route::Node(node) => Ok(Listing::one(node, self.list_on(login, wire, node, false).await?)),
             Route::Union(nodes) | Route::Search(nodes) => self.list_union(login, path, &nodes).await,
         }
+    }
+
+    async fn list_virtual(&self, login: &Login, path: &VirtualPath) -> Result<Listing> {
+        match path.place() {
+            Place::Cluster => {
+                let mut files = Vec::new();
+                for file in ClusterFile::ALL {
+                    files.push(self.cluster_entry(file, path).await?);
+                }
+                Ok(Listing::whole(files))
+            }
+            Place::ClusterFile { name } => {
+                Self::cluster_file(name, path)?;
+                Err(Error::NotADirectory { path: path.to_string() })
+            }
+            Place::Root => {
+                let levels = [CLUSTER, DOMAINS].into_iter();
+                // Who may not see all domains does not see what names them.
+                let seen = levels.filter(|level| *level == DOMAINS || login.admin.grants.backup.all);
+                Ok(Listing::whole(seen.map(|level| Entry::level(level, self.started)).collect()))
+            }
+            _ => Listing::domains(path, self.router.snapshot(), login, self.started),
+        }
+    }
+
+    fn cluster_file(name: &[u8], path: &VirtualPath) -> Result<ClusterFile> {
+        ClusterFile::of(name).ok_or_else(|| Error::NotFound { path: path.to_string() })
+    }
+
+    async fn cluster_entry(&self, file: ClusterFile, path: &VirtualPath) -> Result<Entry> {
+        let (text, size) = self.generate(file, path).await?;
+        Ok(file.entry(size, text.map()))
+    }
+
+    /// A generated file and its size.
+    async fn generate(&self, file: ClusterFile, path: &VirtualPath) -> Result<(Generated, u64)> {
+        let map = self.router.snapshot();
+        let begin = || Generated::new(file, path, Arc::clone(&map), &self.nodes);
+        if file == ClusterFile::DomainMap {
+            let (counted, size) = &*self.map_size.lock().unwrap_or_else(PoisonError::into_inner);
+            if std::ptr::eq(counted.as_ptr(), Arc::as_ptr(&map)) {
+                return Ok((begin(), *size));
+            }
+        }
+        // With many domains this takes a while.
+        let counted = begin();
+        let size = tokio::task::spawn_blocking(move || counted.count()).await;
+        let size = size.unwrap_or_else(|_| Err(Error::Unplaced { path: path.to_string() }))?;
+        if file == ClusterFile::DomainMap {
+            let mut last = self.map_size.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = (Arc::downgrade(&map), size);
+        }
+        Ok((begin(), size))
     }
 
     async fn list_union(&self, login: &Login, path: &VirtualPath, nodes: &[NodeIndex]) -> Result<Listing> {
@@ -343,6 +408,11 @@ impl Tree {
         length: Option<u64>,
         transfer: TransferId,
     ) -> Result<Content> {
+        if let Place::ClusterFile { name } = path.place() {
+            Self::authorize(login, path, Need::Read)?;
+            let (text, size) = self.generate(Self::cluster_file(name, path)?, path).await?;
+            return Content::generated(text, size, offset, length);
+        }
         let node = self.readable(login, path).await?;
         let wire = path.as_wire();
         let request = Request { caller: login.caller(wire), path: wire.to_vec(), transfer };
@@ -358,6 +428,11 @@ impl Tree {
         offset: u64,
         length: Option<u64>,
     ) -> Result<DigestResponse> {
+        if let Place::ClusterFile { name } = path.place() {
+            Self::authorize(login, path, Need::Read)?;
+            Self::cluster_file(name, path)?;
+            return Err(Error::NoDigest { path: path.to_string() });
+        }
         let node = self.readable(login, path).await?;
         let wire = path.as_wire();
         let digest = |node: Arc<NodeClient>| async move {

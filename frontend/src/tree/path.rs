@@ -4,6 +4,9 @@ use std::fmt;
 
 use portolan_proto::path::{self, DOMAINS, PathFault, is_container};
 
+/// The name of the level that is generated.
+pub const CLUSTER: &[u8] = b"cluster";
+
 /// An absolute path of the virtual tree, as bytes: resolved, so without `.`, `..` and empty components.
 ///
 /// It knows the root of the admin it was resolved for, which is a directory of the tree or its very root: what is shown
@@ -30,6 +33,10 @@ pub enum Place<'a> {
     /// An object, an entry of a domain's own level, or something below one: lies on one node as a whole.
     /// `object` is its path below the domain (`users/anna`, `domainRegistry.bin`).
     Object { domain: &'a [u8], object: &'a [u8] },
+    /// `/cluster`
+    Cluster,
+    /// `/cluster/<name>`
+    ClusterFile { name: &'a [u8] },
     /// Any other name in the root: there is none.
     Nowhere,
 }
@@ -122,6 +129,13 @@ impl VirtualPath {
     pub fn place(&self) -> Place<'_> {
         let mut components = names(&self.bytes);
         let Some(first) = components.next() else { return Place::Root };
+        if first == CLUSTER {
+            return match (components.next(), components.next()) {
+                (None, _) => Place::Cluster,
+                (Some(name), None) => Place::ClusterFile { name },
+                (Some(_), Some(_)) => Place::Nowhere,
+            };
+        }
         if first != DOMAINS {
             return Place::Nowhere;
         }
@@ -233,6 +247,9 @@ mod tests {
             ("/", "Root"),
             ("/domains", "Domains"),
             ("/etc", "Nowhere"),
+            ("/cluster", "Cluster"),
+            ("/cluster/nodes.cfg", "ClusterFile"),
+            ("/cluster/nodes.cfg/x", "Nowhere"),
             ("/domains/a", "Domain"),
             ("/domains/a/users", "Container"),
             ("/domains/a/other", "Object"),
