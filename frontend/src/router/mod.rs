@@ -17,7 +17,7 @@ use portolan_proto::v1::HoldingChange;
 
 pub use given::GivenMap;
 pub use holdings::NodeHoldings;
-pub use snapshot::{MapRow, Route, Site, Snapshot};
+pub use snapshot::{MapRow, PlacedObject, Route, Site, Snapshot};
 
 /// A node by its place among all that there have been since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -34,6 +34,9 @@ pub enum Site {
     Roomiest(Vec<NodeIndex>),
 }
 
+/// An object of a domain, and the node that it lies on by the sources that count.
+pub type PlacedObject = (Vec<u8>, Option<NodeIndex>);
+
 /// A domain as the map has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapRow {
@@ -394,14 +397,13 @@ impl Snapshot {
         Some(below.take(most).map(<[u8]>::to_vec).collect())
     }
 
-    /// The next objects of a domain after one of them that its nodes are known to have, in byte order, each once, with the node
-    /// that it lies on by the sources that count.
+    /// The next objects of a domain after one of them that its nodes are known to have, in byte order, each once.
     pub fn objects_after(
         &self,
         domain: &[u8],
         after: Option<&[u8]>,
         most: usize,
-    ) -> Result<Vec<(Vec<u8>, Option<NodeIndex>)>, Error> {
+    ) -> Result<Vec<PlacedObject>, Error> {
         let (_, nodes) = self.domain_nodes(domain)?;
         let known = nodes.iter().filter_map(|node| self.known_objects(*node, domain, b"", after, most));
         let next = known.kmerge().dedup().take(most);
