@@ -610,7 +610,7 @@ fn mapped_domain(name: &str, host: &str) -> String {
 }
 
 fn mapped_user(number: u32) -> String {
-    let host = if number % 2 == 0 { "imap1.example.net" } else { "IMAP3.example.net" };
+    let host = if number.is_multiple_of(2) { "imap1.example.net" } else { "IMAP3.example.net" };
     let class = format!("objectClass: inetOrgPerson\ncn: {number}\nsn: {number}");
     let name = format!("mail: User-{number:04}@Spread.example");
     mapped(&format!("uid=user-{number:04}"), &class, &name, host)
