@@ -29,7 +29,9 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// A program of this project, from the folder that the test's own executable was built into.
 pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own executable");
-    let folder = own.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let folder = own.parent().expect("an executable lies in a folder");
+    // Tests lie in target/<profile>/deps, benchmarks beside the programs.
+    let folder = if folder.ends_with("deps") { folder.parent().expect("target/<profile>") } else { folder };
     let path = folder.join(name);
     assert!(
         path.is_file(),
