@@ -14,8 +14,9 @@ use crate::auth::ldap::{Entry, LdapDirectory, Search, SetupError};
 use crate::node_client::Nodes;
 use crate::router::{GivenMap, NodeIndex};
 
-/// Entries that are of no use are shown to this number.
+/// Entries that are of no use are shown to this number, and remembered to that one.
 const SHOWN_MAX: usize = 5;
+const USELESS_MAX: usize = 1_000;
 
 /// Why there is no new map.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,14 @@ pub(crate) struct Read {
     pub(crate) map: GivenMap,
     /// What directories call nodes that there are none of, and names that cannot be paths.
     pub(crate) useless: BTreeSet<String>,
+}
+
+impl Read {
+    fn add_useless(&mut self, what: String) {
+        if self.useless.len() < USELESS_MAX {
+            self.useless.insert(what);
+        }
+    }
 }
 
 /// Reads the map. `before`: how many domains it had last time.
@@ -65,7 +74,7 @@ pub(crate) async fn read(
             .filter_map(|host| {
                 let node = hosts.get(&host.to_ascii_lowercase());
                 if node.is_none() {
-                    read.useless.insert(format!("{} {host:?}", settings.node_attribute));
+                    read.add_useless(format!("{} {host:?}", settings.node_attribute));
                 }
                 node.copied()
             })
@@ -77,7 +86,7 @@ pub(crate) async fn read(
                 add_user(&mut read.map, name, &at)
             };
             if !added {
-                read.useless.insert(format!("{attribute} {name:?}"));
+                read.add_useless(format!("{attribute} {name:?}"));
             }
         }
     };

@@ -96,8 +96,8 @@ fn a_faulty_configuration_is_refused_as_a_whole_with_all_its_faults() {
         ),
         (limited.clone() + &more, vec!["cannot listen on", "Address already in use"]),
         (
-            limited.replace("mail-2\"\naddress", "mail-9\"\naddress").replace("[\"mail-2\"]", "[\"mail-9\"]"),
-            vec!["nodes: changed, which takes a restart"],
+            limited.replace("format = \"json\"", "format = \"text\""),
+            vec!["log.format: changed, which takes a restart"],
         ),
         (limited.clone() + "[threads]\nmin = 3\n", vec!["threads: changed, which takes a restart"]),
         ("not toml".to_owned(), vec!["not TOML"]),
@@ -142,7 +142,7 @@ fn listeners_come_and_go_with_a_reload() {
 
     cluster.edit_config(|config| config.replace(&more, ""));
     assert_eq!(cluster.reload(), format!("listener {added} is removed; its sessions go on\n"));
-    assert!(std::net::TcpStream::connect(added).is_err());
+    eventually("its port is closed", || std::net::TcpStream::connect(added).err());
     assert_eq!(library.fetch("RETR /domains/one.example/domainRegistry.bin").0, 226);
     assert_eq!(native.ask("NOOP").0, 200);
     // And back again, at the same address.
@@ -560,4 +560,44 @@ fn the_service_manager_is_told_and_its_sockets_are_taken() {
     signal(Signal::TERM);
     assert_eq!(told(), "STOPPING=1\n");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn nodes_come_go_and_move_by_a_reload_while_transfers_go_on() {
+    let mut cluster = Cluster::start_many(4, |folder| {
+        tree::fill(folder);
+        tree::put(&folder.join("node-4/domains/four.example/users/x/big.eml"), &tree::noise(32 << 20));
+    });
+    let list = |session: &mut Control| {
+        let (code, names) = session.fetch("NLST /domains");
+        (code, String::from_utf8(names).unwrap().contains("four.example"))
+    };
+    let mut session = Control::login(cluster.frontend.address, "admin");
+    eventually("all are heard", || (list(&mut session) == (226, true)).then_some(()));
+    let mut loading = Control::login(cluster.frontend.address, "admin");
+    let mut data = loading.passive();
+    assert_eq!(loading.ask("RETR /domains/four.example/users/x/big.eml").0, 150);
+
+    // Taken out: what it alone held is no more, and what is under way ends in order.
+    let address = cluster.agent(4).address;
+    let table = format!("[[nodes]]\nname = \"mail-4\"\naddress = \"{address}\"\n");
+    cluster.edit_config(|config| config.replace(&table, ""));
+    assert!(cluster.reload().contains("the nodes are changed"));
+    assert_eq!(list(&mut session), (226, false));
+    assert_eq!(session.ask("CWD /domains/four.example").0, 550);
+    let mut content = Vec::new();
+    std::io::Read::read_to_end(&mut data, &mut content).unwrap();
+    assert_eq!((loading.reply().0, content == tree::noise(32 << 20)), (226, true));
+
+    // Back, at another address: until it is heard nobody says that it holds nothing.
+    cluster.kill_agent(4);
+    cluster.edit_config(|config| config + &table);
+    cluster.reload();
+    assert_eq!(list(&mut session).0, 450);
+    cluster.move_agent(4, "127.0.0.1:0".parse().unwrap());
+    let moved = cluster.agent(4).address.to_string();
+    cluster.edit_config(|config| config.replace(&address.to_string(), &moved));
+    cluster.reload();
+    eventually("it is heard at its new address", || (list(&mut session) == (226, true)).then_some(()));
+    assert_eq!(session.fetch("RETR /domains/four.example/users/x/big.eml").0, 226);
 }

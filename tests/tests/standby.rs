@@ -38,6 +38,8 @@ fn a_standby_is_read_in_mid_session_and_not_written_to() {
     // A standby adds nothing of its own.
     fs::create_dir(cluster.path().join("node-4/domains/standby-only.example")).unwrap();
 
+    put(&cluster.domains(1).join("spread.example/users/late/Registry.bin"), b"first");
+
     cluster.kill_agent(1);
     cluster.wait_until_away(1);
     assert_eq!(session.fetch(&format!("RETR {REGISTRY}")), before);
@@ -54,6 +56,11 @@ fn a_standby_is_read_in_mid_session_and_not_written_to() {
     assert_eq!(session.store(REGISTRY, b"new"), 450);
     assert_eq!(session.ask("MKD /domains/one.example/users/new").0, 450);
     assert_eq!(session.ask(&format!("DELE {REGISTRY}")).0, 450);
+    // What the standby does not have yet is not taken for absent where something would be changed.
+    assert_eq!(session.ask("DELE /domains/spread.example/users/late/Registry.bin").0, 450);
+    assert_eq!(session.ask("MKD /domains/spread.example/users/late").0, 450);
+    assert_eq!(session.store("/domains/spread.example/users/late/Registry.bin", b"second"), 450);
+    assert!(!cluster.domains(3).join("spread.example/users/late").is_dir());
     assert_eq!(session.fetch(&format!("RETR {REGISTRY}")), before);
 
     // A whole backup, and one by a front end that never heard the node.

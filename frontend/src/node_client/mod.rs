@@ -189,6 +189,8 @@ impl NodeClient {
     /// Takes the node out for good: it is not watched any more.
     pub fn take_out(&self) {
         self.out.cancel();
+        // What is under way has its own hold of the channel.
+        self.channel.store(None);
     }
 
     pub fn is_out(&self) -> bool {

@@ -106,7 +106,7 @@ impl NodeClient {
             let ended = tokio::select! {
                 ended = self.watch_once(router, &mut up_since) => ended,
                 () = self.replaced.notified() => Err(Ended::Replaced),
-                () = self.suspected.notified() => Err(Ended::Unanswered),
+                () = self.is_unanswered() => Err(Ended::Unanswered),
             };
             let (Ok(ended) | Err(ended)) = ended.map(|()| Ended::Closed);
             if let Ended::Replaced = ended {
@@ -132,6 +132,16 @@ impl NodeClient {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.replaced.notified() => {}
+            }
+        }
+    }
+
+    /// Waits until too many calls in a row got no answer. A wake-up of an earlier absence is not one.
+    async fn is_unanswered(&self) {
+        loop {
+            self.suspected.notified().await;
+            if self.unanswered.load(Ordering::Relaxed) >= UNANSWERED_MAX {
+                return;
             }
         }
     }

@@ -92,6 +92,14 @@ impl Generated {
         i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
     }
 
+    /// Bytes of it, where they are there already.
+    pub(super) fn known_size(&self) -> Option<u64> {
+        match &self.state {
+            State::Text(text) => Some(text.as_ref().map_or(0, |text| text.len() as u64)),
+            State::Domains(_) | State::Objects(..) | State::End => None,
+        }
+    }
+
     /// Bytes of all that is still to come.
     pub(super) fn count(mut self) -> Result<u64> {
         let mut size = 0;

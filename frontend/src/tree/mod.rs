@@ -152,6 +152,7 @@ impl Tree {
         let routed = self.router.snapshot().route(path);
         if let (Err(router::Error::UnknownDomain), Some(domain)) = (&routed, domain_of(path.as_wire()))
             && let Some(node) = self.placing.node(&[DOMAINS, domain].join(&b'/'))
+            && self.router.snapshot().primaries().any(|primary| primary == node)
         {
             return Ok(Route::Node(node));
         }
@@ -159,9 +160,9 @@ impl Tree {
     }
 
     /// The node of a path that exists, asking the nodes where no source knows it.
-    async fn find(&self, login: &Login, path: &VirtualPath) -> Result<Route> {
+    async fn find(&self, login: &Login, path: &VirtualPath, need: Need) -> Result<Route> {
         match self.route(path)? {
-            Route::Search(nodes) => match self.search(login, path, &nodes).await? {
+            Route::Search(nodes) => match self.search(login, path, &nodes, need).await? {
                 Some(node) => Ok(Route::Node(node)),
                 None => Err(Error::NotFound { path: path.to_string() }),
             },
@@ -177,7 +178,7 @@ impl Tree {
             Err(router::Error::UnknownDomain) => Vec::new(),
             Err(error) => return Err(Error::from_route(path, error)),
         };
-        if let Some(node) = self.search(login, path, &nodes).await? {
+        if let Some(node) = self.search(login, path, &nodes, Need::Change).await? {
             return Ok(Route::Node(node));
         }
         let whole = match path.place() {
@@ -202,7 +203,7 @@ impl Tree {
     /// created may be there.
     async fn roomiest(&self, login: &Login, whole: &[u8], nodes: &[NodeIndex]) -> Result<NodeIndex> {
         // Somebody else may have made it, and it is not announced yet.
-        if let Some((node, _)) = self.stat_all(login, whole, nodes).await?.first() {
+        if let Some((node, _)) = self.stat_all(login, whole, nodes, Need::Change).await?.first() {
             return Ok(*node);
         }
         let free = self.all_bytes_free(nodes).await?;
@@ -222,10 +223,11 @@ impl Tree {
         login: &Login,
         path: &VirtualPath,
         nodes: &[NodeIndex],
+        need: Need,
     ) -> Result<Option<NodeIndex>> {
         let Place::Object { domain, object } = path.place() else { return Ok(None) };
         let whole = [DOMAINS, domain, object].join(&b'/');
-        let found = self.stat_all(login, &whole, nodes).await?;
+        let found = self.stat_all(login, &whole, nodes, need).await?;
         if let [(first, _), (second, _), ..] = &found[..] {
             tracing::warn!(
                 path = portolan_proto::path::display(&whole),
@@ -237,14 +239,21 @@ impl Tree {
         Ok(found.into_iter().next().map(|(node, _)| node))
     }
 
-    /// The entry on each of `nodes` that has it, in their order.
+    /// The entry on each of `nodes` that has it, in their order. For a change nobody answers for a node that is away: a standby
+    /// that lags would lead to a second one elsewhere.
     async fn stat_all(
         &self,
         login: &Login,
         path: &[u8],
         nodes: &[NodeIndex],
+        need: Need,
     ) -> Result<Vec<(NodeIndex, v1::Entry)>> {
-        let stats = nodes.iter().map(|node| self.stat_on(login, path, *node));
+        let stats = nodes.iter().map(|node| async move {
+            match need {
+                Need::Look | Need::Read => self.stat_on(login, path, *node).await,
+                Need::Change => self.changed(*node).stat(login.caller(path), path).await,
+            }
+        });
         let mut found = Vec::new();
         for (node, stat) in nodes.iter().zip(join_all(stats).await) {
             match stat {
@@ -274,7 +283,7 @@ impl Tree {
     pub async fn stat(&self, login: &Login, path: &VirtualPath) -> Result<Entry> {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
-        match self.find(login, path).await? {
+        match self.find(login, path, Need::Look).await? {
             Route::Virtual => match path.place() {
                 Place::ClusterFile { name } => {
                     self.cluster_entry(Self::cluster_file(name, path)?, path).await
@@ -286,7 +295,7 @@ impl Tree {
                 Ok(Self::shown_entry(path, node, stat))
             }
             Route::Union(nodes) | Route::Search(nodes) => {
-                let found = self.stat_all(login, wire, &nodes).await?;
+                let found = self.stat_all(login, wire, &nodes, Need::Look).await?;
                 let first = found.into_iter().next();
                 first
                     .map(|(node, entry)| Self::shown_entry(path, node, entry))
@@ -306,7 +315,7 @@ impl Tree {
     pub async fn list(&self, login: &Login, path: &VirtualPath) -> Result<Listing> {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
-        match self.find(login, path).await? {
+        match self.find(login, path, Need::Look).await? {
             Route::Virtual => self.list_virtual(login, path).await,
             Route::Node(node) => Ok(Listing::one(node, self.list_on(login, wire, node, false).await?)),
             Route::Union(nodes) | Route::Search(nodes) => self.list_union(login, path, &nodes).await,
@@ -348,22 +357,23 @@ impl Tree {
     /// A generated file and its size.
     async fn generate(&self, file: ClusterFile, path: &VirtualPath) -> Result<(Generated, u64)> {
         let map = self.router.snapshot();
-        let begin = || Generated::new(file, path, Arc::clone(&map), &self.nodes);
-        if file == ClusterFile::DomainMap {
+        let text = Generated::new(file, path, Arc::clone(&map), &self.nodes);
+        if let Some(size) = text.known_size() {
+            return Ok((text, size));
+        }
+        {
             let (counted, size) = &*self.map_size.lock().unwrap_or_else(PoisonError::into_inner);
             if std::ptr::eq(counted.as_ptr(), Arc::as_ptr(&map)) {
-                return Ok((begin(), *size));
+                return Ok((text, *size));
             }
         }
         // With many domains this takes a while.
-        let counted = begin();
-        let size = tokio::task::spawn_blocking(move || counted.count()).await;
-        let size = size.unwrap_or_else(|_| Err(Error::Unplaced { path: path.to_string() }))?;
-        if file == ClusterFile::DomainMap {
-            let mut last = self.map_size.lock().unwrap_or_else(PoisonError::into_inner);
-            *last = (Arc::downgrade(&map), size);
-        }
-        Ok((begin(), size))
+        let counted = Generated::new(file, path, Arc::clone(&map), &self.nodes);
+        let counting = tokio::task::spawn_blocking(move || counted.count());
+        let size =
+            counting.await.unwrap_or_else(|stopped| std::panic::resume_unwind(stopped.into_panic()))?;
+        *self.map_size.lock().unwrap_or_else(PoisonError::into_inner) = (Arc::downgrade(&map), size);
+        Ok((text, size))
     }
 
     async fn list_union(&self, login: &Login, path: &VirtualPath, nodes: &[NodeIndex]) -> Result<Listing> {
@@ -444,13 +454,13 @@ impl Tree {
     /// The node of a file that may be read.
     async fn readable(&self, login: &Login, path: &VirtualPath) -> Result<NodeIndex> {
         Self::authorize(login, path, Need::Read)?;
-        Self::single(self.find(login, path).await?, path)
+        Self::single(self.find(login, path, Need::Read).await?, path)
     }
 
     /// The node of a file or directory that may be changed and lies on one node.
     async fn changeable(&self, login: &Login, path: &VirtualPath) -> Result<NodeIndex> {
         Self::authorize(login, path, Need::Change)?;
-        match self.find(login, path).await? {
+        match self.find(login, path, Need::Change).await? {
             Route::Node(node) => Ok(node),
             // Levels that several nodes have a part of, or none.
             Route::Virtual | Route::Union(_) | Route::Search(_) => {
@@ -477,7 +487,7 @@ impl Tree {
     /// fullest of them has room for.
     pub async fn bytes_free(&self, login: &Login, path: &VirtualPath) -> Result<u64> {
         Self::authorize(login, path, Need::Look)?;
-        let nodes = match self.find(login, path).await? {
+        let nodes = match self.find(login, path, Need::Look).await? {
             Route::Node(node) => vec![node],
             Route::Union(nodes) | Route::Search(nodes) => nodes,
             Route::Virtual => self.router.snapshot().primaries().collect(),
@@ -525,7 +535,7 @@ impl Tree {
         let node = match self.find_or_place(login, path).await? {
             Route::Node(node) => node,
             Route::Union(nodes) => {
-                if !self.stat_all(login, wire, &nodes).await?.is_empty() {
+                if !self.stat_all(login, wire, &nodes, Need::Change).await?.is_empty() {
                     return Err(Error::AlreadyExists { path: path.to_string() });
                 }
                 // The other nodes make the level when the first object is put there.
@@ -538,7 +548,7 @@ impl Tree {
 
     pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<()> {
         Self::authorize_name(login, path)?;
-        let node = Self::single(self.find(login, path).await?, path)?;
+        let node = Self::single(self.find(login, path, Need::Change).await?, path)?;
         let wire = path.as_wire();
         Ok(self.changed(node).remove(login.caller(wire), wire).await?)
     }
@@ -547,10 +557,10 @@ impl Tree {
     pub async fn remove_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
         Self::authorize_name(login, path)?;
         let wire = path.as_wire();
-        let nodes = match self.find(login, path).await? {
+        let nodes = match self.find(login, path, Need::Change).await? {
             Route::Node(node) => vec![node],
             Route::Union(nodes) | Route::Search(nodes) => {
-                let found = self.stat_all(login, wire, &nodes).await?;
+                let found = self.stat_all(login, wire, &nodes, Need::Change).await?;
                 if found.is_empty() {
                     return Err(Error::NotFound { path: path.to_string() });
                 }
@@ -581,10 +591,10 @@ impl Tree {
         if domain_of(from.as_wire()) != domain_of(to.as_wire()) {
             return Err(Error::CrossesDomains { from: from.to_string(), to: to.to_string() });
         }
-        let source = Self::single(self.find(login, from).await?, from)?;
+        let source = Self::single(self.find(login, from, Need::Change).await?, from)?;
         let target = match self.route(to)? {
             // A name that no node has yet stays where the old one is.
-            Route::Search(nodes) => self.search(login, to, &nodes).await?.unwrap_or(source),
+            Route::Search(nodes) => self.search(login, to, &nodes, Need::Change).await?.unwrap_or(source),
             route => Self::single(route, to)?,
         };
         if source != target {
