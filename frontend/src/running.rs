@@ -19,6 +19,7 @@ use portolan_config::checked::frontend::{Frontend as Config, Security};
 use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -115,6 +116,8 @@ pub(crate) struct Bound {
 struct OpenGate {
     gate: Arc<Gate>,
     stop: CancellationToken,
+    /// Ends when the socket is closed.
+    accepts: JoinHandle<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -375,8 +378,8 @@ impl Running {
         let Some(open) = open.as_mut() else { return };
         tracing::info!(%address, "front end serves");
         let stop = CancellationToken::new();
-        self.accepting.spawn(Arc::clone(&gate).run(socket, stop.clone()));
-        open.insert(gate.name().to_owned(), OpenGate { gate, stop });
+        let accepts = self.accepting.spawn(Arc::clone(&gate).run(socket, stop.clone()));
+        open.insert(gate.name().to_owned(), OpenGate { gate, stop, accepts });
     }
 
     /// Lets nobody in any more.
@@ -459,14 +462,16 @@ impl Running {
         for (gate, service) in updated {
             gate.update(service, new.ipv6_prefix);
         }
-        if let Some(open) = lock(&self.open).as_mut() {
-            open.retain(|name, open| {
-                let stays = new.listeners.iter().any(|listener| listener.name == *name);
-                if !stays {
-                    open.stop.cancel();
-                }
-                stays
-            });
+        let is_removed =
+            |name: &String, _: &mut OpenGate| !new.listeners.iter().any(|listener| listener.name == *name);
+        let removed: Vec<OpenGate> = match lock(&self.open).as_mut() {
+            Some(open) => open.extract_if(.., is_removed).map(|(_, open)| open).collect(),
+            None => Vec::new(),
+        };
+        for OpenGate { stop, accepts, .. } in removed {
+            stop.cancel();
+            // The operator is told when nobody is let in any more and the address is free.
+            accepts.await.ok();
         }
         self.config.store(Arc::new(new));
         *lock(&self.config_read) = SystemTime::now();
