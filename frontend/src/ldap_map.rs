@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::map::{LdapMap, MapSearch};
+use portolan_config::checked::nodes::is_standby;
 use portolan_proto::path;
 
 use crate::auth::ldap::{Entry, LdapDirectory, Search, SetupError};
@@ -28,15 +29,17 @@ pub(crate) enum Error {
     #[error("directory {directory} did not tell the whole map in {limit:?}")]
     Slow { directory: String, limit: std::time::Duration },
     /// An error of the directory's rights looks the same as a cluster without domains.
-    #[error("directory {directory} names no domain any more; the last map stays")]
-    Empty { directory: String },
+    #[error("directory {directory} names no {what}")]
+    Empty { directory: String, what: &'static str },
 }
 
 /// A map that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Read {
     pub(crate) map: GivenMap,
-    /// What directories call nodes that there are none of, and names that cannot be paths.
+    /// Entries of domains, and of users.
+    pub(crate) counts: [usize; 2],
+    /// What directories call nodes that there are none of, names that cannot be paths, and users of two nodes.
     pub(crate) useless: BTreeSet<String>,
 }
 
@@ -46,14 +49,51 @@ impl Read {
             self.useless.insert(what);
         }
     }
+
+    /// Domains and addresses are compared without regard to case; on the disks they are in lower case.
+    fn add_domain(&mut self, name: &str, at: &[Result<NodeIndex, &str>]) -> bool {
+        let name = name.to_lowercase().into_bytes();
+        let good = path::check_component(&name).is_ok();
+        for node in at.iter().filter(|_| good) {
+            match node {
+                Ok(node) => self.map.add_node(&name, *node),
+                Err(word) => self.map.add_unresolved(&name, word),
+            }
+        }
+        good
+    }
+
+    /// A user lies on one node: the first that is named.
+    fn add_user(&mut self, address: &str, at: &[Result<NodeIndex, &str>]) -> bool {
+        let address = address.to_lowercase();
+        let Some((user, domain)) = address.rsplit_once('@') else { return false };
+        if [user, domain].iter().any(|part| path::check_component(part.as_bytes()).is_err()) {
+            return false;
+        }
+        let object = format!("users/{user}").into_bytes();
+        match at.first() {
+            Some(Ok(node)) => {
+                let other = self.map.object(domain.as_bytes(), &object).filter(|other| other != node);
+                self.map.add_object(domain.as_bytes(), &object, *node);
+                if other.is_some() {
+                    // Both nodes are asked, and nobody guesses.
+                    self.map.forget_object(domain.as_bytes(), &object);
+                    self.add_useless(format!("{address:?}, which has two entries with different nodes"));
+                }
+            }
+            Some(Err(word)) => self.map.add_unresolved(domain.as_bytes(), word),
+            None => {}
+        }
+        true
+    }
 }
 
-/// Reads the map. `before`: how many domains it had last time.
+/// Reads the map. `before`: how many entries it had last time.
 pub(crate) async fn read(
     config: &Config,
     settings: &LdapMap,
     nodes: &Nodes,
-    before: usize,
+    before: [usize; 2],
 ) -> Result<Read, Error> {
     let name = settings.directory.clone();
     let directory = config.directories.iter().find(|directory| directory.name == name);
@@ -68,23 +108,15 @@ pub(crate) async fn read(
     // Domains first: their order of nodes says which is the home node.
     let searches = [search(&settings.domains), search(&settings.users)];
     let take = |read: &mut Read, which: usize, entry: &Entry| {
+        read.counts[which] += 1;
         let attribute = if which == 0 { &settings.domains.attribute } else { &settings.users.attribute };
-        let at: Vec<NodeIndex> = entry
-            .values(&settings.node_attribute)
-            .filter_map(|host| {
-                let node = hosts.get(&host.to_ascii_lowercase());
-                if node.is_none() {
-                    read.add_useless(format!("{} {host:?}", settings.node_attribute));
-                }
-                node.copied()
-            })
-            .collect();
+        let words = entry.values(&settings.node_attribute);
+        let at: Vec<_> = words.map(|word| hosts.get(&word.to_lowercase()).copied().ok_or(word)).collect();
+        for word in at.iter().filter_map(|node| node.err()) {
+            read.add_useless(format!("{} {word:?}", settings.node_attribute));
+        }
         for name in entry.values(attribute) {
-            let added = if which == 0 {
-                add_domain(&mut read.map, name, &at)
-            } else {
-                add_user(&mut read.map, name, &at)
-            };
+            let added = if which == 0 { read.add_domain(name, &at) } else { read.add_user(name, &at) };
             if !added {
                 read.add_useless(format!("{attribute} {name:?}"));
             }
@@ -95,8 +127,13 @@ pub(crate) async fn read(
         Ok(read) => read.map_err(|cause| Error::Away { directory: name.clone(), cause })?,
         Err(_) => return Err(Error::Slow { directory: name, limit: settings.timeout }),
     };
-    if read.map.is_empty() && before > 0 {
-        return Err(Error::Empty { directory: name });
+    if read.map.is_empty() {
+        return Err(Error::Empty { directory: name, what: "domain" });
+    }
+    for (which, what) in ["domain's entry", "user"].into_iter().enumerate() {
+        if before[which] > 0 && read.counts[which] == 0 {
+            return Err(Error::Empty { directory: name, what });
+        }
     }
     Ok(read)
 }
@@ -110,39 +147,17 @@ pub(crate) fn shown(useless: &BTreeSet<String>) -> String {
     }
 }
 
-/// Each word that means a node, in lower case. Standbys hold nothing of their own.
+/// Each word that means a node, in lower case; what is written counts before a name. Standbys hold nothing of their own.
 fn hosts(config: &Config, nodes: &Nodes) -> BTreeMap<String, NodeIndex> {
-    let mut hosts = BTreeMap::new();
-    for node in nodes.list() {
-        if portolan_config::checked::nodes::is_standby(&config.nodes, node.name()) {
-            continue;
-        }
-        hosts.insert(node.name().as_str().to_ascii_lowercase(), node.index());
+    let holding = nodes.list().into_iter().filter(|node| !is_standby(&config.nodes, node.name()));
+    let holding: Vec<_> = holding.collect();
+    let mut hosts: BTreeMap<_, _> =
+        holding.iter().map(|node| (node.name().as_str().to_lowercase(), node.index())).collect();
+    for node in &holding {
         let written = config.nodes.iter().find(|written| written.name == *node.name());
         for host in written.into_iter().flat_map(|node| &node.mail_hosts) {
-            hosts.insert(host.to_ascii_lowercase(), node.index());
+            hosts.insert(host.to_lowercase(), node.index());
         }
     }
     hosts
-}
-
-/// Domains and addresses are compared without regard to case; on the disks they are in lower case.
-fn add_domain(map: &mut GivenMap, name: &str, at: &[NodeIndex]) -> bool {
-    let name = name.to_lowercase().into_bytes();
-    let good = path::check_component(&name).is_ok();
-    if good {
-        at.iter().for_each(|node| map.add_node(&name, *node));
-    }
-    good
-}
-
-/// A user lies on one node: the first that is named.
-fn add_user(map: &mut GivenMap, address: &str, at: &[NodeIndex]) -> bool {
-    let address = address.to_lowercase();
-    let Some((user, domain)) = address.rsplit_once('@') else { return false };
-    let good = [user, domain].iter().all(|part| path::check_component(part.as_bytes()).is_ok());
-    if let (true, Some(node)) = (good, at.first()) {
-        map.add_object(domain.as_bytes(), format!("users/{user}").as_bytes(), *node);
-    }
-    good
 }

@@ -184,8 +184,8 @@ impl Frontend {
 
 /// Waits until each node is up or known to be away, and names are resolved.
 async fn hear(running: &Running) {
+    running.discover().await;
     let nodes = async {
-        running.discover().await;
         for node in running.nodes() {
             let mut health = node.health();
             // The sender lives as long as the node.

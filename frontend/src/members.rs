@@ -94,10 +94,10 @@ impl Members {
         new.into_iter().for_each(|node| self.watch_one(node));
     }
 
-    /// Takes in what discovery has found; true where that is news.
+    /// Takes in what discovery has found; true where it is dialled elsewhere, or not at all.
     pub(crate) fn take_in(&self, name: &NodeId, address: &HostPort) -> bool {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.insert(name.clone(), address.clone()).as_ref() != Some(address)
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), address.clone());
+        self.nodes.find(name).and_then(|node| node.address()).as_ref() != Some(address)
     }
 }
 
@@ -166,12 +166,21 @@ fn facts(nodes: &Nodes, config: &Config) -> Vec<NodeFacts> {
         let written = config.nodes.iter().find(|written| written.name == *node.name());
         written.map(|written| written.mail_hosts.clone()).unwrap_or_default()
     };
+    // Found ones follow by name, so that all front ends agree on the order.
+    let all = nodes.all();
+    let mut found: Vec<&NodeId> = all.iter().map(|node| node.name()).collect();
+    found.sort_unstable();
+    let rank = |name: &NodeId| {
+        let written = config.nodes.iter().position(|written| written.name == *name);
+        written.unwrap_or_else(|| config.nodes.len() + found.partition_point(|other| *other < name))
+    };
     let facts = |node: &Arc<NodeClient>| NodeFacts {
         name: node.name().clone(),
         role: role(node),
         mail_hosts: mail_hosts(node),
+        rank: rank(node.name()),
     };
-    nodes.all().iter().map(facts).collect()
+    all.iter().map(facts).collect()
 }
 
 /// How many nodes there are at least.

@@ -99,6 +99,8 @@ pub struct LdapMapState {
     /// When it was read last.
     pub read: Option<SystemTime>,
     pub domains: usize,
+    /// Entries of domains, and of users.
+    entries: [usize; 2],
     /// Why the last reading failed.
     pub failure: Option<String>,
     /// What was of no use in it.
@@ -291,20 +293,28 @@ impl Running {
         let _one_at_a_time = self.mapping.lock().await;
         let config = self.config();
         let Some(settings) = &config.map.ldap else { return Ok(None) };
-        let before = lock(&self.ldap_map).domains;
+        let LdapMapState { domains: before, entries, .. } = lock(&self.ldap_map).clone();
         let begun = Instant::now();
-        let read = ldap_map::read(&config, settings, self.members.nodes(), before).await;
+        let read = ldap_map::read(&config, settings, self.members.nodes(), entries).await;
+        if !Arc::ptr_eq(&config, &self.config()) {
+            // It was read for what is in force no more.
+            self.map_wanted.notify_one();
+        }
         let mut state = lock(&self.ldap_map);
         state.tried = Some(Instant::now());
         match read {
-            Ok(ldap_map::Read { map, useless }) => {
+            Ok(ldap_map::Read { map, useless, .. }) if self.config().map.ldap != config.map.ldap => {
+                drop((map, useless));
+                Ok(Some(state.domains))
+            }
+            Ok(ldap_map::Read { map, counts, useless }) => {
                 let ms = begun.elapsed().as_millis();
                 if !useless.is_empty() && useless != state.useless {
                     let what = ldap_map::shown(&useless);
                     tracing::warn!(
                         directory = settings.directory,
                         what,
-                        "entries of the directory mean no node, or no domain or user, and were left out of the map"
+                        "words of the directory mean no node, domain or user; what lies there answers 450"
                     );
                 }
                 if state.read.is_none() || state.failure.is_some() || map.len() != before {
@@ -318,6 +328,7 @@ impl Running {
                 *state = LdapMapState {
                     read: Some(SystemTime::now()),
                     domains: map.len(),
+                    entries: counts,
                     failure: None,
                     useless,
                     tried: state.tried,
@@ -452,7 +463,9 @@ impl Running {
         changes.extend(self.set_log_level(&old, &new));
         let routes_anew = old.map != new.map || old.nodes != new.nodes || old.discovery != new.discovery;
         self.members.apply(members, &new, routes_anew);
-        if old.map.ldap != new.map.ldap {
+        if old.map.ldap.as_ref().map(|ldap| &ldap.directory)
+            != new.map.ldap.as_ref().map(|ldap| &ldap.directory)
+        {
             *lock(&self.ldap_map) = LdapMapState::default();
         }
         self.map_wanted.notify_one();

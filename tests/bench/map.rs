@@ -100,6 +100,7 @@ fn main() -> ExitCode {
         name: format!("mail-{node}").parse().expect("a node's name"),
         role: Role::Primary { standbys: Vec::new(), writes: false },
         mail_hosts: Vec::new(),
+        rank: node as usize,
     };
     let map = Map {
         sources: vec![MapSource::Static, MapSource::Announced],

@@ -645,14 +645,18 @@ fn a_directory_says_which_node_holds_what_page_by_page() {
     {
         assert!(map.contains(line), "{line}: {map}");
     }
-    assert!(!map.contains("gone.example"), "{map}");
+    // A node that nobody knows is no absence.
+    assert!(map.contains("gone.example ?nobody.example.net ldap\n"), "{map}");
     cluster.frontend.wait_for_log("nobody.example.net");
     for (user, node) in [("user-0000", "mail-1"), ("user-1199", "mail-3")] {
         let path = format!("/domains/spread.example/users/{user}/Registry.bin");
         assert!(shown(&cluster, &["map", "explain", &path]).contains(&format!("asked: {node}\n")), "{user}");
     }
-    // What is new goes where the directory says.
     let mut session = Control::login(cluster.frontend.address, "admin");
+    let (code, said) = session.ask("CWD /domains/gone.example");
+    assert!(code == 450 && said.contains("nobody.example.net"), "{code} {said}");
+    assert!(String::from_utf8(session.fetch("NLST /domains").1).unwrap().contains("gone.example"));
+    // What is new goes where the directory says.
     assert_eq!(session.ask("MKD /domains/spread.example/users/user-0001").0, 257);
     assert!(cluster.domains(3).join("spread.example/users/user-0001").is_dir());
 
@@ -663,10 +667,10 @@ fn a_directory_says_which_node_holds_what_page_by_page() {
     let uri = format!("ldap://127.0.0.1:{}", slapd.plain);
     let modify = ["-x", "-H", &uri, "-D", "cn=root,dc=example,dc=org", "-w", "root-password", "-f"];
     succeed(Command::new("ldapmodify").args(modify).arg(&file));
-    assert_eq!(shown(&cluster, &["map", "refresh"]), "the directory names 2 domains\n");
+    assert_eq!(shown(&cluster, &["map", "refresh"]), "the directory names 3 domains\n");
     let conflicts = shown(&cluster, &["map", "--conflicts"]);
     assert!(conflicts.contains("one.example mail-2 ldap announced: mail-1\n"), "{conflicts}");
-    assert!(shown(&cluster, &["status"]).contains("map of directory corp: 2 domains, read "));
+    assert!(shown(&cluster, &["status"]).contains("map of directory corp: 3 domains, read "));
 
     // Without the directory the last map stays; a front end that never read it knows nothing.
     drop(slapd);

@@ -125,6 +125,9 @@ fn where_that_is_configured_known_names_stay_in_the_listing_while_their_node_is_
     cluster.kill_agent(3);
     cluster.wait_until_away(3);
     assert!(paths.each_ref().map(|path| list(&mut control, path)) == before);
+    // Clients that go there first.
+    assert_eq!(control.ask("CWD /domains/spread.example/users").0, 250);
+    assert_eq!(control.ask("MLST /domains/spread.example/maillists").0, 250);
     // Entering them, and what the node alone has, is an error all the same.
     for path in ["/domains/spread.example/users/carol", "/domains/spread.example/maillists/list-0001"] {
         let (code, said) = control.ask(&format!("CWD {path}"));

@@ -256,6 +256,8 @@ enum Trouble {
         "its size limit is less than the map has; it must let bind_dn read all (slapd: limits ... size.prtotal)"
     )]
     Limited,
+    #[error("a part of it lies elsewhere, at {0}, and the map would lack that")]
+    Elsewhere(String),
     #[error("it answers {what} with code {code}: {text}")]
     Answer { what: &'static str, code: u32, text: String },
 }
@@ -413,6 +415,10 @@ impl LdapDirectory {
             }
             if result.rc != SUCCESS {
                 return Err(Trouble::Answer { what: "a search", code: result.rc, text: result.text });
+            }
+            // Active Directory refers to parts of itself at the top of each domain.
+            if !result.refs.is_empty() && self.directory.kind == DirectoryKind::OpenLdap {
+                return Err(Trouble::Elsewhere(result.refs.join(", ")));
             }
         }
         Ok(read)

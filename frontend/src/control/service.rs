@@ -257,8 +257,8 @@ fn mapped(
     let named = |nodes: &[NodeIndex]| nodes.iter().map(|node| map.name(*node).to_string()).collect();
     let mut domains = Vec::new();
     for name in names {
-        let MapRow { domain, source, nodes, conflicts } = map.row(name)?;
-        if conflicts_only && conflicts.is_empty() {
+        let MapRow { domain, source, nodes, conflicts, unresolved } = map.row(name)?;
+        if conflicts_only && conflicts.is_empty() && unresolved.is_none() {
             continue;
         }
         let word = |(source, nodes): &(MapSource, Vec<NodeIndex>)| v1::SourceWord {
@@ -266,7 +266,9 @@ fn mapped(
             nodes: named(nodes),
         };
         let conflicts = conflicts.iter().map(word).collect();
-        let (domain, source, nodes) = (domain.into(), source.to_string(), named(&nodes));
+        let mut nodes: Vec<String> = named(&nodes);
+        nodes.extend(unresolved.map(|word| format!("?{word}")));
+        let (domain, source) = (domain.into(), source.to_string());
         domains.push(v1::MappedDomain { domain, source, nodes, conflicts });
     }
     Ok(domains)

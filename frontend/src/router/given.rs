@@ -8,17 +8,19 @@ use portolan_proto::id::NodeId;
 use super::{NodeFacts, NodeIndex, Role};
 
 /// Domains with their nodes.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct GivenMap {
     pub(super) domains: BTreeMap<Box<[u8]>, GivenDomain>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct GivenDomain {
     /// The home node first.
     pub(super) nodes: Vec<NodeIndex>,
     /// Objects of which it is known on which of the nodes they lie.
     pub(super) objects: BTreeMap<Box<[u8]>, NodeIndex>,
+    /// A word for one of its nodes that means none: so long as that is so, nobody knows all of its nodes.
+    pub(super) unresolved: Option<Box<str>>,
 }
 
 impl GivenMap {
@@ -53,6 +55,23 @@ impl GivenMap {
         self.add_node(domain, node);
         if let Some(given) = self.domains.get_mut(domain) {
             given.objects.insert(object.into(), node);
+        }
+    }
+
+    /// A part of a domain lies on a node that this word is for, and there is none.
+    pub fn add_unresolved(&mut self, domain: &[u8], word: &str) {
+        self.domains.entry(domain.into()).or_default().unresolved.get_or_insert_with(|| word.into());
+    }
+
+    /// Where an object lies that was added.
+    pub fn object(&self, domain: &[u8], object: &[u8]) -> Option<NodeIndex> {
+        self.domains.get(domain)?.objects.get(object).copied()
+    }
+
+    /// An object lies on one of the domain's nodes, and it is not known on which.
+    pub fn forget_object(&mut self, domain: &[u8], object: &[u8]) {
+        if let Some(given) = self.domains.get_mut(domain) {
+            given.objects.remove(object);
         }
     }
 

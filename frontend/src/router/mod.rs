@@ -30,6 +30,8 @@ pub struct NodeFacts {
     pub role: Role,
     /// What a directory calls it, beside its name.
     pub mail_hosts: Vec<String>,
+    /// Where it stands among the nodes; those that are written down come first, in their order.
+    pub rank: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,9 @@ pub enum Error {
     /// The directory that the map is read from has not answered since the front end started.
     #[error("the domain map of directory {directory} has not been read yet")]
     Unread { directory: String },
+    /// A directory names a node of the domain that there is none of, so nobody knows what lies there.
+    #[error("there is no node {word:?}, on which a part of the domain lies by the directory")]
+    Unresolved { word: String },
     /// It is to be created, and neither a source nor the placement policy says where.
     #[error("the domain map does not say on which node it belongs")]
     Unplaced,

@@ -46,11 +46,15 @@ pub struct MapRow {
     pub nodes: Vec<NodeIndex>,
     /// What sources that come later say, where it is something else.
     pub conflicts: Vec<(MapSource, Vec<NodeIndex>)>,
+    /// A word of the directory that means no node.
+    pub unresolved: Option<Box<str>>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     nodes: Arc<[NodeFacts]>,
+    /// Those that hold a part of the cluster, by their rank.
+    primaries: Arc<[NodeIndex]>,
     /// Before so many primaries were heard, announcements are not known whole.
     nodes_min: usize,
     sources: Arc<[MapSource]>,
@@ -73,6 +77,7 @@ impl Snapshot {
     pub(super) fn new(nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) -> Self {
         let mut snapshot = Self {
             nodes: [].into(),
+            primaries: [].into(),
             nodes_min,
             sources: [].into(),
             placement: map.placement,
@@ -97,19 +102,27 @@ impl Snapshot {
         }
         self.fixed = Arc::new(GivenMap::of_configuration(&nodes, &map.domains));
         self.since = SystemTime::now();
+        let is_primary = |index: &usize| matches!(nodes[*index].role, Role::Primary { .. });
+        let by_rank = (0..nodes.len()).filter(is_primary).sorted_by_key(|index| nodes[*index].rank);
+        self.primaries = by_rank.map(NodeIndex).collect();
         self.nodes = nodes.into();
         self.nodes_min = nodes_min;
         self.sources = map.sources.clone().into();
         self.placement = map.placement;
         self.mark_partial = map.mark_partial;
-        match &map.ldap {
-            Some(ldap) => self.directory = ldap.directory.as_str().into(),
-            None => self.ldap = None,
+        // The map of another directory says nothing of this one's.
+        let directory = map.ldap.as_ref().map(|ldap| ldap.directory.as_str()).unwrap_or_default();
+        if *self.directory != *directory {
+            self.directory = directory.into();
+            self.ldap = None;
         }
         self.report_all_conflicts();
     }
 
     pub(super) fn set_ldap(&mut self, given: GivenMap) {
+        if self.ldap.as_deref() == Some(&given) {
+            return;
+        }
         self.since = SystemTime::now();
         self.ldap = Some(Arc::new(given));
         self.report_all_conflicts();
@@ -151,14 +164,21 @@ impl Snapshot {
         &self.nodes[node.0].name
     }
 
-    pub fn facts(&self, node: NodeIndex) -> &NodeFacts {
-        &self.nodes[node.0]
+    /// Those that are not taken out.
+    pub fn facts(&self) -> impl Iterator<Item = (NodeIndex, &NodeFacts)> {
+        let nodes = self.nodes.iter().enumerate().map(|(index, facts)| (NodeIndex(index), facts));
+        nodes.filter(|(_, facts)| facts.role != Role::Out).sorted_by_key(|(_, facts)| facts.rank)
     }
 
     /// Those that hold a part of the cluster.
     pub fn primaries(&self) -> impl Iterator<Item = NodeIndex> + use<'_> {
-        let nodes = self.nodes.iter().enumerate();
-        nodes.filter(|(_, node)| matches!(node.role, Role::Primary { .. })).map(|(index, _)| NodeIndex(index))
+        self.primaries.iter().copied()
+    }
+
+    /// Fewer nodes are known than there are said to be.
+    fn too_few(&self) -> Option<Error> {
+        let (found, expected) = (self.primaries.len(), self.nodes_min);
+        (found < expected).then_some(Error::TooFew { found, expected })
     }
 
     /// Who has what a node has, in the order in which they are asked when it is away.
@@ -219,9 +239,12 @@ impl Snapshot {
 
     /// True when every node that should hold a part of a domain is there and says that it holds none.
     fn is_surely_absent(&self, domain: &[u8], nodes: &[NodeIndex]) -> bool {
-        nodes.iter().all(|node| {
-            self.current[node.0] && self.announced[node.0].as_ref().is_some_and(|held| !held.holds(domain))
-        })
+        // Where all its nodes are unknown words, nobody can say so.
+        !nodes.is_empty()
+            && nodes.iter().all(|node| {
+                self.current[node.0]
+                    && self.announced[node.0].as_ref().is_some_and(|held| !held.holds(domain))
+            })
     }
 
     fn uses(&self, source: MapSource) -> bool {
@@ -251,8 +274,7 @@ impl Snapshot {
                 if let Some(unheard) = self.primaries().find(|node| self.held(*node).is_none()) {
                     return Some(Error::Unheard { node: self.name(unheard).clone() });
                 }
-                let (found, expected) = (self.primaries().count(), self.nodes_min);
-                (found < expected).then_some(Error::TooFew { found, expected })
+                self.too_few()
             }
         }
     }
@@ -274,7 +296,8 @@ impl Snapshot {
         let given = self.givens().map(|(_, given)| {
             let domains = given.domains.range::<[u8], _>(range());
             let present = domains.filter(move |(name, given)| {
-                !(announcements_count && self.is_surely_absent(name, &given.nodes))
+                let known = given.unresolved.is_none();
+                !(announcements_count && known && self.is_surely_absent(name, &given.nodes))
             });
             Box::new(present.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
         });
@@ -294,7 +317,13 @@ impl Snapshot {
                 return Some(Err(unknown));
             }
             let nodes = match self.given(*source) {
-                Some(given) => given.nodes(domain).unwrap_or_default().to_vec(),
+                Some(given) => {
+                    let given = given.domains.get(domain);
+                    if let Some(word) = given.and_then(|given| given.unresolved.as_ref()) {
+                        return Some(Err(Error::Unresolved { word: word.to_string() }));
+                    }
+                    given.map(|given| given.nodes.clone()).unwrap_or_default()
+                }
                 None => self.holders(|held| held.holds(domain)),
             };
             (!nodes.is_empty()).then_some(Ok((*source, nodes)))
@@ -308,11 +337,21 @@ impl Snapshot {
 
     /// The domain as the map has it, with what sources say otherwise.
     pub fn row(&self, domain: &[u8]) -> Result<MapRow, Error> {
-        let (source, nodes) = self.domain_nodes(domain)?;
+        let (source, nodes) = match self.domain_nodes(domain) {
+            Err(Error::Unresolved { .. }) => {
+                let given =
+                    self.givens().find_map(|(source, given)| Some((source, given.domains.get(domain)?)));
+                let (source, given) = given.ok_or(Error::UnknownDomain)?;
+                let (domain, nodes) = (domain.to_vec(), given.nodes.clone());
+                let unresolved = given.unresolved.clone();
+                return Ok(MapRow { domain, source, nodes, conflicts: Vec::new(), unresolved });
+            }
+            nodes => nodes?,
+        };
         let sorted = |nodes: &[NodeIndex]| nodes.iter().copied().sorted().collect_vec();
         let others = self.says(domain).skip(1).filter_map(Result::ok);
         let conflicts = others.filter(|(_, other)| sorted(other) != sorted(&nodes)).collect();
-        Ok(MapRow { domain: domain.to_vec(), source, nodes, conflicts })
+        Ok(MapRow { domain: domain.to_vec(), source, nodes, conflicts, unresolved: None })
     }
 
     /// The nodes that may hold a part of a domain. Announcements help to find data, but they lag, so they never
@@ -340,7 +379,14 @@ impl Snapshot {
                 Ok(if let [only] = nodes[..] { Route::Node(only) } else { Route::Union(nodes) })
             }
             Place::Object { domain, object } => {
-                let nodes = self.nodes_to_ask(domain)?;
+                let nodes = match self.nodes_to_ask(domain) {
+                    // What the directory places itself can be asked for all the same.
+                    Err(unresolved @ Error::Unresolved { .. }) => {
+                        let placed = self.givens().find_map(|(_, given)| given.object(domain, object));
+                        return placed.map(Route::Node).ok_or(unresolved);
+                    }
+                    nodes => nodes?,
+                };
                 if let [only] = nodes[..] {
                     return Ok(Route::Node(only));
                 }
@@ -352,7 +398,8 @@ impl Snapshot {
     /// The node of an object of a domain that lies on several, by the first source that knows it.
     fn object_node(&self, domain: &[u8], object: &[u8], nodes: &[NodeIndex]) -> Option<NodeIndex> {
         self.sources.iter().find_map(|source| match self.given(*source) {
-            Some(given) => given.domains.get(domain)?.objects.get(object).copied(),
+            // One that a source places where, by the source that decides, nothing of the domain lies, would not be listed.
+            Some(given) => given.object(domain, object).filter(|node| nodes.contains(node)),
             // In the order of the domain's nodes, so that its own files come from the home node.
             None if *source == MapSource::Announced => {
                 let holds = |node: &&NodeIndex| {
@@ -422,6 +469,9 @@ impl Snapshot {
                 return Err(Error::Unplaced);
             }
         };
+        if let Some(too_few) = self.too_few() {
+            return Err(too_few);
+        }
         match (self.domain_nodes(domain), self.placement) {
             // One node holds the domain: the map itself places what is new in it.
             (Ok((_, nodes)), _) if nodes.len() == 1 => Ok(Site::Node(nodes[0])),
@@ -494,10 +544,13 @@ mod tests {
 
     fn facts(names: &[&str]) -> Vec<NodeFacts> {
         let primary = || Role::Primary { standbys: Vec::new(), writes: false };
-        names
-            .iter()
-            .map(|name| NodeFacts { name: node(name), role: primary(), mail_hosts: Vec::new() })
-            .collect()
+        let facts = |(rank, name): (usize, &&str)| NodeFacts {
+            name: node(name),
+            role: primary(),
+            mail_hosts: Vec::new(),
+            rank,
+        };
+        names.iter().enumerate().map(facts).collect()
     }
 
     fn domains(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, Error> {

@@ -150,6 +150,10 @@ impl Generated {
                 let _ = writeln!(text, "\n# {} is not UTF-8 and cannot be named here.", path::display(&name));
                 continue;
             };
+            if let Some(word) = &row.unresolved {
+                let _ = writeln!(text, "\n# {shown:?} lies on a node {word:?}, and there is none.");
+                continue;
+            }
             let nodes = row.nodes.iter().map(|node| quoted(self.map.name(*node).as_str())).join(", ");
             let _ = write!(text, "\n[[domains]]\nname = {}\nnodes = [{nodes}]\n", quoted(shown));
             if row.nodes.len() > 1 {
@@ -171,7 +175,8 @@ impl Generated {
         for (object, node) in &objects {
             match (std::str::from_utf8(object), node) {
                 (Ok(shown), Some(node)) if shown.contains('/') => {
-                    let _ = writeln!(text, "{} = {}", quoted(shown), quoted(self.map.name(*node).as_str()));
+                    let value = toml::Value::String(self.map.name(*node).to_string());
+                    text += &toml::Table::from_iter([(shown.to_owned(), value)]).to_string();
                 }
                 // The domain's own files come from its home node.
                 (Ok(_), _) => {}
@@ -191,10 +196,9 @@ impl Generated {
 
 fn nodes_text(map: &Snapshot, nodes: &Nodes) -> String {
     let mut text = "# The nodes of this cluster: tables for the configuration of a front end.\n".to_owned();
-    for node in nodes.list() {
-        let NodeFacts { name, role, mail_hosts } = map.facts(node.index());
+    for (index, NodeFacts { name, role, mail_hosts, .. }) in map.facts() {
         let _ = write!(text, "\n[[nodes]]\nname = {}\n", quoted(name.as_str()));
-        match node.address() {
+        match nodes.get(index).address() {
             Some(address) => {
                 let _ = writeln!(text, "address = {}", quoted(&address.to_string()));
             }

@@ -68,7 +68,8 @@ impl Error {
             router::Error::UnknownDomain => Error::NotFound { path: path.to_string() },
             error @ (router::Error::Unheard { .. }
             | router::Error::TooFew { .. }
-            | router::Error::Unread { .. }) => Error::Unknown(error),
+            | router::Error::Unread { .. }
+            | router::Error::Unresolved { .. }) => Error::Unknown(error),
             router::Error::Unplaced => Error::Unplaced { path: path.to_string() },
         }
     }

@@ -274,7 +274,12 @@ pub(super) fn entry(node: NodeIndex, entry: v1::Entry) -> Entry {
         size: entry.size,
         modified: time(entry.modified_ns),
         unix_mode: entry.unix_mode,
-        identity: Some(Identity { node: node.0, device: entry.device, inode: entry.inode }),
+        // No file has inode 0: it is known by name only.
+        identity: (entry.inode != 0).then_some(Identity {
+            node: node.0,
+            device: entry.device,
+            inode: entry.inode,
+        }),
         name: entry.name.into(),
     }
 }

@@ -295,13 +295,28 @@ impl Tree {
                 Ok(Self::shown_entry(path, node, stat))
             }
             Route::Union(nodes) | Route::Search(nodes) => {
-                let found = self.stat_all(login, wire, &nodes, Need::Look).await?;
+                let found = match self.stat_all(login, wire, &nodes, Need::Look).await {
+                    // As its listing: what is known of it by name is there.
+                    Err(Error::Node(error)) if error.is_of_the_node() && self.is_known(path, &nodes) => {
+                        return Ok(Entry::level(path.name(), self.started));
+                    }
+                    found => found?,
+                };
                 let first = found.into_iter().next();
                 first
                     .map(|(node, entry)| Self::shown_entry(path, node, entry))
                     .ok_or_else(|| Error::NotFound { path: path.to_string() })
             }
         }
+    }
+
+    /// True for a directory of several nodes that is listed while one of them is away.
+    fn is_known(&self, path: &VirtualPath, nodes: &[NodeIndex]) -> bool {
+        let map = self.router.snapshot();
+        let known = |node: &NodeIndex| {
+            !self.node(*node).is_away() || Known::new(Arc::clone(&map), *node, path).is_some()
+        };
+        map.marks_partial() && nodes.iter().all(known)
     }
 
     /// An entry by the name that the client knows it by.
