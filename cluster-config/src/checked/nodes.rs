@@ -75,6 +75,7 @@ pub(super) fn nodes(raw: &[raw::Node], checker: &mut Checker, discovered: bool) 
     }
     standbys(raw, checker, &nodes);
     mail_hosts(raw, checker, &nodes);
+    without_effect(raw, checker, &nodes);
     nodes
 }
 
@@ -101,6 +102,28 @@ fn standbys(raw: &[raw::Node], checker: &mut Checker, nodes: &[Node]) {
                 }
             };
             checker.fault(span(&raw.standby), &key, message);
+        }
+    }
+}
+
+/// What has no effect is not what was meant.
+fn without_effect(raw: &[raw::Node], checker: &mut Checker, nodes: &[Node]) {
+    for (index, raw) in raw.iter().enumerate() {
+        if raw.standby_writes.is_some() && raw.standby.is_none() {
+            let key = format!("nodes[{index}].standby_writes");
+            checker.fault(span(&raw.standby_writes), &key, "without standby it has no effect");
+        }
+        let named = |node: &&Node| {
+            raw.name.as_ref().is_some_and(|name| name.value.as_deref() == Ok(node.name.as_str()))
+        };
+        let node = nodes.iter().find(named);
+        // One that names itself is told that.
+        let stands_in = |node: &Node| {
+            nodes.iter().any(|other| other.name != node.name && other.standby.contains(&node.name))
+        };
+        if raw.mail_hosts.is_some() && node.is_some_and(stands_in) {
+            let message = "this node is a standby; give the words to the node that it stands in for";
+            checker.fault(span(&raw.mail_hosts), &format!("nodes[{index}].mail_hosts"), message);
         }
     }
 }

@@ -182,6 +182,11 @@ impl NodeClient {
 
     /// Takes another channel. Calls under way go on over the one that they have.
     pub fn dial(&self, prepared: Prepared) {
+        let old = self.address();
+        if old.is_some_and(|old| old != prepared.0.address) {
+            // Who is there has to say first that it is this node.
+            self.health.send_replace(Health::Away("it is dialled at another address".to_owned()));
+        }
         self.channel.store(Some(Arc::new(prepared.0)));
         self.replaced.notify_one();
     }
