@@ -468,8 +468,6 @@ impl Running {
         {
             *lock(&self.ldap_map) = LdapMapState::default();
         }
-        self.map_wanted.notify_one();
-        self.discovery_wanted.notify_one();
         self.shared.update(&new, admins);
         self.commons.update(&new);
         for (gate, service) in updated {
@@ -488,6 +486,9 @@ impl Running {
         }
         self.config.store(Arc::new(new));
         *lock(&self.config_read) = SystemTime::now();
+        // Who wakes up by these reads the configuration: it has to be the new one.
+        self.map_wanted.notify_one();
+        self.discovery_wanted.notify_one();
         for bound in added {
             self.open(bound);
         }
