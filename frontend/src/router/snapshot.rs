@@ -430,11 +430,14 @@ impl Snapshot {
         });
         let given = self.givens().filter_map(|(_, given)| {
             let objects = &given.domains.get(domain)?.objects;
-            objects.values().any(|at| *at == node).then(|| {
-                let range = objects.range::<[u8], _>((from, Bound::Unbounded));
-                let named = range.filter(move |(_, at)| **at == node).map(|(name, _)| &name[..]);
-                Box::new(named) as Box<dyn Iterator<Item = &[u8]>>
-            })
+            // Only the first page has to find out whether anything is known: a look at all of them for each would add up.
+            (self.held(node).is_some() || after.is_some() || objects.values().any(|at| *at == node)).then(
+                || {
+                    let range = objects.range::<[u8], _>((from, Bound::Unbounded));
+                    let named = range.filter(move |(_, at)| **at == node).map(|(name, _)| &name[..]);
+                    Box::new(named) as Box<dyn Iterator<Item = &[u8]>>
+                },
+            )
         });
         let known: Vec<_> = held.into_iter().chain(given).collect();
         if known.is_empty() {
