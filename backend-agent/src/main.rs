@@ -1,18 +1,20 @@
 //! The agent's process: arguments, logging, configuration, signals, exit status. Nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use portolan_agent::{Agent, process};
+use portolan_telemetry::Telemetry;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves one mail node's part of the virtual tree to Portolan's front ends, over gRPC.
 ///
-/// SIGTERM or SIGINT: refuse new calls, let those under way finish, exit. A second one: exit at once. SIGHUP changes
-/// nothing.
+/// SIGTERM or SIGINT: refuse new calls, let those under way finish, exit. A second one: exit at once. SIGHUP: read
+/// the log's part of the configuration again.
 ///
 /// Exit status: 0 after a drain, 1 when it cannot serve, 64 when arguments or configuration are wrong.
 #[derive(Parser)]
@@ -42,12 +44,29 @@ fn main() -> ExitCode {
             return ExitCode::from(process::EXIT_USAGE);
         }
     };
-    process::start_log(&config.log);
+    let started = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-agent");
+    let telemetry = match started {
+        Ok(telemetry) => telemetry,
+        Err(status) => return status,
+    };
     process::raise_open_files();
-    process::run(None, async {
-        process::survive_hang_up()?;
+    let reloaded = Arc::clone(&telemetry);
+    let status = process::run(None, async {
+        process::on_hang_up(move || reload_log(&arguments.config, &reloaded))?;
         let agent = Agent::bind(config).await?;
         agent.run(process::shutdown_on_signal()?).await?;
         Ok(())
-    })
+    });
+    telemetry.stop();
+    status
+}
+
+/// Reads the configuration again for its log. What else has changed in it takes a restart.
+fn reload_log(file: &Path, telemetry: &Telemetry) {
+    let loaded = portolan_config::Agent::load(file).map_err(|faults| faults.to_string());
+    let set = loaded.and_then(|config| telemetry.set_log(&config.log).map_err(|error| error.to_string()));
+    match set {
+        Ok(()) => tracing::info!("log reloaded; what else has changed takes a restart"),
+        Err(cause) => tracing::error!(cause, "the new configuration is refused; the old one stays in force"),
+    }
 }

@@ -1,19 +1,21 @@
 //! What every program of the project does around its work: arguments, log, signals, exit status.
 //!
 //! Who calls it: the `main.rs` of each program.
-//! What it calls: clap, tracing-subscriber, tokio.
+//! What it calls: clap, tokio, portolan-telemetry.
 //! What it never does: anything that a library caller or a test would have to undo.
 
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
-use portolan_config::checked::{Log, LogFormat};
+use portolan_config::checked::log::{Log, Tracing};
+use portolan_telemetry::Telemetry;
+use portolan_telemetry::log::CRITICAL;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Wrong arguments or configuration (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -34,54 +36,19 @@ pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
 }
 
-/// Changes the level of a log that was started.
-pub struct LogLevel {
-    set: Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error> + Send + Sync>,
-}
-
-/// The environment variable that overrides the level.
-const LEVEL_VARIABLE: &str = "PORTOLAN_LOG";
-// libunftp logs what a client breaks off as its own errors, but the front end logs the cause once; rustls warns of
-// every client that connects to an IP address.
-const QUIET: &str = "libunftp=off,rustls=error,h2=warn,hyper=warn";
-
-impl LogLevel {
-    /// Takes the level of another configuration; `false`: the environment overrides it.
-    pub fn set(&self, log: &Log) -> bool {
-        if std::env::var_os(LEVEL_VARIABLE).is_some() {
-            return false;
+/// Starts logging and traces; otherwise the fault is printed and the exit status returned.
+pub fn start_telemetry(
+    log: &Log,
+    tracing: Option<&Tracing>,
+    program: &'static str,
+) -> Result<Arc<Telemetry>, ExitCode> {
+    Telemetry::start(log, tracing, program).map(Arc::new).map_err(|error| {
+        eprintln!("{error}");
+        match error {
+            portolan_telemetry::Error::Levels(_) => ExitCode::from(EXIT_USAGE),
+            portolan_telemetry::Error::Start(_) => ExitCode::FAILURE,
         }
-        let filter = EnvFilter::new(format!("{QUIET},{}", log.level));
-        // The subscriber lives as long as the process.
-        (self.set)(filter).is_ok()
-    }
-}
-
-/// Starts logging to stderr. `PORTOLAN_LOG` overrides the level, in the syntax of tracing's EnvFilter; a value
-/// that is not valid ends the process with the status for wrong arguments.
-pub fn start_log(log: &Log) -> LogLevel {
-    let wanted = std::env::var(LEVEL_VARIABLE).unwrap_or_else(|_| log.level.to_owned());
-    let filter = EnvFilter::try_new(format!("{QUIET},{wanted}")).unwrap_or_else(|error| {
-        eprintln!("PORTOLAN_LOG: {wanted:?} is not valid: {error}; allowed: a level, or TARGET=LEVEL,...");
-        std::process::exit(i32::from(EXIT_USAGE));
-    });
-    let text = match log.format {
-        LogFormat::Auto => std::io::stderr().is_terminal(),
-        LogFormat::Text => true,
-        LogFormat::Json => false,
-    };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if text {
-        let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.init();
-        LogLevel { set: Box::new(move |filter| handle.reload(filter)) }
-    } else {
-        let builder = builder.json().with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.init();
-        LogLevel { set: Box::new(move |filter| handle.reload(filter)) }
-    }
+    })
 }
 
 /// What a process is told by signals.
@@ -129,16 +96,16 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     Ok(drain)
 }
 
-/// SIGHUP, by which a service manager or logrotate asks for a reload, must not end an agent: it would cut what is under
-/// way. On a terminal it still does, when the terminal is closed.
-pub fn survive_hang_up() -> std::io::Result<()> {
+/// Runs something at each SIGHUP, by which a service manager asks for a reload. On a terminal that is closed the signal
+/// still ends the process.
+pub fn on_hang_up(work: impl Fn() + Send + 'static) -> std::io::Result<()> {
     if std::io::stderr().is_terminal() {
         return Ok(());
     }
     let mut hang_up = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hang_up.recv().await.is_some() {
-            tracing::warn!("SIGHUP changes nothing: an agent reads its files at its start only");
+            work();
         }
     });
     Ok(())
@@ -200,7 +167,7 @@ pub fn run(
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = chain(&*error), "stopped by a failure");
+            tracing::error!(target: CRITICAL, error = chain(&*error), "stopped by a failure");
             ExitCode::FAILURE
         }
     }

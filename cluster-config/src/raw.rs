@@ -54,6 +54,8 @@ pub(crate) struct Frontend {
     pub(crate) map: Map,
     pub(crate) drain_timeout: Text,
     pub(crate) log: Log,
+    pub(crate) tracing: Option<Tracing>,
+    pub(crate) http: Http,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -315,6 +317,48 @@ pub(crate) struct MapDomain {
 pub(crate) struct Log {
     pub(crate) level: Text,
     pub(crate) format: Text,
+    pub(crate) modules: Option<Field<std::collections::BTreeMap<String, String>>>,
+    /// `None` is stderr; an empty list is nothing.
+    pub(crate) targets: Option<Vec<LogTarget>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct LogTarget {
+    pub(crate) kind: Text,
+    pub(crate) records: Text,
+    pub(crate) level: Text,
+    pub(crate) modules: Option<Field<std::collections::BTreeMap<String, String>>>,
+    pub(crate) listeners: Option<Field<Vec<String>>>,
+    pub(crate) format: Text,
+    pub(crate) path: Text,
+    pub(crate) rotate_bytes: Text,
+    pub(crate) rotate_every: Text,
+    pub(crate) keep: Option<Field<u64>>,
+    pub(crate) address: Text,
+    pub(crate) facility: Text,
+    pub(crate) endpoint: Text,
+    pub(crate) ca: Text,
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+    pub(crate) timeout: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Tracing {
+    pub(crate) endpoint: Text,
+    pub(crate) ca: Text,
+    pub(crate) certificate: Text,
+    pub(crate) key: Text,
+    pub(crate) timeout: Text,
+    pub(crate) ratio: Option<Field<f64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Http {
+    pub(crate) address: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -327,6 +371,8 @@ pub(crate) struct Agent {
     pub(crate) store: Store,
     pub(crate) drain_timeout: Text,
     pub(crate) log: Log,
+    pub(crate) tracing: Option<Tracing>,
+    pub(crate) http: Http,
 }
 
 #[derive(Debug, Default, Deserialize)]

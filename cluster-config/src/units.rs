@@ -72,6 +72,20 @@ impl FromStr for Rate {
     }
 }
 
+/// A number of bytes such as `100MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = Allowed;
+
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        let size = text.parse::<bytesize::ByteSize>().ok().map(|size| Self(size.as_u64()));
+        size.filter(|size| size.0 <= Rate::MOST)
+            .ok_or(Allowed("bytes such as \"500KiB\" or \"100MB\", up to 1TiB"))
+    }
+}
+
 /// Addresses of clients: all, one, a range or a network. An IPv4 address written as IPv6 (RFC 4291 section
 /// 2.5.5.2) is the IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

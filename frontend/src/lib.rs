@@ -23,6 +23,7 @@ pub mod ftp;
 pub mod gate;
 mod ldap_map;
 mod members;
+pub mod metrics;
 pub mod node_client;
 mod recent;
 pub mod router;
@@ -33,8 +34,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portolan_agent::process::{LogLevel, Signals};
+use portolan_agent::process::Signals;
 use portolan_config::checked::frontend::Frontend as Config;
+use portolan_telemetry::Telemetry;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -68,15 +70,15 @@ pub enum Error {
 pub struct Host {
     /// Sockets that the process was given. Those that no listener wants are closed.
     pub sockets: Vec<std::net::TcpListener>,
-    /// The level of the log, which a reload changes; `None`: it is not the front end's.
-    pub log: Option<LogLevel>,
+    /// The log, which a reload changes; `None`: it is not the front end's.
+    pub telemetry: Option<Arc<Telemetry>>,
     /// Is told each phase as it begins.
     pub tell: fn(Phase),
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { sockets: Vec::new(), log: None, tell: |_| {} }
+        Self { sockets: Vec::new(), telemetry: None, tell: |_| {} }
     }
 }
 
@@ -103,9 +105,9 @@ pub struct Frontend {
 impl Frontend {
     /// Binds all listeners. Nodes are dialled when it runs.
     pub async fn bind(config: Config, host: Host) -> Result<Self, Error> {
-        let Host { mut sockets, log, tell } = host;
+        let Host { mut sockets, telemetry, tell } = host;
         let control = control::Server::bind(&config.control)?;
-        let running = Arc::new(Running::new(config, log, tell)?);
+        let running = Arc::new(Running::new(config, telemetry, tell)?);
         let config = running.config();
         let bound = config.listeners.iter().map(|listener| running.bind(listener, &mut sockets));
         let listeners = bound.collect::<Result<_, _>>()?;

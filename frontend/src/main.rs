@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use portolan_agent::process;
@@ -46,15 +47,23 @@ fn main() -> ExitCode {
             return ExitCode::from(process::EXIT_USAGE);
         }
     };
-    let log = process::start_log(&config.log);
+    let started = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-frontend");
+    let telemetry = match started {
+        Ok(telemetry) => telemetry,
+        Err(status) => return status,
+    };
     process::raise_open_files();
     let threads = process::Threads { min: config.threads.min, max: config.threads.max };
-    process::run(Some(threads), async {
+    let host_telemetry = Some(Arc::clone(&telemetry));
+    let status = process::run(Some(threads), async {
         let signals = process::Signals::listen()?;
-        let host = Host { sockets: inherited_sockets()?, log: Some(log), tell: tell_service_manager };
+        let sockets = inherited_sockets()?;
+        let host = Host { sockets, telemetry: host_telemetry, tell: tell_service_manager };
         Frontend::bind(config, host).await?.run(signals).await;
         Ok(())
-    })
+    });
+    telemetry.stop();
+    status
 }
 
 /// The sockets of systemd's socket activation, sd_listen_fds(3).

@@ -13,10 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use portolan_agent::process::{LogLevel, chain};
+use portolan_agent::process::chain;
 use portolan_config::Faults;
 use portolan_config::checked::frontend::{Frontend as Config, Security};
 use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
+use portolan_telemetry::Telemetry;
+use portolan_telemetry::log::AUDIT;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -32,6 +34,7 @@ use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
 use crate::ldap_map;
 use crate::members::Members;
+use crate::metrics::Outcome;
 use crate::node_client::NodeClient;
 use crate::router::Router;
 use crate::tree::Tree;
@@ -51,6 +54,8 @@ pub enum ReloadError {
     Setup(#[from] Error),
     #[error("the front end is {}, not serving", .0.name())]
     NotServing(Phase),
+    #[error("the log cannot be changed")]
+    Log(#[source] std::io::Error),
     #[error("the configuration could not be read")]
     Broken(#[from] tokio::task::JoinError),
 }
@@ -78,7 +83,7 @@ pub struct Running {
     open: Mutex<Option<BTreeMap<String, OpenGate>>>,
     /// Where the gates run.
     accepting: TaskTracker,
-    log: Option<LogLevel>,
+    telemetry: Option<Arc<Telemetry>>,
     ldap_map: Mutex<LdapMapState>,
     /// One reading at a time.
     mapping: tokio::sync::Mutex<()>,
@@ -127,7 +132,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Running {
-    pub(crate) fn new(config: Config, log: Option<LogLevel>, tell: fn(Phase)) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: Config,
+        telemetry: Option<Arc<Telemetry>>,
+        tell: fn(Phase),
+    ) -> Result<Self, Error> {
         let members = Members::new(&config)?;
         let tree = Arc::new(Tree::new(Arc::clone(members.router()), Arc::clone(members.nodes())));
         Ok(Self {
@@ -142,7 +151,7 @@ impl Running {
             members,
             open: Mutex::new(Some(BTreeMap::new())),
             accepting: TaskTracker::new(),
-            log,
+            telemetry,
             ldap_map: Mutex::default(),
             mapping: tokio::sync::Mutex::default(),
             map_wanted: Notify::new(),
@@ -419,13 +428,21 @@ impl Running {
         match &reloaded {
             Ok(changes) => {
                 *lock(&self.refused_reload) = None;
-                tracing::info!(?changes, "configuration reloaded");
+                self.shared.metrics.reloaded(Outcome::Complete);
+                tracing::info!(target: AUDIT, event = "reload", result = "complete", ?changes, "configuration reloaded");
             }
             Err(error) => {
                 let cause = chain(error);
                 let refused = RefusedReload { at: SystemTime::now(), cause: cause.clone() };
                 *lock(&self.refused_reload) = Some(refused);
-                tracing::error!(cause, "the new configuration is refused; the old one stays in force");
+                self.shared.metrics.reloaded(Outcome::Refused);
+                tracing::error!(
+                    target: AUDIT,
+                    event = "reload",
+                    result = "refused",
+                    cause,
+                    "the new configuration is refused; the old one stays in force"
+                );
             }
         }
         reloaded
@@ -458,9 +475,9 @@ impl Running {
             }
         }
         let members = self.members.prepare(&new, old.cluster != new.cluster).map_err(Error::from)?;
-        // From here on nothing fails.
         let mut changes = changes(&old, &new);
-        changes.extend(self.set_log_level(&old, &new));
+        // The last that can fail.
+        changes.extend(self.set_log(&old, &new)?);
         let routes_anew = old.map != new.map || old.nodes != new.nodes || old.discovery != new.discovery;
         self.members.apply(members, &new, routes_anew);
         if old.map.ldap.as_ref().map(|ldap| &ldap.directory)
@@ -495,18 +512,12 @@ impl Running {
         Ok(changes)
     }
 
-    /// Takes the level of the log, if it is another one; what to tell the operator.
-    fn set_log_level(&self, old: &Config, new: &Config) -> Option<String> {
-        let level = new.log.level;
-        if old.log.level == level {
-            return None;
-        }
-        let set = self.log.as_ref().is_some_and(|log| log.set(&new.log));
-        Some(if set {
-            format!("the log's level is {level}")
-        } else {
-            format!("the log's level would be {level}, but PORTOLAN_LOG overrides it")
-        })
+    /// Takes other log targets; what to tell the operator.
+    fn set_log(&self, old: &Config, new: &Config) -> Result<Option<String>, ReloadError> {
+        let Some(telemetry) = self.telemetry.as_ref().filter(|_| old.log != new.log) else { return Ok(None) };
+        telemetry.set_log(&new.log).map_err(ReloadError::Log)?;
+        let overridden = if telemetry.is_overridden() { ", but for levels, which PORTOLAN_LOG overrides" } else { "" };
+        Ok(Some(format!("the log is changed{overridden}")))
     }
 
     /// Reads the certificate files again and takes those that have changed. Files that do not fit together may be in the
@@ -610,7 +621,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         (kind(&old.cluster) != kind(&new.cluster), "cluster"),
         (old.threads != new.threads, "threads"),
         (old.control != new.control, "control"),
-        (old.log.format != new.log.format, "log.format"),
+        (old.tracing != new.tracing, "tracing"),
+        (old.http != new.http, "http"),
     ]
     .into_iter()
     .filter_map(|(differs, key)| differs.then_some(key))

@@ -7,14 +7,17 @@ use std::time::Duration;
 use portolan_proto::id::NodeId;
 
 use super::directory::GrantedDomains;
+use super::log::{Log, Tracing};
 use super::tls::{Anchors, Identity};
-use super::{Checker, Log, span};
+use super::{Checker, span};
 use crate::error::Faults;
 use crate::raw::{self, Document};
 
 /// What an agent needs to run. Keys and defaults: docs/configuration.md.
 #[derive(Debug, Clone)]
 pub struct Agent {
+    /// Where it was read from.
+    pub file: PathBuf,
     pub node: NodeId,
     pub address: SocketAddr,
     pub security: Security,
@@ -23,6 +26,9 @@ pub struct Agent {
     pub store: Store,
     pub drain_timeout: Duration,
     pub log: Log,
+    pub tracing: Option<Tracing>,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub http: Option<SocketAddr>,
 }
 
 /// How an agent's port is protected.
@@ -73,8 +79,11 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
     let allow = allow(raw, checker, security.as_ref());
     let store = store(raw, checker);
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
-    let log = checker.log(&raw.log);
+    let log = checker.log(&raw.log, None);
+    let tracing = checker.tracing(&raw.tracing);
+    let http = socket_address(checker, &raw.http.address, "http.address");
     Some(Agent {
+        file: checker.document.path().to_owned(),
         node: node?,
         address: address?,
         security: security?,
@@ -82,6 +91,8 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
         store: store?,
         drain_timeout,
         log,
+        tracing,
+        http,
     })
 }
 

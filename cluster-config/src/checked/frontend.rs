@@ -1,15 +1,18 @@
 //! A front end's configuration.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::access::{Bandwidth, Bans, Errors, Limits, Scope};
+use super::agent::socket_address;
 use super::directory::{Directory, GrantRule};
 use super::listener::{Inherited, Listener, listeners};
+use super::log::{self, Log, Tracing};
 use super::map::{Map, map};
 use super::nodes::{self, Discovery, Node};
 use super::tls::{Anchors, Identity};
-use super::{Checker, Log, span};
+use super::{Checker, span};
 use crate::admins::AdminsFile;
 use crate::error::Faults;
 use crate::raw::{self, Document};
@@ -46,6 +49,9 @@ pub struct Frontend {
     pub map: Map,
     pub drain_timeout: Duration,
     pub log: Log,
+    pub tracing: Option<Tracing>,
+    /// Where metrics and health are served; `None`: nowhere.
+    pub http: Option<SocketAddr>,
 }
 
 /// The name of the admins file among the directories.
@@ -121,7 +127,10 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     let cluster = cluster(raw, checker, &nodes);
     let map = map(&raw.map, checker, &nodes, directories.as_deref().unwrap_or_default());
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
-    let log = checker.log(&raw.log);
+    let names = listeners.iter().flatten().map(|listener| &listener.name);
+    let log = checker.log(&raw.log, Some(&log::listener_names(names)));
+    let tracing = checker.tracing(&raw.tracing);
+    let http = socket_address(checker, &raw.http.address, "http.address");
     Some(Frontend {
         file: checker.document.path().to_owned(),
         threads,
@@ -142,6 +151,8 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
         map,
         drain_timeout,
         log,
+        tracing,
+        http,
     })
 }
 

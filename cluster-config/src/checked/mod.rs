@@ -9,6 +9,7 @@ pub mod agent;
 pub mod directory;
 pub mod frontend;
 pub mod listener;
+pub mod log;
 pub mod map;
 pub mod nodes;
 pub mod tls;
@@ -19,27 +20,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Fault, Faults};
-use crate::raw::{self, Document, Field, Text};
+use crate::raw::{Document, Field, Text};
 use crate::units::Span;
+use tls::{Anchors, Identity};
 
 /// The version of the configuration's format that this program reads.
 pub const VERSION: u64 = 1;
-
-/// How a program logs.
-#[derive(Debug, Clone)]
-pub struct Log {
-    /// Least severe level written: `error`, `warn`, `info` (default), `debug` or `trace`.
-    pub level: &'static str,
-    pub format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    Auto,
-    Text,
-    Json,
-}
 
 /// Collects faults while values are taken out of a raw form.
 pub(crate) struct Checker {
@@ -170,15 +156,6 @@ impl Checker {
         if let Some(version) = self.required(field, "version").filter(|version| **version != VERSION) {
             let message = format!("{version} is not a version this program reads; allowed: {VERSION}");
             self.fault(field.as_ref().map(|field| &field.span), "version", message);
-        }
-    }
-
-    pub(crate) fn log(&mut self, raw: &raw::Log) -> Log {
-        let levels = ["error", "warn", "info", "debug", "trace"].map(|level| (level, level));
-        let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
-        Log {
-            level: self.choice(&raw.level, "log.level", &levels, "info"),
-            format: self.choice(&raw.format, "log.format", &formats, LogFormat::Auto),
         }
     }
 }

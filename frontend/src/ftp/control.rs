@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use portolan_proto::id::SessionId;
+use portolan_telemetry::log::CONNECTION;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::reply::Reply;
 use super::transfer::Transfer;
+use crate::metrics::Metrics;
 
 /// Where a control connection comes from. Addresses are IPv4 where they can be, however a socket tells them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +60,9 @@ pub struct ControlConnection {
     /// The name of its listener.
     pub listener: Arc<str>,
     pub since: SystemTime,
+    /// All that is logged for it belongs to this span.
+    pub span: tracing::Span,
+    pub metrics: Arc<Metrics>,
     socket: OwnedFd,
     opened: Instant,
     transfers: AtomicUsize,
@@ -97,14 +102,29 @@ pub(crate) fn keep_alive(socket: impl AsFd) -> std::io::Result<()> {
 
 impl ControlConnection {
     /// Prepares a new connection and takes a handle on it.
-    pub fn new(stream: &TcpStream, origin: Origin, listener: Arc<str>) -> std::io::Result<Self> {
+    pub fn new(
+        stream: &TcpStream,
+        origin: Origin,
+        listener: Arc<str>,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
         // Nagle's algorithm and delayed acknowledgements cost 40 ms for each reply after a transfer.
         stream.set_nodelay(true)?;
         keep_alive(stream)?;
+        let id = SessionId::new();
+        let span = tracing::info_span!(
+            target: CONNECTION,
+            "connection",
+            session = %id,
+            client = %origin.client,
+            listener = &*listener,
+        );
         Ok(Self {
-            id: SessionId::new(),
+            id,
             origin,
             listener,
+            span,
+            metrics,
             since: SystemTime::now(),
             socket: stream.as_fd().try_clone_to_owned()?,
             opened: Instant::now(),

@@ -20,11 +20,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::listener::{Engine, Listener};
+use portolan_telemetry::log::AUDIT;
 use tokio::net::TcpStream;
 
 use crate::auth;
 use crate::auth::lockout::{Ban, Lockout};
 use crate::auth::{Admin, Admins, Authenticator, Proof};
+use crate::metrics::{LoginOutcome, Metrics};
 use crate::tree::Tree;
 use advertised::{AdvertisedNames, ListenerAddresses};
 use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
@@ -43,6 +45,7 @@ pub struct Shared {
     pub(crate) auth: Authenticator,
     pub(crate) lockout: Lockout,
     pub(crate) advertised: AdvertisedNames,
+    pub(crate) metrics: Arc<Metrics>,
     admin_throttles: AdminThrottles,
 }
 
@@ -53,6 +56,7 @@ impl Shared {
             auth: Authenticator::new(admins),
             lockout: Lockout::new(config.bans, config.ipv6_prefix),
             advertised: AdvertisedNames::default(),
+            metrics: Arc::default(),
             admin_throttles: AdminThrottles::new(config.admin_bandwidth),
         }
     }
@@ -172,15 +176,22 @@ impl Service {
         name: &str,
         proof: Result<Proof<'_>, &'static str>,
     ) -> Result<Arc<Admin>, LoginFailure> {
-        let (session, from) = (control.id, control.origin.client);
         let network = control.origin.network;
+        let begun = Instant::now();
+        let tell = |outcome| self.shared.metrics.login(outcome, begun.elapsed());
         let lockout = &self.shared.lockout;
         // Directories do not tell cases apart, so a guess in another case is one more at the same name.
         let counted = &*name.to_lowercase();
         let allowed = || match lockout.banned(network, counted, Instant::now()) {
             None => Ok(()),
             Some(ban) => {
-                tracing::warn!(%session, name, %from, banned = %ban.who, "login refused: banned");
+                tell(LoginOutcome::Banned);
+                let result = LoginOutcome::Banned.word();
+                tracing::warn!(
+                    target: AUDIT,
+                    parent: &control.span,
+                    event = "login", result, name, banned = %ban.who, "login refused: banned"
+                );
                 Err(LoginFailure::Banned(ban))
             }
         };
@@ -192,14 +203,27 @@ impl Service {
                 allowed()?;
                 match checked {
                     Ok(admin) => {
-                        tracing::info!(%session, admin = admin.name, %from, by = proof.kind(), "login");
+                        tell(LoginOutcome::Accepted);
+                        let (admin_name, by) = (&admin.name, proof.kind());
+                        let result = LoginOutcome::Accepted.word();
+                        tracing::info!(
+                            target: AUDIT,
+                            parent: &control.span,
+                            event = "login", result, admin = admin_name, by, "login"
+                        );
                         lockout.succeeded(network, counted);
                         control.set_admin(Some(&admin.name));
                         return Ok(admin);
                     }
                     Err(error @ auth::Error::Away { .. }) => {
+                        tell(LoginOutcome::Undecided);
                         let cause = portolan_agent::process::chain(&error);
-                        tracing::error!(%session, name, %from, cause, "login not decided");
+                        let result = LoginOutcome::Undecided.word();
+                        tracing::error!(
+                            target: AUDIT,
+                            parent: &control.span,
+                            event = "login", result, name, cause, "login not decided"
+                        );
                         // No guess, so it does not count; but who tries again at once must not keep the directory busy.
                         pause(control, UNDECIDED_PAUSE).await;
                         return Err(LoginFailure::Undecided);
@@ -213,10 +237,24 @@ impl Service {
             Err(reason) => (reason.to_owned(), LoginFailure::Wrong),
         };
         let (delay, bans) = lockout.failed(network, counted, Instant::now());
-        tracing::warn!(%session, name, %from, reason, "login refused");
+        let outcome = match failure {
+            LoginFailure::Barred(_) => LoginOutcome::Barred,
+            LoginFailure::Wrong | LoginFailure::Banned(_) | LoginFailure::Undecided => LoginOutcome::Wrong,
+        };
+        tell(outcome);
+        let result = outcome.word();
+        tracing::warn!(
+            target: AUDIT,
+            parent: &control.span,
+            event = "login", result, name, cause = reason, "login refused"
+        );
         for ban in bans {
             let until = humantime::format_rfc3339_seconds(ban.until);
-            tracing::warn!(banned = %ban.who, failures = ban.failures, %until, "banned: too many failed logins");
+            tracing::warn!(
+                target: AUDIT,
+                parent: &control.span,
+                event = "ban", banned = %ban.who, failures = ban.failures, %until, "banned: too many failed logins"
+            );
         }
         pause(control, delay).await;
         Err(failure)

@@ -1,13 +1,21 @@
-//! One info line for each transfer that ends, and the cause of each failure, once.
+//! What an admin does, told once: each transfer that ends and each change, to log, audit and metrics.
+//!
+//! Who calls it: the engines.
+//! What it calls: `tracing`, with events of the class of the audit, of which the xferlog is made too; `metrics`.
+//! What it never does: hold up a transfer.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use portolan_proto::id::TransferId;
+use portolan_agent::process::chain;
+use portolan_proto::id::{NodeId, TransferId};
+use portolan_telemetry::log::AUDIT;
 
-use super::reply;
+use super::{ControlConnection, reply};
 use crate::auth::Login;
+use crate::metrics::{Outcome, Way};
 use crate::tree::{self, VirtualPath};
 
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
@@ -18,15 +26,20 @@ pub(super) async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io:
     tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// A transfer under way: how far it is, and how its end is told to the log.
+/// A transfer under way: how far it is, and how its end is told. One that is dropped before it ended was cut.
 #[derive(Debug)]
 pub struct Transfer {
     pub id: TransferId,
     /// The FTP command.
     pub verb: &'static str,
     pub path: VirtualPath,
+    control: Arc<ControlConnection>,
     admin: String,
-    session: String,
+    way: Way,
+    /// The representation type of FTP: `A` or `I`.
+    representation: &'static str,
+    /// Who sends or receives it.
+    node: OnceLock<NodeId>,
     started: Instant,
     bytes: AtomicU64,
     /// All was received and the node has been told to keep it: nothing can call it back.
@@ -43,14 +56,32 @@ pub enum Stand {
     Failed,
 }
 
+/// The way of a command's content.
+fn way(verb: &str) -> Way {
+    match verb {
+        "RETR" => Way::Download,
+        "STOR" | "STOU" | "APPE" => Way::Upload,
+        _ => Way::Listing,
+    }
+}
+
 impl Transfer {
-    pub fn begin(login: &Login, verb: &'static str, path: &VirtualPath) -> Self {
+    pub fn begin(
+        control: &Arc<ControlConnection>,
+        login: &Login,
+        verb: &'static str,
+        path: &VirtualPath,
+        ascii: bool,
+    ) -> Self {
         Self {
             id: TransferId::new(),
             verb,
             path: path.clone(),
+            control: Arc::clone(control),
             admin: login.admin.name.clone(),
-            session: login.session.to_string(),
+            way: way(verb),
+            representation: if ascii { "A" } else { "I" },
+            node: OnceLock::new(),
             started: Instant::now(),
             bytes: AtomicU64::new(0),
             committing: AtomicBool::new(false),
@@ -58,9 +89,20 @@ impl Transfer {
         }
     }
 
+    /// Notes who sends or receives it.
+    pub fn set_node(&self, node: Option<&NodeId>) {
+        if let Some(node) = node {
+            // Where it went on elsewhere, the first one stays.
+            self.node.set(node.clone()).ok();
+        }
+    }
+
     /// Counts content that has moved.
     pub fn moved(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) == 0 && bytes > 0 {
+            self.control.metrics.first_byte(self.verb, self.elapsed());
+        }
+        self.control.metrics.moved(self.way, bytes);
     }
 
     /// Content that has moved so far.
@@ -88,54 +130,133 @@ impl Transfer {
         }
     }
 
-    fn ended(&self, stand: Stand) {
-        self.end.store(stand as u8, Ordering::Release);
-    }
-
-    /// The transfer is complete.
+    /// The transfer, or the listing, is complete. Of a backup there are as many listings as directories, so only those
+    /// who look for them are told.
     pub fn complete(&self) {
-        self.ended(Stand::Complete);
-        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, path, admin, session, .. } = self;
-        tracing::info!(transfer = %id, verb, ?path, admin, session, bytes, ms, "transfer complete");
-    }
-
-    /// A listing is complete: of a backup there are as many as directories, so only those who look for them
-    /// are told.
-    pub fn listed(&self) {
-        self.ended(Stand::Complete);
-        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, path, admin, session, .. } = self;
-        tracing::debug!(transfer = %id, verb, ?path, admin, session, bytes, ms, "listing complete");
+        self.ended(Outcome::Complete, None, None);
     }
 
     /// The client broke it off, or its data connection broke.
     pub fn broken_off(&self, why: &dyn std::fmt::Display) {
-        self.ended(Stand::Failed);
-        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, path, admin, session, .. } = self;
-        tracing::warn!(transfer = %id, verb, ?path, admin, session, bytes, ms, %why, "transfer broken off");
+        self.ended(Outcome::Aborted, None, Some(&why.to_string()));
     }
 
-    /// The tree failed.
+    /// The tree failed, or refused.
     pub fn failed(&self, error: &tree::Error) {
-        self.ended(Stand::Failed);
-        let (bytes, ms) = (self.bytes(), self.elapsed().as_millis());
-        let Self { id, verb, path, admin, session, .. } = self;
-        let (code, error) = (reply::code(error), portolan_agent::process::chain(error));
-        tracing::warn!(transfer = %id, verb, ?path, admin, session, bytes, ms, code, error, "transfer failed");
+        self.set_node(error.node());
+        let code = reply::code(error);
+        self.ended(outcome(code), Some(code), Some(&chain(error)));
+    }
+
+    fn ended(&self, outcome: Outcome, code: Option<u16>, cause: Option<&str>) {
+        let stand = if outcome == Outcome::Complete { Stand::Complete } else { Stand::Failed };
+        self.end.store(stand as u8, Ordering::Release);
+        let took = self.elapsed();
+        self.control.metrics.transferred(self.verb, outcome, took);
+        let (bytes, ms) = (self.bytes(), took.as_millis());
+        let Self { id, verb, admin, way, .. } = self;
+        let path = self.path.in_cluster();
+        let node = self.node.get().map(tracing::field::display);
+        let (direction, result) = (way.word(), outcome.word());
+        let quiet = matches!((way, outcome), (Way::Listing, Outcome::Complete | Outcome::Refused));
+        let message = match outcome {
+            _ if quiet => {
+                tracing::debug!(
+                    parent: &self.control.span,
+                    transfer = %id, verb, path, admin, bytes, ms, code, cause, result, "listing ended"
+                );
+                return;
+            }
+            Outcome::Complete => "transfer complete",
+            Outcome::Aborted => "transfer broken off",
+            Outcome::Failed => "transfer failed",
+            Outcome::Refused => "transfer refused",
+        };
+        let representation = self.representation;
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: AUDIT,
+                    parent: &self.control.span,
+                    event = "transfer",
+                    transfer = %id,
+                    verb,
+                    direction,
+                    path,
+                    admin,
+                    node,
+                    bytes,
+                    ms,
+                    r#type = representation,
+                    result,
+                    code,
+                    cause,
+                    "{message}"
+                )
+            };
+        }
+        if outcome == Outcome::Complete { tell!(info) } else { tell!(warn) }
     }
 }
 
-/// Tells the log of a command other than a transfer that failed. What a client may simply not find, or may
-/// not do, is its own business; what failed inside is told as a warning.
-pub fn command_failed(login: &Login, verb: &'static str, path: &VirtualPath, error: &tree::Error) {
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if self.stand() == Stand::UnderWay {
+            self.broken_off(&"the front end cut it");
+        }
+    }
+}
+
+/// What a failure with this code is counted as.
+fn outcome(code: u16) -> Outcome {
+    if code < 500 || code == 552 { Outcome::Failed } else { Outcome::Refused }
+}
+
+/// Tells of a command that has changed something.
+pub fn changed(
+    control: &ControlConnection,
+    login: &Login,
+    verb: &'static str,
+    path: &VirtualPath,
+    to: Option<&VirtualPath>,
+) {
+    control.metrics.changed(verb, Outcome::Complete);
+    let (admin, path, to) = (&login.admin.name, path.in_cluster(), to.map(VirtualPath::in_cluster));
+    let result = Outcome::Complete.word();
+    tracing::info!(target: AUDIT, parent: &control.span, event = "change", verb, path, to, admin, result, "changed");
+}
+
+/// Tells of a command other than a transfer that failed. What a client may simply not find is its own business; what
+/// it may not do, and what failed inside, is told.
+pub fn command_failed(
+    control: &ControlConnection,
+    login: &Login,
+    verb: &'static str,
+    path: &VirtualPath,
+    error: &tree::Error,
+) {
     let code = reply::code(error);
-    let (admin, session) = (&login.admin.name, login.session);
-    let error = portolan_agent::process::chain(error);
-    if code < 500 || code == 552 {
-        tracing::warn!(verb, ?path, admin, %session, code, error, "command failed");
+    let outcome = outcome(code);
+    let changes = matches!(verb, "MKD" | "RMD" | "DELE" | "RNTO" | "MFMT" | "MFF" | "SITE" | "MDTM");
+    if changes {
+        control.metrics.changed(verb, outcome);
+    }
+    let event = if changes { "change" } else { "command" };
+    let (admin, path, node) = (&login.admin.name, path.in_cluster(), error.node().map(tracing::field::display));
+    let (cause, result) = (chain(error), outcome.word());
+    if outcome == Outcome::Failed {
+        tracing::warn!(
+            target: AUDIT,
+            parent: &control.span,
+            event, verb, path, admin, node, result, code, cause, "command failed"
+        );
+    } else if matches!(error, tree::Error::NotGranted { .. }) {
+        tracing::info!(
+            target: AUDIT,
+            parent: &control.span,
+            event, verb, path, admin, result, code, cause, "command refused"
+        );
     } else {
-        tracing::debug!(verb, ?path, admin, %session, code, error, "command refused");
+        tracing::debug!(parent: &control.span, verb, path, admin, code, cause, "command refused");
     }
 }

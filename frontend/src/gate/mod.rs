@@ -267,14 +267,15 @@ impl Gate {
                 return;
             }
         };
-        let control = match ControlConnection::new(&stream, origin, Arc::clone(&self.name)) {
+        let metrics = Arc::clone(&rules.service.shared.metrics);
+        metrics.connected(&self.name);
+        let control = match ControlConnection::new(&stream, origin, Arc::clone(&self.name), metrics) {
             Ok(control) => Arc::new(control),
             Err(error) => {
                 tracing::debug!(%error, peer = %origin.client, "connection was lost before it began");
                 return;
             }
         };
-        let (id, peer) = (control.id, origin.client);
         let service = Arc::clone(&rules.service);
         let served = Arc::clone(&control);
         let serve = async move {
@@ -282,7 +283,7 @@ impl Gate {
             service.serve(stream, served).await;
             tracing::debug!("session ends");
         };
-        let span = tracing::info_span!("connection", session = %id, %peer);
+        let span = control.span.clone();
         self.commons.sessions.serve(control, admission, serve.instrument(span));
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use portolan_config::checked::access::Scope;
 use portolan_config::checked::listener::Tls;
+use portolan_telemetry::log::AUDIT;
 use rustix::net::{SendFlags, Shutdown, shutdown};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -42,6 +43,17 @@ pub(super) enum Refused {
     Banned { until: String },
     #[error("{0}")]
     Full(Refusal),
+}
+
+impl Refused {
+    /// For metrics and audit.
+    fn reason(&self) -> &'static str {
+        match self {
+            Refused::Denied { .. } => "access",
+            Refused::Banned { .. } => "banned",
+            Refused::Full(_) => "limit",
+        }
+    }
 }
 
 impl From<Refusal> for Refused {
@@ -89,7 +101,7 @@ impl Refuser {
 
     /// Tells the client why, and closes its connection.
     pub(super) fn refuse(&self, service: &Service, stream: TcpStream, from: SocketAddr, why: Refused) {
-        self.log(from, &why);
+        self.log(service, from, &why);
         let text = format!("421 {why}\r\n");
         if let (Tls::Implicit(_), Some(tls)) = (&service.listener.tls, &service.tls) {
             let Ok(turn) = Arc::clone(&self.tls).try_acquire_owned() else { return };
@@ -137,28 +149,30 @@ impl Refuser {
                 let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
                 let left_out = lines.left_out;
                 *lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
-                tracing::warn!(%listener, left_out, "more connections were refused");
+                tracing::warn!(target: AUDIT, event = "connection_refused", %listener, left_out, "more connections were refused");
             });
         }
         false
     }
 
-    fn log(&self, from: SocketAddr, why: &Refused) {
+    fn log(&self, service: &Service, from: SocketAddr, why: &Refused) {
+        service.shared.metrics.refused(&self.listener, why.reason());
         if !self.may_write() {
             return;
         }
-        let listener = &self.listener;
+        let (listener, client, event) = (&*self.listener, tracing::field::display(from), "connection_refused");
+        let reason = why.reason();
         match why {
             Refused::Denied { scope, rule } => {
                 let rule = rule.as_deref().unwrap_or("(none allows it)");
-                tracing::warn!(%listener, %from, %scope, rule, "connection refused: access rules");
+                tracing::warn!(target: AUDIT, event, listener, client, reason, %scope, rule, "connection refused: access rules");
             }
             Refused::Banned { until } => {
-                tracing::warn!(%listener, %from, until, "connection refused: its address is banned");
+                tracing::warn!(target: AUDIT, event, listener, client, reason, until, "connection refused: its address is banned");
             }
             Refused::Full(refusal) => {
                 let (place, limit, value) = (&refusal.place, refusal.limit.key(), refusal.value);
-                tracing::warn!(%listener, %from, %place, limit, value, "connection refused: too many");
+                tracing::warn!(target: AUDIT, event, listener, client, reason, %place, limit, value, "connection refused: too many");
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use portolan_proto::id::{SessionId, TransferId};
+use portolan_telemetry::log::AUDIT;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +54,7 @@ impl Sessions {
     pub fn kick(&self, is_meant: impl Fn(&ControlConnection) -> bool) -> usize {
         let meant: Vec<_> = self.list().into_iter().filter(|control| is_meant(control)).collect();
         for control in &meant {
-            tracing::warn!(session = %control.id, "session closed by the operator");
+            tracing::warn!(target: AUDIT, parent: &control.span, event = "kick", "session closed by the operator");
             control.ask_to_end(Ending::Kick);
         }
         meant.len()

@@ -74,6 +74,15 @@ impl Error {
         }
     }
 
+    pub fn node(&self) -> &NodeId {
+        match self {
+            Error::Refused { node, .. }
+            | Error::Away { node, .. }
+            | Error::Slow { node }
+            | Error::Nonsense { node, .. } => node,
+        }
+    }
+
     /// The agent's reason, when it gave one.
     pub fn reason(&self) -> Option<Reason> {
         match self {

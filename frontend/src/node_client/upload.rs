@@ -51,6 +51,10 @@ impl Upload {
         Self { node, sender, answer, length: 0, crc32c: 0 }
     }
 
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
     /// Sends one chunk, of at most `CHUNK_BYTES_MAX` bytes. Fails as soon as the node has refused.
     pub async fn send(&mut self, chunk: Bytes) -> Result<()> {
         self.length += chunk.len() as u64;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use portolan_proto::id::TransferId;
+use portolan_proto::id::{NodeId, TransferId};
 use portolan_proto::v1;
 
 use super::cluster::Generated;
@@ -82,6 +82,14 @@ impl Content {
         };
         let missing = length.map_or(rest, |length| rest.min(length));
         Ok(Self { source: Source::Generated { text, size, skip: offset, missing } })
+    }
+
+    /// Who sends it; `None`: nobody, it is generated.
+    pub fn node(&self) -> Option<&NodeId> {
+        match &self.source {
+            Source::Node(from) => Some(from.node.name()),
+            Source::Generated { .. } => None,
+        }
     }
 
     /// Size of the whole file when it was opened.

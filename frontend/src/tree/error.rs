@@ -55,6 +55,14 @@ impl Error {
         matches!(self, Error::NotADirectory { .. }) || self.reason() == Some(Reason::NotADirectory)
     }
 
+    /// The node that failed or refused, when it was one.
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Error::Node(error) => Some(error.node()),
+            _ => None,
+        }
+    }
+
     /// The agent's reason, when it was an agent that refused.
     fn reason(&self) -> Option<Reason> {
         match self {

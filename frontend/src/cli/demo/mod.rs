@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use portolan_agent::process;
-use portolan_config::checked::{Log, LogFormat};
+use portolan_config::checked::log::{Level, Log, LogFormat};
 
 use client::{Client, Transferred};
 use cluster::Cluster;
@@ -50,11 +50,17 @@ pub(super) struct Arguments {
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 pub(super) fn run(arguments: Arguments) -> ExitCode {
-    process::start_log(&Log { level: "warn", format: LogFormat::Text });
-    process::run(
+    let log = Log::stderr(Level::Warning, LogFormat::Text);
+    let telemetry = match process::start_telemetry(&log, None, "portolan") {
+        Ok(telemetry) => telemetry,
+        Err(status) => return status,
+    };
+    let status = process::run(
         None,
         async move { demo(arguments).await.map_err(|error| error as Box<dyn std::error::Error>) },
-    )
+    );
+    telemetry.stop();
+    status
 }
 
 async fn demo(arguments: Arguments) -> Result<(), Error> {

@@ -20,7 +20,7 @@ use unftp_core::storage::{
 
 use super::accounts::FtpUser;
 use crate::ftp::bandwidth::{Direction, Pace, Throttle};
-use crate::ftp::transfer::{Transfer, command_failed, in_time};
+use crate::ftp::transfer::{Transfer, changed, command_failed, in_time};
 use crate::ftp::{ControlConnection, Service, reply};
 use crate::tree::{self, Begins, Entry, Kind, Tree, VirtualPath};
 
@@ -155,11 +155,6 @@ fn kind(error: &tree::Error) -> ErrorKind {
     }
 }
 
-fn refused(user: &FtpUser, verb: &'static str, path: &Path, error: tree::Error) -> storage::Error {
-    let shown = resolve(user, path).unwrap_or_default();
-    command_failed(&user.0, verb, &shown, &error);
-    storage::Error::new(kind(&error), error)
-}
 
 fn broken_off(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> storage::Error {
     storage::Error::new(ErrorKind::ConnectionClosed, what)
@@ -172,6 +167,30 @@ fn in_one_line(name: &[u8]) -> PathBuf {
 }
 
 impl TreeStorage {
+    fn refused(&self, user: &FtpUser, verb: &'static str, path: &Path, error: tree::Error) -> storage::Error {
+        let shown = resolve(user, path).unwrap_or_default();
+        command_failed(&self.control, &user.0, verb, &shown, &error);
+        storage::Error::new(kind(&error), error)
+    }
+
+    /// Changes what stands at a path, and tells of it.
+    async fn change(
+        &self,
+        user: &FtpUser,
+        verb: &'static str,
+        path: &Path,
+        to: Option<&Path>,
+        work: impl AsyncFnOnce(&Tree, &VirtualPath, &VirtualPath) -> tree::Result<()>,
+    ) -> storage::Result<()> {
+        let done = async {
+            let (from, to) = (resolve(user, path)?, to.map(|to| resolve(user, to)).transpose()?);
+            work(&self.tree, &from, to.as_ref().unwrap_or(&from)).await?;
+            changed(&self.control, &user.0, verb, &from, to.as_ref());
+            Ok(())
+        };
+        done.await.map_err(|error| self.refused(user, verb, path, error))
+    }
+
     async fn entries(&self, user: &FtpUser, path: &VirtualPath) -> tree::Result<Vec<Entry>> {
         let mut listing = match self.tree.list(&user.0, path).await {
             Ok(listing) => listing,
@@ -227,6 +246,7 @@ impl TreeStorage {
         };
         let content = self.tree.read(&user.0, path, offset, None, transfer.id).await;
         let mut content = content.map_err(failed)?;
+        transfer.set_node(content.node());
         loop {
             let mut chunk = match content.next().await {
                 Ok(Some(chunk)) => chunk,
@@ -266,6 +286,7 @@ impl TreeStorage {
         let begins = if offset > 0 { Begins::At(offset) } else { Begins::Replacing };
         let upload = self.tree.write(&user.0, path, begins, transfer.id).await;
         let mut upload = upload.map_err(failed)?;
+        transfer.set_node(Some(upload.node()));
         loop {
             let chunk = match next_chunk(&mut input, &pace).await {
                 Ok(chunk) if chunk.is_empty() => break,
@@ -321,7 +342,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
     ) -> storage::Result<Entry> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
-        let stat = stat.await.map_err(|error| refused(user, "STAT", path, error));
+        let stat = stat.await.map_err(|error| self.refused(user, "STAT", path, error));
         let absent = |error: &storage::Error| error.kind() == ErrorKind::PermanentFileNotAvailable;
         let known = stat.as_ref().err().is_none_or(absent);
         self.memory().unknown_size = (!known).then(|| path.to_owned());
@@ -335,7 +356,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
     ) -> storage::Result<Vec<Fileinfo<PathBuf, Entry>>> {
         let path = path.as_ref();
         let entries = async { self.entries(user, &resolve(user, path)?).await };
-        let entries = entries.await.map_err(|error| refused(user, "LIST", path, error))?;
+        let entries = entries.await.map_err(|error| self.refused(user, "LIST", path, error))?;
         // The library writes the lines; this is about what they take.
         let bytes = entries.iter().map(|entry| entry.name.len() + LINE_BYTES).sum();
         self.pace(user).take(Direction::ToClient, bytes).await;
@@ -360,11 +381,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.check_memory(path, start_pos, false)?;
         let sent = match resolve(user, path) {
             Ok(resolved) => {
-                let transfer = Arc::new(Transfer::begin(&user.0, "RETR", &resolved));
+                let transfer = Arc::new(Transfer::begin(&self.control, &user.0, "RETR", &resolved, false));
                 let sending = self.send(user, &resolved, start_pos, output, &transfer);
                 self.within_session(&transfer, sending).await
             }
-            Err(error) => Err(refused(user, "RETR", path, error)),
+            Err(error) => Err(self.refused(user, "RETR", path, error)),
         };
         self.remember(start_pos, sent)
     }
@@ -390,25 +411,24 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.check_memory(path, start_pos, true)?;
         let received = match resolve(user, path) {
             Ok(resolved) => {
-                let transfer = Arc::new(Transfer::begin(&user.0, "STOR", &resolved));
+                let transfer = Arc::new(Transfer::begin(&self.control, &user.0, "STOR", &resolved, false));
                 let receiving = self.receive(user, &resolved, start_pos, input, &transfer);
                 self.within_session(&transfer, receiving).await
             }
-            Err(error) => Err(refused(user, "STOR", path, error)),
+            Err(error) => Err(self.refused(user, "STOR", path, error)),
         };
         self.remember(start_pos, received)
     }
 
     async fn del<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let remove = async { self.tree.remove(&user.0, &resolve(user, path)?).await };
-        remove.await.map_err(|error| refused(user, "DELE", path, error))
+        self.change(user, "DELE", path, None, async |tree, path, _| tree.remove(&user.0, path).await).await
     }
 
     async fn mkd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let make = async { self.tree.make_directory(&user.0, &resolve(user, path)?).await };
-        make.await.map_err(|error| refused(user, "MKD", path, error))
+        self.change(user, "MKD", path, None, async |tree, path, _| tree.make_directory(&user.0, path).await)
+            .await
     }
 
     async fn rename<P: AsRef<Path> + Send + Debug>(
@@ -418,20 +438,22 @@ impl StorageBackend<FtpUser> for TreeStorage {
         to: P,
     ) -> storage::Result<()> {
         let (path, to) = (from.as_ref(), to.as_ref());
-        let rename = async { self.tree.rename(&user.0, &resolve(user, path)?, &resolve(user, to)?).await };
-        rename.await.map_err(|error| refused(user, "RNTO", path, error))
+        self.change(user, "RNTO", path, Some(to), async |tree, from, to| tree.rename(&user.0, from, to).await)
+            .await
     }
 
     async fn rmd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        let remove = async { self.tree.remove_directory(&user.0, &resolve(user, path)?).await };
-        remove.await.map_err(|error| refused(user, "RMD", path, error))
+        self.change(user, "RMD", path, None, async |tree, path, _| {
+            tree.remove_directory(&user.0, path).await
+        })
+        .await
     }
 
     async fn cwd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
-        let entry = stat.await.map_err(|error| refused(user, "CWD", path, error))?;
+        let entry = stat.await.map_err(|error| self.refused(user, "CWD", path, error))?;
         if entry.kind == Kind::Directory {
             return Ok(());
         }

@@ -12,7 +12,7 @@ use super::transfer::{Outcome, Work, broken, open};
 use crate::auth::Login;
 use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
-use crate::ftp::transfer::{Transfer, command_failed};
+use crate::ftp::transfer::Transfer;
 use crate::tree::{self, Entry, Kind, Listing, Permissions, Tree, VirtualPath};
 
 /// Bytes that `-R` may spend on remembering directories that it has seen and not yet entered.
@@ -88,9 +88,8 @@ impl Job {
             let (source, path, prefix) = match self.find().await {
                 Ok(found) => found,
                 Err(error) => {
-                    let Self { login, transfer, .. } = &self;
-                    command_failed(login, transfer.verb, &transfer.path, &error);
-                    let reply = reply::of(&error, Action::List, &transfer.path);
+                    self.transfer.failed(&error);
+                    let reply = reply::of(&error, Action::List, &self.transfer.path);
                     let is_file = matches!(self.form, Form::Facts(_)) && error.is_not_a_directory();
                     // RFC 3659 section 7.2.1: what is no directory is an error in the parameter.
                     return Outcome::Done(if is_file { Reply { code: 501, ..reply } } else { reply });
@@ -109,7 +108,7 @@ impl Job {
                 Outcome::Done(match sent {
                     Ok(()) => match connection.finish().await {
                         Ok(()) => {
-                            transfer.listed();
+                            transfer.complete();
                             Reply::new(226, "Transfer complete.")
                         }
                         Err(error) => broken(&transfer, &error),

@@ -57,6 +57,7 @@ impl Job {
                 Ok(content) => content,
                 Err(error) => return Outcome::Done(self.refuse(&error, Action::Read)),
             };
+            transfer.set_node(content.node());
             let text = format!("Sending {} bytes of {}.", content.missing(), self.path());
             let moving = async move {
                 let converts = self.converts();
@@ -112,6 +113,7 @@ impl Job {
                 Ok(upload) => upload,
                 Err(error) => return Outcome::Done(self.refuse(&error, Action::Write)),
             };
+            transfer.set_node(Some(upload.node()));
             // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.
             let text = match begins {
                 Begins::New => format!("FILE: {}", display(self.path().name())),

@@ -112,11 +112,12 @@ fn work(
     tell: impl FnOnce(DigestResponse) -> Reply + Send + 'static,
 ) -> Step {
     let (tree, login) = (Arc::clone(&session.service.shared.tree), login(session));
+    let control = Arc::clone(&session.control);
     let work = async move {
         Outcome::Done(match tree.digest(&login, &path, algorithm, offset, length).await {
             Ok(digest) => tell(digest),
             Err(error) => {
-                command_failed(&login, verb.name(), &path, &error);
+                command_failed(&control, &login, verb.name(), &path, &error);
                 reply::of(&error, Action::Look, &path)
             }
         })

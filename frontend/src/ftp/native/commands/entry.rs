@@ -10,6 +10,7 @@ use crate::ftp::native::command::{Verb, words};
 use crate::ftp::native::facts::{list_line, on_one_line, parse_seconds, parse_timestamp, timestamp};
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
+use crate::ftp::transfer::changed;
 use crate::tree::{Entry, Kind, Tree, VirtualPath};
 
 /// Entries that STAT shows of a directory at most: its reply is one piece.
@@ -124,6 +125,7 @@ async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -
         let setting = tree.set_times(&login, &path, modified_ns);
         asked(session, verb, &path, Action::Change, setting).await?;
     }
+    changed(&session.control, &login, verb.name(), &path, None);
     Ok(path)
 }
 

@@ -147,7 +147,7 @@ async fn asked<T>(
 ) -> Result<T, Reply> {
     asking.await.map_err(|error| {
         if let Some(login) = &session.login {
-            command_failed(login, verb.name(), path, &error);
+            command_failed(&session.control, login, verb.name(), path, &error);
         }
         reply::of(&error, action, path)
     })

@@ -4,6 +4,7 @@ use super::{asked, login, path};
 use crate::ftp::native::command::Verb;
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
+use crate::ftp::transfer::changed;
 use crate::tree::{Kind, Tree, VirtualPath};
 
 pub(super) async fn cwd(session: &mut Session, argument: &[u8]) -> Step {
@@ -42,7 +43,7 @@ fn quoted(path: &VirtualPath) -> Vec<u8> {
 }
 
 pub(super) async fn mkd(session: &Session, argument: &[u8]) -> Step {
-    let done = change(session, Verb::MKD, argument, async |tree, login, path| {
+    let done = change(session, Verb::MKD, argument, None, async |tree, login, path| {
         tree.make_directory(login, path).await
     });
     match done.await {
@@ -52,7 +53,7 @@ pub(super) async fn mkd(session: &Session, argument: &[u8]) -> Step {
 }
 
 pub(super) async fn rmd(session: &Session, argument: &[u8]) -> Step {
-    let done = change(session, Verb::RMD, argument, async |tree, login, path| {
+    let done = change(session, Verb::RMD, argument, None, async |tree, login, path| {
         tree.remove_directory(login, path).await
     });
     removed(done.await)
@@ -60,7 +61,7 @@ pub(super) async fn rmd(session: &Session, argument: &[u8]) -> Step {
 
 pub(super) async fn dele(session: &Session, argument: &[u8]) -> Step {
     let done =
-        change(session, Verb::DELE, argument, async |tree, login, path| tree.remove(login, path).await);
+        change(session, Verb::DELE, argument, None, async |tree, login, path| tree.remove(login, path).await);
     removed(done.await)
 }
 
@@ -71,11 +72,12 @@ fn removed(done: Result<VirtualPath, Reply>) -> Step {
     }
 }
 
-/// Changes what stands at a name; the path of it.
+/// Changes what stands at a name; the path of it. `from` is where a rename begins.
 async fn change(
     session: &Session,
     verb: Verb,
     argument: &[u8],
+    from: Option<&VirtualPath>,
     work: impl AsyncFnOnce(&Tree, &crate::auth::Login, &VirtualPath) -> crate::tree::Result<()>,
 ) -> Result<VirtualPath, Reply> {
     let path = path(session, argument)?;
@@ -84,8 +86,8 @@ async fn change(
     let _under_way = session.control.begin_transfer(None);
     let doing = work(&session.service.shared.tree, &login, &path);
     asked(session, verb, &path, Action::Change, doing).await?;
-    let (verb, at) = (verb.name(), path.in_cluster());
-    tracing::info!(verb, path = at, admin = login.admin.name, session = %session.id, "changed");
+    let (at, to) = from.map_or((&path, None), |from| (from, Some(&path)));
+    changed(&session.control, &login, verb.name(), at, to);
     Ok(path)
 }
 
@@ -109,7 +111,7 @@ pub(super) async fn rnto(session: &mut Session, argument: &[u8]) -> Step {
     let Some(from) = session.rename_from.take() else {
         return Reply::new(503, "Send RNFR first.").into();
     };
-    let done = change(session, Verb::RNTO, argument, async |tree, login, path| {
+    let done = change(session, Verb::RNTO, argument, Some(&from), async |tree, login, path| {
         tree.rename(login, &from, path).await
     });
     match done.await {

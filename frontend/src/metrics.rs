@@ -1,0 +1,196 @@
+//! What a front end counts while it works. What it only has to look up is gathered at a scrape, by `console`.
+//!
+//! Who calls it: whoever does what is counted.
+//! What it calls: prometheus-client.
+//! What it never does: take a label from a client. Labels are verbs, outcomes, and names of the configuration.
+
+use std::time::Duration;
+
+use portolan_telemetry::metrics::SECONDS;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// One label, from a closed set.
+type One = [(&'static str, &'static str); 1];
+type Two = [(&'static str, &'static str); 2];
+
+/// How something ended, as a label and in the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Complete,
+    /// A node, or what it is made of, failed.
+    Failed,
+    /// The client, or its connection, did not see it through.
+    Aborted,
+    /// It is not to be had, or not allowed.
+    Refused,
+}
+
+impl Outcome {
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Complete => "complete",
+            Outcome::Failed => "failed",
+            Outcome::Aborted => "aborted",
+            Outcome::Refused => "refused",
+        }
+    }
+}
+
+/// What a login came to, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginOutcome {
+    Accepted,
+    Wrong,
+    Barred,
+    Banned,
+    Undecided,
+}
+
+impl LoginOutcome {
+    pub fn word(self) -> &'static str {
+        match self {
+            LoginOutcome::Accepted => "accepted",
+            LoginOutcome::Wrong => "wrong",
+            LoginOutcome::Barred => "barred",
+            LoginOutcome::Banned => "banned",
+            LoginOutcome::Undecided => "undecided",
+        }
+    }
+}
+
+/// Where content goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Download,
+    Upload,
+    Listing,
+}
+
+impl Way {
+    pub fn word(self) -> &'static str {
+        match self {
+            Way::Download => "download",
+            Way::Upload => "upload",
+            Way::Listing => "listing",
+        }
+    }
+}
+
+type Seconds = Family<One, Histogram, fn() -> Histogram>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Metrics {
+    connections: Family<[(&'static str, String); 1], Counter>,
+    refused: Family<[(&'static str, String); 2], Counter>,
+    logins: Family<One, Counter>,
+    login_seconds: Histogram,
+    commands: Family<Two, Counter>,
+    transfers: Family<Two, Counter>,
+    /// By [`Way`]: it is counted for each chunk, and not looked up.
+    bytes: [Counter; 3],
+    bytes_by_way: Family<One, Counter>,
+    transfer_seconds: Seconds,
+    first_byte_seconds: Seconds,
+    changes: Family<Two, Counter>,
+    reloads: Family<One, Counter>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let bytes_by_way = Family::<One, Counter>::default();
+        let bytes = [Way::Download, Way::Upload, Way::Listing]
+            .map(|way| bytes_by_way.get_or_create_owned(&[("way", way.word())]));
+        Self {
+            connections: Family::default(),
+            refused: Family::default(),
+            logins: Family::default(),
+            login_seconds: seconds(),
+            commands: Family::default(),
+            transfers: Family::default(),
+            bytes,
+            bytes_by_way,
+            transfer_seconds: Family::new_with_constructor(seconds),
+            first_byte_seconds: Family::new_with_constructor(seconds),
+            changes: Family::default(),
+            reloads: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("portolan");
+        registry.register("connections", "Connections that were let in", self.connections.clone());
+        registry.register("connections_refused", "Connections that were refused", self.refused.clone());
+        registry.register("logins", "Logins, by what they came to", self.logins.clone());
+        let help = "From the password to the decision, pauses after failures left out";
+        registry.register_with_unit("login_duration", help, Unit::Seconds, self.login_seconds.clone());
+        registry.register("commands", "Commands, by the reply", self.commands.clone());
+        registry.register("transfers", "Uploads, downloads and listings that ended", self.transfers.clone());
+        let help = "Content that moved, as it is on the nodes";
+        registry.register_with_unit("transfer", help, Unit::Bytes, self.bytes_by_way.clone());
+        let help = "From the command to the end of a transfer";
+        registry.register_with_unit("transfer_duration", help, Unit::Seconds, self.transfer_seconds.clone());
+        let help = "From the command to the first byte of content";
+        registry.register_with_unit(
+            "transfer_first_byte",
+            help,
+            Unit::Seconds,
+            self.first_byte_seconds.clone(),
+        );
+        registry.register("changes", "Commands that change names, times or permissions", self.changes.clone());
+        registry.register("reloads", "Times that the configuration was read again", self.reloads.clone());
+    }
+
+    pub fn connected(&self, listener: &str) {
+        self.connections.get_or_create(&[("listener", listener.to_owned())]).inc();
+    }
+
+    pub fn refused(&self, listener: &str, reason: &'static str) {
+        let labels = [("listener", listener.to_owned()), ("reason", reason.to_owned())];
+        self.refused.get_or_create(&labels).inc();
+    }
+
+    pub fn login(&self, outcome: LoginOutcome, took: Duration) {
+        self.logins.get_or_create(&[("outcome", outcome.word())]).inc();
+        self.login_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn command(&self, verb: &'static str, code: u16) {
+        let reply = match code {
+            100..400 => "positive",
+            400..500 => "transient",
+            _ => "permanent",
+        };
+        self.commands.get_or_create(&[("verb", verb), ("reply", reply)]).inc();
+    }
+
+    pub fn moved(&self, way: Way, bytes: usize) {
+        self.bytes[way as usize].inc_by(bytes as u64);
+    }
+
+    pub fn first_byte(&self, verb: &'static str, after: Duration) {
+        self.first_byte_seconds.get_or_create(&[("verb", verb)]).observe(after.as_secs_f64());
+    }
+
+    pub fn transferred(&self, verb: &'static str, outcome: Outcome, took: Duration) {
+        self.transfers.get_or_create(&[("verb", verb), ("outcome", outcome.word())]).inc();
+        self.transfer_seconds.get_or_create(&[("verb", verb)]).observe(took.as_secs_f64());
+    }
+
+    pub fn changed(&self, verb: &'static str, outcome: Outcome) {
+        self.changes.get_or_create(&[("verb", verb), ("outcome", outcome.word())]).inc();
+    }
+
+    pub fn reloaded(&self, outcome: Outcome) {
+        self.reloads.get_or_create(&[("outcome", outcome.word())]).inc();
+    }
+}

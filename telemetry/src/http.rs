@@ -1,0 +1,127 @@
+//! The HTTP server of metrics and health: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! Who calls it: the programs, where an address is configured; Prometheus, Kubernetes, load balancers.
+//! What it calls: what it was handed to answer with.
+//! What it never does: change anything, or take more connections than it has room for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections at once. The next one waits until one ends.
+const CONNECTIONS_MAX: usize = 64;
+/// The head of a request has come by then.
+const HEADERS_MAX: Duration = Duration::from_secs(5);
+/// No connection stands longer.
+const CONNECTION_MAX: Duration = Duration::from_secs(120);
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The text format of OpenMetrics 1.0.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether a program is of use to its clients.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Why it is not; empty: it is.
+    pub reasons: Vec<String>,
+    /// What is wrong and does not keep it from serving.
+    pub warnings: Vec<String>,
+}
+
+/// What the server answers with.
+pub struct Answers {
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    pub readiness: Box<dyn Fn() -> Readiness + Send + Sync>,
+}
+
+/// A server that is bound.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Binds the address.
+    ///
+    /// # Errors
+    /// The address is not to be had.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Answers until `stop`.
+    pub async fn run(self, answers: Answers, stop: CancellationToken) {
+        tracing::info!(address = %self.address, "metrics and health are served");
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            // Whoever is answered knows that the process lives.
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(ready))
+            .with_state(Arc::new(answers));
+        let service = TowerToHyperService::new(router);
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
+                (place, self.listener.accept().await)
+            };
+            let (place, stream) = tokio::select! {
+                (place, accepted) = accepted => match accepted {
+                    Ok((stream, _)) => (place, stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+                () = stop.cancelled() => break,
+            };
+            let (service, stop) = (service.clone(), stop.clone());
+            connections.spawn(async move {
+                let _place = place;
+                let serving = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADERS_MAX)
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    // What a client does to its own connection is its own business.
+                    served = tokio::time::timeout(CONNECTION_MAX, serving) => drop(served),
+                    () = stop.cancelled() => {}
+                }
+            });
+        }
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+async fn metrics(State(answers): State<Arc<Answers>>) -> Response {
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], (answers.metrics)()).into_response()
+}
+
+/// 200 or 503, with a line for each thing that is wrong.
+async fn ready(State(answers): State<Arc<Answers>>) -> Response {
+    let Readiness { reasons, warnings } = (answers.readiness)();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut lines = vec![if reasons.is_empty() { "ready".to_owned() } else { "not ready".to_owned() }];
+    lines.extend(reasons.into_iter().map(|reason| format!("not ready: {reason}")));
+    lines.extend(warnings.into_iter().map(|warning| format!("warning: {warning}")));
+    (status, lines.join("\n") + "\n").into_response()
+}

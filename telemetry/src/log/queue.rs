@@ -1,0 +1,299 @@
+//! Between those who log and a target: a queue with an end, and the thread that empties it.
+//!
+//! Who logs never waits. What does not fit is dropped and counted. A target that fails gets what it did not take
+//! again, until the program ends.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What may wait for one target.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+const ITEMS_MAX: usize = 65_536;
+/// Items that a target is handed at once.
+const BATCH_MAX: usize = 1_024;
+/// After a batch more is let gather for this long: who logs then need not wake the thread for each line.
+const GATHER: Duration = Duration::from_millis(10);
+/// Pauses after a failure, doubled from the first to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(15);
+
+/// Where items end up.
+pub(crate) trait Sink<T> {
+    /// Delivers from the front, and takes out what is delivered.
+    ///
+    /// # Errors
+    /// What is left was not delivered, or not surely so.
+    fn deliver(&mut self, items: &mut VecDeque<T>) -> io::Result<()>;
+}
+
+/// How a target fares.
+#[derive(Debug, Default)]
+pub struct Fate {
+    delivered: AtomicU64,
+    dropped: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Fate {
+    /// Items that the target took.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// Items that found no room.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// How often the target failed to take something. It was tried again.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+/// The entry of a queue. The thread ends when this is dropped and what waited is delivered.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    shared: Arc<Shared<T>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    name: String,
+    state: Mutex<State<T>>,
+    changed: Condvar,
+    fate: Arc<Fate>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: VecDeque<(T, usize)>,
+    bytes: usize,
+    /// The thread waits to be woken.
+    waits: bool,
+    /// Nothing more comes; undelivered items are given up then.
+    closed: Option<Instant>,
+}
+
+impl<T: Send + 'static> Queue<T> {
+    /// Starts the thread of a target. The sink is made on it.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub(crate) fn start<S: Sink<T>>(
+        name: &str,
+        fate: Arc<Fate>,
+        sink: impl FnOnce() -> S + Send + 'static,
+    ) -> io::Result<Self> {
+        let state = State { items: VecDeque::new(), bytes: 0, waits: false, closed: None };
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            fate,
+        });
+        let own = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || own.run(sink()))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Puts an item in, if there is room.
+    pub(crate) fn push(&self, item: T, bytes: usize) {
+        let mut state = self.shared.state();
+        if state.items.len() >= ITEMS_MAX || state.bytes + bytes > BYTES_MAX {
+            drop(state);
+            self.shared.fate.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        state.items.push_back((item, bytes));
+        state.bytes += bytes;
+        if state.waits {
+            state.waits = false;
+            self.shared.changed.notify_one();
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    pub(crate) fn fate(&self) -> &Arc<Fate> {
+        &self.shared.fate
+    }
+
+    /// Nothing more comes. What waits is delivered until the deadline.
+    pub(crate) fn close(&self, deadline: Instant) {
+        self.shared.state().closed = Some(deadline);
+        self.shared.changed.notify_one();
+    }
+
+    /// Waits until the thread is done, until the deadline of [`Queue::close`]. A thread that is stuck is left behind.
+    pub(crate) fn wait(mut self, deadline: Instant) {
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let left = self.shared.state().items.len();
+        if !thread.is_finished() || left > 0 {
+            eprintln!("log target {}: {left} lines or more were not delivered", self.shared.name);
+        }
+    }
+}
+
+impl<T> Drop for Queue<T> {
+    /// A queue that a reload has replaced delivers what it has, in its own time.
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        if state.closed.is_none() {
+            state.closed = Some(Instant::now() + RETRY_LAST * 4);
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for items; `false` when the queue is closed and empty.
+    fn take(&self, batch: &mut VecDeque<T>) -> bool {
+        let mut state = self.state();
+        while state.items.is_empty() {
+            if state.closed.is_some() {
+                return false;
+            }
+            state.waits = true;
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        while batch.len() < BATCH_MAX
+            && let Some((item, bytes)) = state.items.pop_front()
+        {
+            state.bytes -= bytes;
+            batch.push_back(item);
+        }
+        true
+    }
+
+    /// Lets time pass; `false` when the queue is closed and its time is up.
+    fn pause(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        let mut state = self.state();
+        loop {
+            let now = Instant::now();
+            let end = state.closed.map_or(until, |closed| closed.min(until));
+            if state.closed.is_some_and(|closed| now >= closed) {
+                return false;
+            }
+            let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else {
+                return true;
+            };
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn run(&self, mut sink: impl Sink<T>) {
+        let mut batch = VecDeque::new();
+        let mut pause = RETRY_FIRST;
+        let mut failing = false;
+        while self.take(&mut batch) {
+            while !batch.is_empty() {
+                let before = batch.len();
+                let delivered = sink.deliver(&mut batch);
+                let count = before - batch.len();
+                self.fate.delivered.fetch_add(count as u64, Ordering::Relaxed);
+                let Err(error) = delivered else {
+                    if std::mem::take(&mut failing) {
+                        let dropped = self.fate.dropped();
+                        tracing::warn!(name = self.name, dropped, "log target is back");
+                    }
+                    pause = RETRY_FIRST;
+                    continue;
+                };
+                self.fate.failures.fetch_add(1, Ordering::Relaxed);
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(name = self.name, %error, "log target fails; what is logged waits for it");
+                }
+                if !self.pause(pause) {
+                    self.fate.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                    return;
+                }
+                pause = (pause * 2).min(RETRY_LAST);
+            }
+            if self.state().closed.is_none() {
+                std::thread::sleep(GATHER);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes what it may, and then fails.
+    struct Fussy(Arc<Mutex<(Vec<u32>, usize)>>);
+
+    impl Sink<u32> for Fussy {
+        fn deliver(&mut self, items: &mut VecDeque<u32>) -> io::Result<()> {
+            let mut taken = self.0.lock().unwrap();
+            while let Some(item) = items.front().copied() {
+                if taken.1 == 0 {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                taken.1 -= 1;
+                taken.0.push(item);
+                items.pop_front();
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_target_that_fails_is_handed_the_same_again_and_in_order() {
+        let taken = Arc::new(Mutex::new((Vec::new(), 3)));
+        let sink = Fussy(Arc::clone(&taken));
+        let fate = Arc::new(Fate::default());
+        let queue = Queue::start("test", Arc::clone(&fate), move || sink).unwrap();
+        for number in 0..10 {
+            queue.push(number, 1);
+        }
+        let end = Instant::now() + Duration::from_secs(10);
+        while fate.failures() == 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        taken.lock().unwrap().1 = 100;
+        queue.close(end);
+        queue.wait(end);
+        assert_eq!(taken.lock().unwrap().0, (0..10).collect::<Vec<_>>());
+        assert_eq!((fate.delivered(), fate.dropped()), (10, 0));
+    }
+
+    #[test]
+    fn a_stuck_target_costs_counted_items_and_no_time() {
+        let taken = Arc::new(Mutex::new((Vec::new(), 0)));
+        let sink = Fussy(Arc::clone(&taken));
+        let fate = Arc::new(Fate::default());
+        let queue = Queue::start("test", Arc::clone(&fate), move || sink).unwrap();
+        let (count, begun) = (ITEMS_MAX as u64 + 5_000, Instant::now());
+        for _ in 0..count {
+            queue.push(0, 1);
+        }
+        // Those that the thread holds are not in the queue any more.
+        let most = 5_000;
+        assert!((most - BATCH_MAX as u64..=most).contains(&fate.dropped()), "{}", fate.dropped());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let dropped = fate.dropped();
+        queue.push(0, BYTES_MAX + 1);
+        assert_eq!(fate.dropped(), dropped + 1);
+        queue.close(Instant::now());
+        queue.wait(Instant::now() + Duration::from_secs(5));
+        assert_eq!(fate.delivered(), 0);
+    }
+}
