@@ -5,8 +5,8 @@
 //! What it never does: answer a question about a path; announcements may lag, calls ask the store.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,14 @@ pub struct HoldingsWatch {
     /// Domains to read again. Bounded by the number of domains.
     touched: Mutex<BTreeSet<Vec<u8>>>,
     wake: Notify,
+    whole: Mutex<Whole>,
+}
+
+/// How the last reading of the whole store went.
+#[derive(Debug, Clone)]
+struct Whole {
+    read_at: SystemTime,
+    failure: Option<String>,
 }
 
 impl HoldingsWatch {
@@ -36,12 +44,27 @@ impl HoldingsWatch {
             current: watch::Sender::new(Arc::new(first)),
             touched: Mutex::default(),
             wake: Notify::new(),
+            whole: Mutex::new(Whole { read_at: SystemTime::now(), failure: None }),
         })
     }
 
     /// The current set, and each that follows.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Holdings>> {
         self.current.subscribe()
+    }
+
+    /// When the whole store was read last.
+    pub fn read_at(&self) -> SystemTime {
+        self.whole().read_at
+    }
+
+    /// Why the last reading of it failed, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.whole().failure.clone()
+    }
+
+    fn whole(&self) -> MutexGuard<'_, Whole> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A name was made, removed or renamed through this agent.
@@ -79,8 +102,12 @@ impl HoldingsWatch {
 
     async fn read_again(&self, store: &Arc<dyn Store>, only: Option<BTreeSet<Vec<u8>>>) {
         let before = self.current.borrow().clone();
+        let whole = only.is_none();
         match read(store, before.clone(), only).await {
             Ok(next) => {
+                if whole {
+                    *self.whole() = Whole { read_at: SystemTime::now(), failure: None };
+                }
                 let changes = next.changes_since(&before).len();
                 if changes > 0 {
                     tracing::info!(changes, domains = next.domains.len(), "holdings changed");
@@ -91,8 +118,9 @@ impl HoldingsWatch {
                 });
             }
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(tracing::field::display);
-                tracing::error!(%error, cause, "holdings could not be read; the last ones stand");
+                let cause = crate::process::chain(&error);
+                tracing::error!(cause, "holdings could not be read; the last ones stand");
+                self.whole().failure = Some(cause);
             }
         }
     }

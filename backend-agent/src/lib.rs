@@ -10,7 +10,9 @@
 //! What it calls: `service`, `holdings`, `store`; tonic for the server.
 //! What it never does: know of FTP, admins' passwords or other nodes.
 
+mod console;
 pub mod holdings;
+pub mod metrics;
 pub mod process;
 pub mod service;
 pub mod store;
@@ -31,6 +33,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use holdings::HoldingsWatch;
+use portolan_telemetry::{Telemetry, http};
 use service::AgentService;
 use store::Store;
 use store::tree::TreeStore;
@@ -64,6 +67,8 @@ pub struct Agent {
     address: SocketAddr,
     store: Arc<dyn Store>,
     holdings: Arc<HoldingsWatch>,
+    http: Option<http::Server>,
+    telemetry: Option<Arc<Telemetry>>,
 }
 
 impl Agent {
@@ -90,7 +95,20 @@ impl Agent {
         let listen = |source| Error::Listen { address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        Ok(Self { config, listener, address, store, holdings: Arc::new(holdings) })
+        let http = match config.http {
+            None => None,
+            Some(address) => {
+                let bound = http::Server::bind(address).await;
+                Some(bound.map_err(|source| Error::Listen { address, source })?)
+            }
+        };
+        let holdings = Arc::new(holdings);
+        Ok(Self { config, listener, address, store, holdings, http, telemetry: None })
+    }
+
+    /// Shows how the log of the process fares among its metrics.
+    pub fn with_telemetry(self, telemetry: Arc<Telemetry>) -> Self {
+        Self { telemetry: Some(telemetry), ..self }
     }
 
     /// The address that is bound, with the port the system chose for port 0.
@@ -112,6 +130,20 @@ impl Agent {
             shutdown.clone(),
             cut.clone(),
         );
+        let metrics = service.metrics();
+        let last = TaskTracker::new();
+        let stop_last = CancellationToken::new();
+        if let Some(http) = self.http {
+            let console = console::Console {
+                config: self.config.clone(),
+                store: Arc::clone(&self.store),
+                holdings: Arc::clone(&self.holdings),
+                service: service.clone(),
+                metrics: Arc::clone(&metrics),
+                draining: shutdown.clone(),
+            };
+            last.spawn(console.run(http, self.telemetry, stop_last.clone()));
+        }
         let service = AgentServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -132,6 +164,8 @@ impl Agent {
         } else {
             tracing::warn!("gRPC is in plaintext: whoever reaches the port reads and writes all mail");
         }
+        let count = move |inner| metrics::Counted { inner, metrics: Arc::clone(&metrics) };
+        let mut server = server.trace_fn(service::call_span).layer(tower::layer::layer_fn(count));
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let holdings = Arc::clone(&self.holdings);
         tasks.spawn({
@@ -159,6 +193,9 @@ impl Agent {
         };
         cut.cancel();
         tasks.close();
+        stop_last.cancel();
+        last.close();
+        last.wait().await;
         tracing::info!("agent stopped");
         served
     }

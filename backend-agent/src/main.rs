@@ -50,10 +50,10 @@ fn main() -> ExitCode {
         Err(status) => return status,
     };
     process::raise_open_files();
-    let reloaded = Arc::clone(&telemetry);
+    let (reloaded, shown) = (Arc::clone(&telemetry), Arc::clone(&telemetry));
     let status = process::run(None, async {
         process::on_hang_up(move || reload_log(&arguments.config, &reloaded))?;
-        let agent = Agent::bind(config).await?;
+        let agent = Agent::bind(config).await?.with_telemetry(shown);
         agent.run(process::shutdown_on_signal()?).await?;
         Ok(())
     });

@@ -4,6 +4,8 @@
 //! What it calls: x509-parser.
 //! What it never does: verify anything.
 
+use std::time::{Duration, SystemTime};
+
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -23,6 +25,13 @@ pub enum CertificateName {
 /// Is the certificate, DER, within its time? A resumed TLS session tells who has shown it once, not that it still holds.
 pub fn holds_now(certificate: &[u8]) -> bool {
     X509Certificate::from_der(certificate).is_ok_and(|(_, certificate)| certificate.validity().is_valid())
+}
+
+/// When the certificate, DER, ends; `None` for one that cannot be read.
+pub fn ends(certificate: &[u8]) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// The names at one place of a certificate, DER. One that cannot be read, which TLS would not have let in, has none.

@@ -8,7 +8,8 @@
 //!                          └──> auth
 //! ```
 //!
-//! Beside it: `running` holds the parts together and reloads them, `control` shows them to the operator.
+//! Beside it: `running` holds the parts together and reloads them, `control` shows them to the operator, `console` to
+//! Prometheus and Kubernetes; `metrics` counts.
 //!
 //! Who calls it: `main.rs`, and `portolan demo`, which runs one beside its agents.
 //! What it calls: the numbered modules.
@@ -17,6 +18,7 @@
 pub mod auth;
 pub mod cli;
 mod client;
+mod console;
 pub mod control;
 mod discovery;
 pub mod ftp;
@@ -49,6 +51,8 @@ use running::{Bound, Running};
 const FIRST_HEARING_MAX: Duration = Duration::from_secs(3);
 /// How often certificate files are looked at.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
+/// How often directories are asked whether they are there.
+const PROBE_EVERY: Duration = Duration::from_secs(30);
 /// How often the names of passive addresses are resolved again.
 const NAMES_EVERY: Duration = Duration::from_secs(30);
 
@@ -100,6 +104,7 @@ pub struct Frontend {
     running: Arc<Running>,
     listeners: Vec<Bound>,
     control: Option<control::Server>,
+    console: Option<console::Server>,
 }
 
 impl Frontend {
@@ -107,6 +112,7 @@ impl Frontend {
     pub async fn bind(config: Config, host: Host) -> Result<Self, Error> {
         let Host { mut sockets, telemetry, tell } = host;
         let control = control::Server::bind(&config.control)?;
+        let console = console::Server::bind(config.http).await?;
         let running = Arc::new(Running::new(config, telemetry, tell)?);
         let config = running.config();
         let bound = config.listeners.iter().map(|listener| running.bind(listener, &mut sockets));
@@ -118,7 +124,7 @@ impl Frontend {
                 "a socket from the service manager fits the address of no listener; it is closed"
             );
         }
-        Ok(Self { running, listeners, control })
+        Ok(Self { running, listeners, control, console })
     }
 
     /// The addresses that are bound, in the order of the configuration.
@@ -129,15 +135,18 @@ impl Frontend {
     /// Serves until it is told to drain, then drains for the configured time. What is not done then is cut and
     /// commits nothing.
     pub async fn run(self, signals: Signals) {
-        let Self { running, listeners, control } = self;
+        let Self { running, listeners, control, console } = self;
         running.enter(Phase::Starting);
-        // The watches and the control socket outlive the gates: transfers that drain still need to know their
+        // The watches, the control socket and the console outlive the gates: transfers that drain still need to know their
         // nodes, and the operator wants to see them.
         let stop_last = CancellationToken::new();
         let last = TaskTracker::new();
         running.members().watch();
         if let Some(control) = control {
             last.spawn(control.run(Arc::clone(&running), stop_last.clone()));
+        }
+        if let Some(console) = console {
+            last.spawn(console.run(Arc::clone(&running), stop_last.clone()));
         }
         tokio::select! {
             _ = tokio::time::timeout(FIRST_HEARING_MAX, hear(&running)) => {}
@@ -224,6 +233,13 @@ async fn look_around(running: Arc<Running>, drain: CancellationToken) {
         interval
     };
     let (mut certificates, mut names) = (every(CERTIFICATES_EVERY), every(NAMES_EVERY));
+    let mut probes = every(PROBE_EVERY);
+    let probing = async {
+        loop {
+            probes.tick().await;
+            running.auth().probe().await;
+        }
+    };
     let renewing = async {
         loop {
             certificates.tick().await;
@@ -252,6 +268,7 @@ async fn look_around(running: Arc<Running>, drain: CancellationToken) {
         () = drain.cancelled() => {}
         () = discovering => {}
         () = renewing => {}
+        () = probing => {}
         () = resolving => {}
         () = mapping => {}
     }

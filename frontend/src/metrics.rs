@@ -146,7 +146,11 @@ impl Metrics {
             Unit::Seconds,
             self.first_byte_seconds.clone(),
         );
-        registry.register("changes", "Commands that change names, times or permissions", self.changes.clone());
+        registry.register(
+            "changes",
+            "Commands that change names, times or permissions",
+            self.changes.clone(),
+        );
         registry.register("reloads", "Times that the configuration was read again", self.reloads.clone());
     }
 

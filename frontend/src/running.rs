@@ -34,7 +34,7 @@ use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
 use crate::ldap_map;
 use crate::members::Members;
-use crate::metrics::Outcome;
+use crate::metrics::{Metrics, Outcome};
 use crate::node_client::NodeClient;
 use crate::router::Router;
 use crate::tree::Tree;
@@ -204,6 +204,14 @@ impl Running {
         phase.0 = to;
         (self.tell)(to);
         Ok(())
+    }
+
+    pub(crate) fn telemetry(&self) -> Option<Arc<Telemetry>> {
+        self.telemetry.clone()
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Those that are not taken out.
@@ -516,7 +524,8 @@ impl Running {
     fn set_log(&self, old: &Config, new: &Config) -> Result<Option<String>, ReloadError> {
         let Some(telemetry) = self.telemetry.as_ref().filter(|_| old.log != new.log) else { return Ok(None) };
         telemetry.set_log(&new.log).map_err(ReloadError::Log)?;
-        let overridden = if telemetry.is_overridden() { ", but for levels, which PORTOLAN_LOG overrides" } else { "" };
+        let overridden =
+            if telemetry.is_overridden() { ", but for levels, which PORTOLAN_LOG overrides" } else { "" };
         Ok(Some(format!("the log is changed{overridden}")))
     }
 

@@ -18,6 +18,7 @@ use opentelemetry_sdk::trace::{
     Sampler, SdkTracerProvider, SpanData, SpanExporter as _, SpanProcessor, Tracer,
 };
 use portolan_config::checked::log::{Collector, Tracing};
+use tonic::codegen::http::header::{HeaderMap, HeaderName};
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tracing::Span;
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt as _};
@@ -163,15 +164,14 @@ pub fn inject(metadata: &mut MetadataMap) {
     }
 }
 
-/// Makes a span go on from the context in the metadata of a call.
-pub fn continue_from(span: &Span, metadata: &mut MetadataMap) {
+/// Makes a span go on from the context in the headers of a call.
+pub fn continue_from(span: &Span, headers: &HeaderMap) {
     if IS_EXPORTED.load(Ordering::Relaxed) {
         // A span that has begun already keeps its place; ours have not.
-        span.set_parent(TraceContextPropagator::new().extract(&Metadata(metadata))).ok();
+        span.set_parent(TraceContextPropagator::new().extract(&Headers(headers))).ok();
     }
 }
 
-/// The standard's two keys are text.
 struct Metadata<'a>(&'a mut MetadataMap);
 
 impl Injector for Metadata<'_> {
@@ -184,12 +184,14 @@ impl Injector for Metadata<'_> {
     }
 }
 
-impl Extractor for Metadata<'_> {
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
 
     fn keys(&self) -> Vec<&str> {
-        Vec::new()
+        self.0.keys().map(HeaderName::as_str).collect()
     }
 }

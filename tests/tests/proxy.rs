@@ -242,7 +242,7 @@ fn the_library_is_served_behind_haproxy_too() {
         assert!(shown.starts_with("one.example"), "{shown}");
     }
     // The client's own address is logged.
-    cluster.frontend.wait_for_log("\"from\":\"127.0.0.3:");
+    cluster.frontend.wait_for_log("\"client\":\"127.0.0.3:");
 }
 
 #[test]

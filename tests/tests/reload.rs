@@ -42,9 +42,12 @@ fn a_reload_changes_rules_limits_admins_map_and_log_and_drops_no_session() {
     let kept: String = lines.lines().filter(|line| !line.starts_with("reader:")).collect();
     fs::write(&admins, kept + "\n" + &admin_line(&["carol", "--rights=backup"])).unwrap();
     let told = cluster.reload();
-    for expected in
-        ["listener 127.0.0.1:0 is changed", "the admins are changed", "the map is changed", "level is debug"]
-    {
+    for expected in [
+        "listener 127.0.0.1:0 is changed",
+        "the admins are changed",
+        "the map is changed",
+        "the log is changed",
+    ] {
         assert!(told.contains(expected), "{expected}: {told}");
     }
     // Who is in stays in, with what the session had; new ones meet the new limit.
@@ -96,8 +99,8 @@ fn a_faulty_configuration_is_refused_as_a_whole_with_all_its_faults() {
         ),
         (limited.clone() + &more, vec!["cannot listen on", "Address already in use"]),
         (
-            limited.replace("format = \"json\"", "format = \"text\""),
-            vec!["log.format: changed, which takes a restart"],
+            limited.clone() + "[tracing]\nendpoint = \"http://127.0.0.1:4317\"\n",
+            vec!["tracing: changed, which takes a restart"],
         ),
         (limited.clone() + "[threads]\nmin = 3\n", vec!["threads: changed, which takes a restart"]),
         ("not toml".to_owned(), vec!["not TOML"]),

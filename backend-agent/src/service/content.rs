@@ -3,12 +3,15 @@
 //! Each chunk is one visit to a blocking thread, so a slow front end holds no thread, and the next chunk is
 //! read while the one before is on its way.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::v1::{self, read_response::Part};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::caller::{Need, authorize};
 use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream, blocking};
@@ -95,13 +98,15 @@ pub(super) async fn read(
         .await?;
     let header = v1::ReadHeader { size: range.content.size(), modified_ns: range.content.modified_ns() };
     let message = |part| Ok(v1::ReadResponse { part: Some(part) });
+    service.metrics.read(chunk.as_ref().map_or(0, Bytes::len));
     if range.is_done() {
         let parts = [Some(Part::Header(header)), chunk.map(Part::Chunk)];
         let messages = parts.into_iter().flatten().map(message);
         return Ok(Response::new(Box::pin(tokio_stream::iter(messages))));
     }
     let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
-    service.tasks.spawn(async move {
+    let metrics = Arc::clone(&service.metrics);
+    let sending = async move {
         let _permit = permit;
         if sender.send(message(Part::Header(header))).await.is_err() {
             return;
@@ -116,7 +121,10 @@ pub(super) async fn read(
                 return;
             }
             match next {
-                Ok((rest, following)) => (range, chunk) = (rest, following),
+                Ok((rest, following)) => {
+                    metrics.read(following.as_ref().map_or(0, Bytes::len));
+                    (range, chunk) = (rest, following);
+                }
                 Err(status) => {
                     // The receiver may be gone, and then nobody waits for the error.
                     sender.send(Err(status)).await.ok();
@@ -124,6 +132,7 @@ pub(super) async fn read(
                 }
             }
         }
-    });
+    };
+    service.tasks.spawn(sending.in_current_span());
     Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
 }

@@ -18,14 +18,18 @@ use portolan_config::checked::agent::AllowRule;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::agent_server::Agent;
 use portolan_proto::v1::{self, Reason};
-use portolan_proto::{HOLDINGS_BATCH_CHANGES_MAX, LIST_BATCH_ENTRIES_MAX};
+use portolan_proto::{HOLDINGS_BATCH_CHANGES_MAX, LIST_BATCH_ENTRIES_MAX, TRANSFER_ID_KEY};
+use portolan_telemetry::trace::{self, TRACE};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::codegen::http;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use crate::holdings::HoldingsWatch;
+use crate::metrics::Metrics;
 use crate::store::{self, Entry, Holdings, Kind, Permissions, Store, StorePath};
 use caller::{Need, authorize};
 use digest::Digests;
@@ -46,6 +50,7 @@ pub struct AgentService {
     policy: Arc<Policy>,
     streams: Arc<Semaphore>,
     digests: Arc<Digests>,
+    metrics: Arc<Metrics>,
     tasks: TaskTracker,
     draining: CancellationToken,
     cut: CancellationToken,
@@ -67,7 +72,17 @@ impl AgentService {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let digests = Arc::new(Digests::new());
         let policy = Arc::new(Policy::new(allow));
-        Self { node, store, holdings, policy, streams, digests, tasks, draining, cut }
+        let metrics = Arc::default();
+        Self { node, store, holdings, policy, streams, digests, metrics, tasks, draining, cut }
+    }
+
+    pub(crate) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Streams that are under way.
+    pub(crate) fn streams(&self) -> usize {
+        STREAMS_MAX - self.streams.available_permits()
     }
 
     /// Leave to begin a stream.
@@ -102,11 +117,33 @@ impl AgentService {
     }
 }
 
+/// The span of a call, which goes on from the trace of the front end. Watches and health checks last, or come, too long
+/// and too often to be one.
+pub fn call_span(request: &http::Request<()>) -> tracing::Span {
+    let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+    if matches!(method, "WatchHoldings" | "Watch" | "Check") {
+        return tracing::Span::none();
+    }
+    let transfer = request.headers().get(TRANSFER_ID_KEY).and_then(|id| id.to_str().ok());
+    let span = tracing::info_span!(
+        target: TRACE,
+        parent: None,
+        "call",
+        otel.name = method,
+        otel.kind = "server",
+        rpc.system = "grpc",
+        transfer,
+    );
+    trace::continue_from(&span, request.headers());
+    span
+}
+
 /// Runs `work` on a thread that may block and turns its failure into a status.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> store::Result<T> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
+    let span = tracing::info_span!(target: TRACE, "disk");
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(done) => done.map_err(|error| status::of(&error)),
         Err(stopped) => {
             tracing::error!(error = %stopped, "a store task did not end in order");
@@ -206,7 +243,7 @@ impl Agent for AgentService {
         let sorted = request.sorted;
         let mut listing = self.on_store(move |store| store.list(&path, sorted)).await?;
         let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
-        self.tasks.spawn(async move {
+        let sending = async move {
             let _permit = permit;
             loop {
                 let step = blocking(move || {
@@ -230,7 +267,8 @@ impl Agent for AgentService {
                     return;
                 }
             }
-        });
+        };
+        self.tasks.spawn(sending.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -350,7 +388,15 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(TreeStore::open(folder, Duration::from_secs(3_600)).unwrap());
         let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
-        AgentService::new("mail-1".parse().unwrap(), store, holdings, None, TaskTracker::new(), draining, cut)
+        AgentService::new(
+            "mail-1".parse().unwrap(),
+            store,
+            holdings,
+            None,
+            TaskTracker::new(),
+            draining,
+            cut,
+        )
     }
 
     fn caller(backup: bool, restore: bool) -> Option<v1::Caller> {

@@ -1,7 +1,7 @@
 //! Write: content on its way in. Committed on Finish, and on nothing else.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use portolan_proto::CHUNK_BYTES_MAX;
@@ -91,7 +91,9 @@ pub(super) async fn write(
             Part::Finish(finish) => break Finish { length: finish.length, crc32c: finish.crc32c },
         }
     };
+    let begun = Instant::now();
     let committed = service.on_store(move |store| incoming.commit(store, finish)).await?;
+    service.metrics.committed(begun.elapsed(), finish.length);
     service.holdings.touched(&touched);
     let Committed { size, modified_ns, crc32 } = committed;
     Ok(Response::new(v1::WriteResponse { size, modified_ns, crc32 }))

@@ -6,6 +6,7 @@
 //! referral unasked, or take a directory that does not answer for one that says no.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,8 @@ use ldap3::{
     Ldap, LdapConnAsync, LdapConnSettings, LdapError, ResultEntry, Scope, SearchEntry, SearchOptions,
 };
 use portolan_config::checked::directory::{Directory, DirectoryKind, LdapUri, SearchScope};
+use portolan_telemetry::metrics::SECONDS;
+use prometheus_client::metrics::histogram::Histogram;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -23,6 +26,8 @@ const LOGINS_AT_ONCE: usize = 32;
 /// A server that does not answer is passed over for this long, doubled each time up to the last.
 const BREAK_FIRST: Duration = Duration::from_secs(1);
 const BREAK_LAST: Duration = Duration::from_secs(30);
+/// A service account that is refused is tried again after this long: a directory may lock it for too many attempts.
+const PROBE_REFUSED_PAUSE: Duration = Duration::from_secs(600);
 /// Groups of groups of groups are followed to this depth, and so many groups at most.
 const NESTING_MAX: usize = 10;
 const GROUPS_MAX: usize = 1_000;
@@ -117,6 +122,14 @@ pub(crate) struct LdapDirectory {
     servers: Vec<Server>,
     turns: Semaphore,
     connections: TaskTracker,
+    asked: Arc<Asked>,
+}
+
+/// How its servers fare, all together.
+#[derive(Debug)]
+pub struct Asked {
+    pub seconds: Histogram,
+    pub failures: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -144,6 +157,8 @@ enum Answer {
 struct Broken {
     until: Option<Instant>,
     pause: Duration,
+    /// It has refused a probe, which is not repeated before.
+    probe_after: Option<Instant>,
 }
 
 impl Server {
@@ -302,6 +317,7 @@ impl LdapDirectory {
             tls: Arc::new(tls),
             turns: Semaphore::new(LOGINS_AT_ONCE),
             connections: TaskTracker::new(),
+            asked: Arc::new(Asked { seconds: Histogram::new(SECONDS), failures: AtomicU64::new(0) }),
         })
     }
 
@@ -333,36 +349,72 @@ impl LdapDirectory {
         for server in good.into_iter().chain(broken) {
             let start_tls = self.directory.start_tls && !server.uri.tls;
             let place = Place { uri: server.uri.clone(), start_tls, base: self.directory.user.base.clone() };
+            let begun = Instant::now();
             match self.ask(&place, typed, password, trace).await {
                 Ok(answer) => {
-                    if server.has_answered() {
-                        tracing::info!(
-                            directory = self.name(),
-                            server = server.uri.text,
-                            "directory server is back"
-                        );
-                    }
+                    self.told(server, begun, None);
                     return match answer {
                         Answer::Decided(decided) => decided,
                         Answer::Elsewhere(places) => self.follow(places, typed, password, trace).await,
                     };
                 }
                 Err(trouble) => {
+                    self.told(server, begun, Some(&trouble));
                     let cause = portolan_agent::process::chain(&trouble);
                     trace(format!("{}: {cause}", server.uri.text));
-                    if server.has_failed() {
-                        tracing::error!(
-                            directory = self.name(),
-                            server = server.uri.text,
-                            cause,
-                            "directory server does not answer"
-                        );
-                    }
                     troubles.push(format!("{}: {cause}", server.uri.text));
                 }
             }
         }
         Err(Failure::Away(troubles.join("; ")))
+    }
+
+    /// Asks each server whether it is there, as a login would begin: nobody may log in for hours, and then it must be
+    /// known already.
+    pub(super) async fn probe(&self) {
+        for server in &self.servers {
+            if server.broken().probe_after.is_some_and(|after| after > Instant::now()) {
+                continue;
+            }
+            let begun = Instant::now();
+            let probed = async {
+                let mut ldap = self.connect(&server.uri, self.directory.start_tls && !server.uri.tls).await?;
+                let bound = self.bind_service(&mut ldap, &|_| {}).await;
+                say_good_bye(ldap).await;
+                bound
+            };
+            let trouble = probed.await.err();
+            self.told(server, begun, trouble.as_ref());
+            if let Some(Trouble::Answer { .. }) = trouble {
+                server.broken().probe_after = Some(Instant::now() + PROBE_REFUSED_PAUSE);
+            }
+        }
+    }
+
+    /// Notes how a server has fared, and tells when that is news.
+    fn told(&self, server: &Server, begun: Instant, trouble: Option<&Trouble>) {
+        self.asked.seconds.observe(begun.elapsed().as_secs_f64());
+        let (directory, server_uri) = (self.name(), &*server.uri.text);
+        let Some(trouble) = trouble else {
+            if server.has_answered() {
+                tracing::info!(directory, server = server_uri, "directory server is back");
+            }
+            return;
+        };
+        self.asked.failures.fetch_add(1, Ordering::Relaxed);
+        if server.has_failed() {
+            let cause = portolan_agent::process::chain(trouble);
+            tracing::error!(directory, server = server_uri, cause, "directory server does not answer");
+        }
+    }
+
+    /// Goes on counting where the directory of the same name before a reload has left off.
+    pub(super) fn count_on(&mut self, before: &Self) {
+        self.asked = Arc::clone(&before.asked);
+    }
+
+    pub(super) fn asked(&self) -> Arc<Asked> {
+        Arc::clone(&self.asked)
     }
 
     /// All entries that some searches find, page by page, from the first server that answers all of them; what was taken from

@@ -282,8 +282,26 @@ impl Authenticator {
     }
 
     /// Takes other admins. Those who are logged in stay so.
-    pub fn replace_admins(&self, admins: Admins) {
+    pub fn replace_admins(&self, mut admins: Admins) {
+        let old = self.admins.load();
+        for (directory, _) in &mut admins.ldap {
+            if let Some((before, _)) = old.directory(directory.name()) {
+                directory.count_on(before);
+            }
+        }
         self.admins.store(Arc::new(admins));
+    }
+
+    /// Asks all directories whether they are there.
+    pub async fn probe(&self) {
+        let admins = self.admins.load_full();
+        futures_util::future::join_all(admins.ldap.iter().map(|(directory, _)| directory.probe())).await;
+    }
+
+    /// How the directories fare.
+    pub fn directories_asked(&self) -> Vec<(String, Arc<ldap::Asked>)> {
+        let admins = self.admins.load();
+        admins.ldap.iter().map(|(directory, _)| (directory.name().to_owned(), directory.asked())).collect()
     }
 
     /// The directories with their servers, and which of these did not answer when they were asked last.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portolan_proto::id::SessionId;
 use portolan_telemetry::log::CONNECTION;
+use portolan_telemetry::trace::TRACE;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -135,6 +136,29 @@ impl ControlConnection {
             ending: watch::Sender::new(Ending::No),
             over: CancellationToken::new(),
         })
+    }
+
+    /// The span of a command, which is a trace of its own, linked to that of the connection.
+    pub fn command_span(&self, verb: &'static str) -> tracing::Span {
+        use tracing::field::Empty;
+        let span = tracing::info_span!(
+            target: TRACE,
+            parent: None,
+            "command",
+            otel.name = verb,
+            otel.kind = "server",
+            otel.status_code = Empty,
+            session = %self.id,
+            transfer = Empty,
+            admin = Empty,
+            path = Empty,
+            node = Empty,
+            bytes = Empty,
+            outcome = Empty,
+            reply = Empty,
+        );
+        portolan_telemetry::trace::link(&span, &self.span);
+        span
     }
 
     /// True when the client has closed its end or reset the connection, even while unread commands wait.

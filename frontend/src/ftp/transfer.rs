@@ -34,6 +34,8 @@ pub struct Transfer {
     pub verb: &'static str,
     pub path: VirtualPath,
     control: Arc<ControlConnection>,
+    /// Of the command.
+    span: tracing::Span,
     admin: String,
     way: Way,
     /// The representation type of FTP: `A` or `I`.
@@ -73,11 +75,14 @@ impl Transfer {
         path: &VirtualPath,
         ascii: bool,
     ) -> Self {
+        let (id, span) = (TransferId::new(), tracing::Span::current());
+        span.record("transfer", tracing::field::display(id));
         Self {
-            id: TransferId::new(),
+            id,
             verb,
             path: path.clone(),
             control: Arc::clone(control),
+            span,
             admin: login.admin.name.clone(),
             way: way(verb),
             representation: if ascii { "A" } else { "I" },
@@ -156,7 +161,12 @@ impl Transfer {
         let (bytes, ms) = (self.bytes(), took.as_millis());
         let Self { id, verb, admin, way, .. } = self;
         let path = self.path.in_cluster();
-        let node = self.node.get().map(tracing::field::display);
+        let node = || self.node.get().map(tracing::field::display);
+        self.span.record("admin", admin).record("path", &path).record("node", node()).record("bytes", bytes);
+        self.span.record("outcome", outcome.word());
+        if outcome == Outcome::Failed {
+            self.span.record("otel.status_code", "ERROR");
+        }
         let (direction, result) = (way.word(), outcome.word());
         let quiet = matches!((way, outcome), (Way::Listing, Outcome::Complete | Outcome::Refused));
         let message = match outcome {
@@ -184,7 +194,7 @@ impl Transfer {
                     direction,
                     path,
                     admin,
-                    node,
+                    node = node(),
                     bytes,
                     ms,
                     r#type = representation,
@@ -242,7 +252,8 @@ pub fn command_failed(
         control.metrics.changed(verb, outcome);
     }
     let event = if changes { "change" } else { "command" };
-    let (admin, path, node) = (&login.admin.name, path.in_cluster(), error.node().map(tracing::field::display));
+    let (admin, path, node) =
+        (&login.admin.name, path.in_cluster(), error.node().map(tracing::field::display));
     let (cause, result) = (chain(error), outcome.word());
     if outcome == Outcome::Failed {
         tracing::warn!(

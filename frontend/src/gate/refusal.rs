@@ -160,7 +160,8 @@ impl Refuser {
         if !self.may_write() {
             return;
         }
-        let (listener, client, event) = (&*self.listener, tracing::field::display(from), "connection_refused");
+        let (listener, client, event) =
+            (&*self.listener, tracing::field::display(from), "connection_refused");
         let reason = why.reason();
         match why {
             Refused::Denied { scope, rule } => {

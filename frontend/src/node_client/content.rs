@@ -17,6 +17,8 @@ pub struct Content {
     modified_ns: i64,
     /// Bytes still to come.
     missing: u64,
+    /// Of the call, which lasts as long.
+    _span: tracing::Span,
 }
 
 impl Content {
@@ -25,6 +27,7 @@ impl Content {
         mut stream: Streaming<ReadResponse>,
         offset: u64,
         length: Option<u64>,
+        span: tracing::Span,
     ) -> Result<Self> {
         let first = next_message(&node, &mut stream).await?.and_then(|message| message.part);
         let Some(Part::Header(header)) = first else {
@@ -32,7 +35,7 @@ impl Content {
         };
         let rest = header.size.saturating_sub(offset);
         let missing = length.map_or(rest, |length| rest.min(length));
-        Ok(Self { node, stream, size: header.size, modified_ns: header.modified_ns, missing })
+        Ok(Self { node, stream, size: header.size, modified_ns: header.modified_ns, missing, _span: span })
     }
 
     /// Size of the whole file when the node opened it.

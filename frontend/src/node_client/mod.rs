@@ -11,24 +11,29 @@ mod upload;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use portolan_config::checked::frontend::Security;
 use portolan_config::units::HostPort;
 use portolan_proto::id::{NodeId, TransferId};
-use portolan_proto::v1;
 use portolan_proto::v1::agent_client::AgentClient;
+use portolan_proto::v1::{self, Reason};
 use portolan_proto::{
     HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
     TRANSFER_ID_KEY,
 };
+use portolan_telemetry::metrics::SECONDS;
+use portolan_telemetry::trace::TRACE;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{Notify, watch as state_channel};
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_health::pb::health_client::HealthClient;
+use tracing::{Instrument as _, Span};
 
 pub use content::Content;
 pub use error::Error;
@@ -102,12 +107,52 @@ pub struct NodeClient {
     out: CancellationToken,
     /// It was told that standbys are read in its place.
     stood_in: AtomicBool,
+    calls: Calls,
+}
+
+/// How the calls to a node fare.
+#[derive(Debug)]
+pub struct Calls {
+    pub seconds: Histogram,
+    /// Not answered, or not in time.
+    pub unanswered: AtomicU64,
+    /// Answered by a fault of the node: disk, room, damage.
+    pub failed: AtomicU64,
+}
+
+impl Calls {
+    fn new() -> Self {
+        let (unanswered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { seconds: Histogram::new(SECONDS), unanswered, failed }
+    }
+
+    fn answered(&self, took: Duration, error: Option<&Error>) {
+        self.seconds.observe(took.as_secs_f64());
+        match error {
+            Some(Error::Away { .. } | Error::Slow { .. }) => &self.unanswered,
+            Some(Error::Nonsense { .. }) => &self.failed,
+            Some(Error::Refused {
+                reason: Reason::DiskFault | Reason::Damaged | Reason::NoSpace, ..
+            }) => &self.failed,
+            Some(Error::Refused { .. }) | None => return,
+        }
+        .fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The client of an agent, which tells it the trace that a call belongs to.
+type Client = AgentClient<InterceptedService<Channel, Traced>>;
+type Traced = fn(Request<()>) -> std::result::Result<Request<()>, Status>;
+
+fn traced(mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+    portolan_telemetry::trace::inject(request.metadata_mut());
+    Ok(request)
 }
 
 #[derive(Debug)]
 struct NodeChannel {
     address: HostPort,
-    client: AgentClient<Channel>,
+    client: Client,
     health: HealthClient<Channel>,
 }
 
@@ -164,6 +209,7 @@ impl NodeClient {
             suspected: Notify::new(),
             out: CancellationToken::new(),
             stood_in: AtomicBool::new(false),
+            calls: Calls::new(),
         }
     }
 
@@ -219,7 +265,7 @@ impl NodeClient {
 
     /// Fails at once while the node is known to be away, so that nobody waits for a connection that the
     /// watch is trying to make anyway.
-    fn ready(&self) -> Result<AgentClient<Channel>> {
+    fn ready(&self) -> Result<Client> {
         let away = matches!(&*self.health.borrow(), Health::Away(_));
         match &*self.channel.load() {
             Some(channel) if !away => Ok(channel.client.clone()),
@@ -227,16 +273,36 @@ impl NodeClient {
         }
     }
 
+    /// The span of a call, which the context that goes with it is of.
+    fn span(&self, method: &'static str) -> Span {
+        tracing::info_span!(
+            target: TRACE,
+            "call",
+            otel.name = method,
+            otel.kind = "client",
+            rpc.system = "grpc",
+            node = %self.name,
+        )
+    }
+
+    /// How its calls fare.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
     /// One call with one answer.
     async fn call<T>(
         &self,
+        span: &Span,
         call: impl Future<Output = std::result::Result<Response<T>, Status>>,
     ) -> Result<T> {
-        let answered = match tokio::time::timeout(CALL_MAX, call).await {
+        let begun = Instant::now();
+        let answered = match tokio::time::timeout(CALL_MAX, call.instrument(span.clone())).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
             Err(_) => Err(Error::Slow { node: self.name.clone() }),
         };
+        self.calls.answered(begun.elapsed(), answered.as_ref().err());
         match answered {
             Err(Error::Slow { .. }) => {
                 if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED_MAX {
@@ -251,7 +317,7 @@ impl NodeClient {
     pub async fn stat(&self, caller: v1::Caller, path: &[u8]) -> Result<v1::Entry> {
         let mut client = self.ready()?;
         let request = v1::StatRequest { caller: Some(caller), path: path.to_vec().into() };
-        let response = self.call(client.stat(request)).await?;
+        let response = self.call(&self.span("Stat"), client.stat(request)).await?;
         response.entry.ok_or_else(|| self.nonsense("a stat without an entry"))
     }
 
@@ -259,7 +325,7 @@ impl NodeClient {
     pub async fn list(&self, caller: v1::Caller, path: &[u8], sorted: bool) -> Result<Batches> {
         let mut client = self.ready()?;
         let request = v1::ListRequest { caller: Some(caller), path: path.to_vec().into(), sorted };
-        let stream = self.call(client.list(request)).await?;
+        let stream = self.call(&self.span("List"), client.list(request)).await?;
         Ok(Batches { node: self.name.clone(), stream, whole: false })
     }
 
@@ -274,8 +340,9 @@ impl NodeClient {
     ) -> Result<Content> {
         let mut client = self.ready()?;
         let request = v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length };
-        let stream = self.call(client.read(with_transfer(request, transfer))).await?;
-        Content::begin(self.name.clone(), stream, offset, length).await
+        let span = self.span("Read");
+        let stream = self.call(&span, client.read(with_transfer(request, transfer))).await?;
+        Content::begin(self.name.clone(), stream, offset, length, span).await
     }
 
     /// Begins an upload. Nothing is sent before its first chunk or its finish.
@@ -296,44 +363,44 @@ impl NodeClient {
         let path = path.to_vec().into();
         let begin =
             v1::WriteBegin { caller: Some(caller), path, offset, modified_ns: None, exclusive, append };
-        Ok(Upload::begin(self.name.clone(), client, begin, transfer))
+        Ok(Upload::begin(self.name.clone(), client, begin, transfer, self.span("Write")))
     }
 
     pub async fn make_directory(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
         let mut client = self.ready()?;
         let request = v1::MakeDirectoryRequest { caller: Some(caller), path: path.to_vec().into() };
-        self.call(client.make_directory(request)).await.map(drop)
+        self.call(&self.span("MakeDirectory"), client.make_directory(request)).await.map(drop)
     }
 
     pub async fn remove(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
         let mut client = self.ready()?;
         let request = v1::RemoveRequest { caller: Some(caller), path: path.to_vec().into() };
-        self.call(client.remove(request)).await.map(drop)
+        self.call(&self.span("Remove"), client.remove(request)).await.map(drop)
     }
 
     pub async fn remove_directory(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
         let mut client = self.ready()?;
         let request = v1::RemoveDirectoryRequest { caller: Some(caller), path: path.to_vec().into() };
-        self.call(client.remove_directory(request)).await.map(drop)
+        self.call(&self.span("RemoveDirectory"), client.remove_directory(request)).await.map(drop)
     }
 
     pub async fn rename(&self, caller: v1::Caller, from: &[u8], to: &[u8]) -> Result<()> {
         let mut client = self.ready()?;
         let request =
             v1::RenameRequest { caller: Some(caller), from: from.to_vec().into(), to: to.to_vec().into() };
-        self.call(client.rename(request)).await.map(drop)
+        self.call(&self.span("Rename"), client.rename(request)).await.map(drop)
     }
 
     pub async fn set_times(&self, caller: v1::Caller, path: &[u8], modified_ns: i64) -> Result<()> {
         let mut client = self.ready()?;
         let request = v1::SetTimesRequest { caller: Some(caller), path: path.to_vec().into(), modified_ns };
-        self.call(client.set_times(request)).await.map(drop)
+        self.call(&self.span("SetTimes"), client.set_times(request)).await.map(drop)
     }
 
     pub async fn set_mode(&self, caller: v1::Caller, path: &[u8], unix_mode: u32) -> Result<()> {
         let mut client = self.ready()?;
         let request = v1::SetModeRequest { caller: Some(caller), path: path.to_vec().into(), unix_mode };
-        self.call(client.set_mode(request)).await.map(drop)
+        self.call(&self.span("SetMode"), client.set_mode(request)).await.map(drop)
     }
 
     /// A digest of `length` bytes of a file from `offset` on, or of all. It takes as long as reading them;
@@ -349,7 +416,7 @@ impl NodeClient {
         let mut client = self.ready()?;
         let (caller, path) = (Some(caller), path.to_vec().into());
         let request = v1::DigestRequest { caller, path, algorithm: algorithm.into(), offset, length };
-        match tokio::time::timeout(DIGEST_MAX, client.digest(request)).await {
+        match tokio::time::timeout(DIGEST_MAX, client.digest(request).instrument(self.span("Digest"))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
             Err(_) => Err(Error::Slow { node: self.name.clone() }),
@@ -359,7 +426,7 @@ impl NodeClient {
     /// Bytes that may still be written.
     pub async fn bytes_free(&self) -> Result<u64> {
         let mut client = self.ready()?;
-        Ok(self.call(client.describe(v1::DescribeRequest {})).await?.bytes_free)
+        Ok(self.call(&self.span("Describe"), client.describe(v1::DescribeRequest {})).await?.bytes_free)
     }
 
     fn nonsense(&self, what: &'static str) -> Error {
@@ -377,7 +444,7 @@ pub fn prepare(
     security: &Security,
 ) -> std::result::Result<Prepared, SetupError> {
     let channel = connect(name, address, security)?;
-    let client = AgentClient::new(channel.clone())
+    let client = AgentClient::with_interceptor(channel.clone(), traced as Traced)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     Ok(Prepared(NodeChannel { address: address.clone(), client, health: HealthClient::new(channel) }))

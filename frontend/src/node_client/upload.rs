@@ -5,14 +5,13 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use portolan_proto::id::{NodeId, TransferId};
-use portolan_proto::v1::agent_client::AgentClient;
 use portolan_proto::v1::{WriteBegin, WriteFinish, WriteRequest, WriteResponse, write_request::Part};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
+use tracing::Instrument as _;
 
-use super::{COMMIT_MAX, Error, Result, STALL_MAX, with_transfer};
+use super::{COMMIT_MAX, Client, Error, Result, STALL_MAX, with_transfer};
 
 /// Messages between the client's data connection and the node's; with chunks of 256 KiB, 2 MiB at most.
 const QUEUED_MAX: usize = 8;
@@ -40,14 +39,15 @@ pub struct Upload {
 impl Upload {
     pub(super) fn begin(
         node: NodeId,
-        mut client: AgentClient<Channel>,
+        mut client: Client,
         begin: WriteBegin,
         transfer: TransferId,
+        span: tracing::Span,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUED_MAX);
         sender.try_send(request(Part::Begin(begin))).expect("an empty queue has room");
         let stream = with_transfer(ReceiverStream::new(receiver), transfer);
-        let answer = Box::pin(async move { client.write(stream).await });
+        let answer = Box::pin(async move { client.write(stream).await }.instrument(span));
         Self { node, sender, answer, length: 0, crc32c: 0 }
     }
 

@@ -73,6 +73,15 @@ pub struct Snapshot {
     pub since: SystemTime,
 }
 
+/// Domains by source.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    pub fixed: usize,
+    /// `None`: it was not read yet, or is no source.
+    pub ldap: Option<usize>,
+    pub announced: Vec<(NodeId, usize)>,
+}
+
 impl Snapshot {
     pub(super) fn new(nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) -> Self {
         let mut snapshot = Self {
@@ -158,6 +167,19 @@ impl Snapshot {
             .dedup()
             .collect();
         self.report_conflicts(node, Some(&touched));
+    }
+
+    /// How many domains each source knows.
+    pub fn sizes(&self) -> Sizes {
+        let announced = self.primaries().filter_map(|node| {
+            let holdings = self.announced[node.0].as_ref()?;
+            Some((self.name(node).clone(), holdings.domains.len()))
+        });
+        Sizes {
+            fixed: self.fixed.len(),
+            ldap: self.ldap.as_ref().map(|ldap| ldap.len()),
+            announced: announced.collect(),
+        }
     }
 
     pub fn name(&self, node: NodeIndex) -> &NodeId {

@@ -55,10 +55,9 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(status) => return status,
     };
-    let status = process::run(
-        None,
-        async move { demo(arguments).await.map_err(|error| error as Box<dyn std::error::Error>) },
-    );
+    let status = process::run(None, async move {
+        demo(arguments).await.map_err(|error| error as Box<dyn std::error::Error>)
+    });
     telemetry.stop();
     status
 }

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::path::PathFault;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tracing::Instrument as _;
 use unftp_core::storage::{
     self, ErrorKind, FEATURE_RESTART, Fileinfo, Metadata, Permissions, StorageBackend,
 };
@@ -154,7 +155,6 @@ fn kind(error: &tree::Error) -> ErrorKind {
         _ => ErrorKind::LocalError,
     }
 }
-
 
 fn broken_off(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> storage::Error {
     storage::Error::new(ErrorKind::ConnectionClosed, what)
@@ -381,9 +381,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.check_memory(path, start_pos, false)?;
         let sent = match resolve(user, path) {
             Ok(resolved) => {
-                let transfer = Arc::new(Transfer::begin(&self.control, &user.0, "RETR", &resolved, false));
+                let span = self.control.command_span("RETR");
+                let begin = || Transfer::begin(&self.control, &user.0, "RETR", &resolved, false);
+                let transfer = Arc::new(span.in_scope(begin));
                 let sending = self.send(user, &resolved, start_pos, output, &transfer);
-                self.within_session(&transfer, sending).await
+                self.within_session(&transfer, sending).instrument(span).await
             }
             Err(error) => Err(self.refused(user, "RETR", path, error)),
         };
@@ -411,9 +413,11 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.check_memory(path, start_pos, true)?;
         let received = match resolve(user, path) {
             Ok(resolved) => {
-                let transfer = Arc::new(Transfer::begin(&self.control, &user.0, "STOR", &resolved, false));
+                let span = self.control.command_span("STOR");
+                let begin = || Transfer::begin(&self.control, &user.0, "STOR", &resolved, false);
+                let transfer = Arc::new(span.in_scope(begin));
                 let receiving = self.receive(user, &resolved, start_pos, input, &transfer);
-                self.within_session(&transfer, receiving).await
+                self.within_session(&transfer, receiving).instrument(span).await
             }
             Err(error) => Err(self.refused(user, "STOR", path, error)),
         };
@@ -444,10 +448,8 @@ impl StorageBackend<FtpUser> for TreeStorage {
 
     async fn rmd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        self.change(user, "RMD", path, None, async |tree, path, _| {
-            tree.remove_directory(&user.0, path).await
-        })
-        .await
+        self.change(user, "RMD", path, None, async |tree, path, _| tree.remove_directory(&user.0, path).await)
+            .await
     }
 
     async fn cwd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {

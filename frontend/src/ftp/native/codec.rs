@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use portolan_telemetry::log::PROTOCOL;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -139,6 +140,13 @@ impl ControlIo {
     /// Adds a reply to what goes out with the next [`ControlIo::flush`].
     pub(super) fn queue(&mut self, reply: &Reply) {
         reply.encode(&mut self.out);
+        tracing::debug!(
+            target: PROTOCOL,
+            reply = reply.code,
+            text = %portolan_proto::path::display(&reply.text),
+            lines = reply.body.len(),
+            "the client is told"
+        );
     }
 
     /// Sends what is queued, in one write.

@@ -1,5 +1,7 @@
 //! A line of the control connection, taken apart: which command, and what it is applied to.
 
+use portolan_telemetry::log::PROTOCOL;
+
 /// A command as the client sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Command {
@@ -119,6 +121,15 @@ impl Command {
             return Err(Fault::Bare(verb));
         }
         Ok(Self { verb, argument: argument.to_vec() })
+    }
+
+    /// Tells the log of the conversation, but for passwords.
+    pub(super) fn log(&self) {
+        let shown = || match self.verb {
+            Verb::PASS | Verb::ACCT if !self.argument.is_empty() => "***".to_owned(),
+            _ => portolan_proto::path::display(&self.argument).to_string(),
+        };
+        tracing::debug!(target: PROTOCOL, command = self.verb.name(), argument = shown(), "the client says");
     }
 }
 

@@ -1,9 +1,10 @@
 //! One session: its state, and the loop that reads commands while work is under way.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use portolan_config::checked::listener::Tls;
@@ -12,6 +13,7 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
+use tracing::{Instrument as _, Span};
 
 use super::Stream;
 use super::codec::{ControlIo, Line};
@@ -235,6 +237,12 @@ async fn handshake(
 }
 
 impl Session {
+    /// Counts a command that has its last reply.
+    fn answered(&self, verb: Verb, span: &Span, code: u16) {
+        span.record("reply", code);
+        self.service.shared.metrics.command(verb.name(), code);
+    }
+
     /// The 220 of the beginning (RFC 959 section 5.4).
     pub(super) fn greeting(&self) -> Reply {
         let mut lines = self.service.listener.banner.iter().map(|line| line.as_bytes().to_vec());
@@ -265,8 +273,10 @@ struct Conversation {
 }
 
 struct Running {
+    verb: Verb,
     work: Work,
     transfer: Option<Arc<Transfer>>,
+    span: Span,
     /// Keeps a drain from closing the session before the last reply is out.
     _under_way: TransferUnderWay,
 }
@@ -275,6 +285,12 @@ impl Running {
     /// Nothing can call it back any more.
     fn is_committing(&self) -> bool {
         self.transfer.as_ref().is_some_and(|transfer| transfer.is_committing())
+    }
+
+    /// Goes on with the work, as part of its command.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
+        let _within = self.span.enter();
+        self.work.as_mut().poll(context)
     }
 
     fn abort(self, why: &'static str) {
@@ -317,7 +333,7 @@ impl Conversation {
                 self.end_work("the operator closed the session").await;
                 return self.close(&ending.reply()).await;
             }
-            outcome = &mut running.work => self.worked(outcome).await?,
+            outcome = poll_fn(|context| running.poll(context)) => self.worked(outcome).await?,
         }
         Ok(Turn::Next)
     }
@@ -353,22 +369,24 @@ impl Conversation {
 
     /// Work has come to something: tells the client, and begins what follows.
     async fn worked(&mut self, mut outcome: Outcome) -> Result<(), Ended> {
-        loop {
+        let code = loop {
             let (reply, next) = match outcome {
                 Outcome::More(reply, next) => (reply, Some(next)),
                 Outcome::Done(reply) => (reply, None),
             };
             self.io.queue(&reply);
-            let Some((running, next)) = self.running.as_mut().zip(next) else { break };
+            let Some((running, next)) = self.running.as_mut().zip(next) else { break reply.code };
             running.work = next;
             // A small file may be through at once; then both replies go out as one.
-            match futures_util::poll!(&mut running.work) {
+            match futures_util::poll!(poll_fn(|context| running.poll(context))) {
                 Poll::Ready(following) => outcome = following,
                 Poll::Pending => return Ok(self.io.flush().await?),
             }
-        }
+        };
         let sent = self.io.flush().await;
-        self.running = None;
+        if let Some(Running { verb, span, .. }) = self.running.take() {
+            self.session.answered(verb, &span, code);
+        }
         Ok(sent?)
     }
 
@@ -397,11 +415,17 @@ impl Conversation {
             Ok(command) => command,
             Err(fault) => return self.no_command(&line, fault).await,
         };
-        match commands::run(&mut self.session, command).await {
-            Step::Reply(reply) => return self.reply(reply).await,
+        let verb = command.verb;
+        command.log();
+        let span = self.session.control.command_span(verb.name());
+        match commands::run(&mut self.session, command).instrument(span.clone()).await {
+            Step::Reply(reply) => {
+                self.session.answered(verb, &span, reply.code);
+                return self.reply(reply).await;
+            }
             Step::Work(work, transfer) => {
                 let _under_way = self.session.control.begin_transfer(transfer.clone());
-                self.running = Some(Running { work, transfer, _under_way });
+                self.running = Some(Running { verb, work, transfer, span, _under_way });
             }
             Step::StartTls(reply) => return Ok(Turn::StartTls(reply)),
             Step::Quit(reply) => return self.close(&reply).await,
@@ -488,7 +512,7 @@ impl Conversation {
     async fn end_work(&mut self, why: &'static str) {
         let Some(mut running) = self.running.take() else { return };
         if running.is_committing() {
-            (&mut running.work).await;
+            poll_fn(|context| running.poll(context)).await;
         } else {
             running.abort(why);
         }

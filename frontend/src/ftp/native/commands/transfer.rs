@@ -164,7 +164,8 @@ pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
     let prepared = path(session, &said).and_then(|path| {
         let plan = plan(session)?;
         let login = login(session);
-        let transfer = Arc::new(Transfer::begin(&session.control, &login, verb.name(), &path, session.modes.ascii));
+        let transfer =
+            Arc::new(Transfer::begin(&session.control, &login, verb.name(), &path, session.modes.ascii));
         let tree = Arc::clone(&session.service.shared.tree);
         let running = Arc::clone(&transfer);
         let job = listing::Job { tree, login, plan, transfer, form, recursive, itself, prefix: said };

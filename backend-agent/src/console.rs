@@ -1,0 +1,164 @@
+//! Metrics and health of an agent by HTTP, for whoever watches it.
+//!
+//! Who calls it: `Agent::run`.
+//! What it calls: `holdings`, `store`; the HTTP server of portolan-telemetry.
+//! What it never does: change anything.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use portolan_config::certificate;
+use portolan_config::checked::agent::{Agent as Config, Security};
+use portolan_telemetry::Telemetry;
+use portolan_telemetry::http::{Answers, Readiness, Server};
+use portolan_telemetry::metrics::{self, gauge, timestamp};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Unit;
+use tokio_util::sync::CancellationToken;
+
+use crate::holdings::HoldingsWatch;
+use crate::metrics::Metrics;
+use crate::service::{AgentService, STREAMS_MAX};
+use crate::store::{Store, Usage};
+
+/// How often the disk is asked for its room. A scrape never waits for a disk.
+const USAGE_EVERY: Duration = Duration::from_secs(15);
+/// A disk that has not answered for so long is not there.
+const USAGE_MAX: Duration = Duration::from_secs(60);
+
+/// What is shown.
+pub(crate) struct Console {
+    pub(crate) config: Config,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) holdings: Arc<HoldingsWatch>,
+    pub(crate) service: AgentService,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) draining: CancellationToken,
+}
+
+/// The room of the disk, as it was told last.
+#[derive(Debug, Clone)]
+struct Room {
+    usage: Option<Usage>,
+    at: Instant,
+    failure: Option<String>,
+}
+
+impl Console {
+    /// Answers until `stop`.
+    pub(crate) async fn run(
+        self,
+        server: Server,
+        telemetry: Option<Arc<Telemetry>>,
+        stop: CancellationToken,
+    ) {
+        let room = Room { usage: None, at: Instant::now(), failure: None };
+        let shown = Arc::new(Shown { console: self, room: Mutex::new(room) });
+        let mut registry = metrics::registry("portolan-agent", telemetry);
+        shown.console.metrics.register(&mut registry);
+        registry.register_collector(Box::new(State(Arc::clone(&shown))));
+        let ready = Arc::clone(&shown);
+        let answers = Answers {
+            metrics: Box::new(move || metrics::encode(&registry)),
+            readiness: Box::new(move || ready.readiness()),
+        };
+        tokio::select! {
+            () = server.run(answers, stop) => {}
+            () = shown.watch_room() => {}
+        }
+    }
+}
+
+struct Shown {
+    console: Console,
+    room: Mutex<Room>,
+}
+
+impl Shown {
+    async fn watch_room(&self) {
+        loop {
+            let store = Arc::clone(&self.console.store);
+            let asked = tokio::task::spawn_blocking(move || store.usage()).await;
+            let asked = asked.map_err(|stopped| stopped.to_string());
+            let asked = asked.and_then(|usage| usage.map_err(|error| crate::process::chain(&error)));
+            {
+                let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+                match asked {
+                    Ok(usage) => *room = Room { usage: Some(usage), at: Instant::now(), failure: None },
+                    Err(failure) => room.failure = Some(failure),
+                }
+            }
+            tokio::time::sleep(USAGE_EVERY).await;
+        }
+    }
+
+    fn room(&self) -> Room {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn readiness(&self) -> Readiness {
+        let mut readiness = Readiness::default();
+        if self.console.draining.is_cancelled() {
+            readiness.reasons.push("the agent is draining".to_owned());
+        }
+        let room = self.room();
+        match room.failure {
+            Some(failure) => readiness.reasons.push(format!("the store does not answer: {failure}")),
+            None if room.at.elapsed() > USAGE_MAX => {
+                let seconds = room.at.elapsed().as_secs();
+                readiness.reasons.push(format!("the store has not answered for {seconds} s"));
+            }
+            None => {}
+        }
+        if let Some(failure) = self.console.holdings.failure() {
+            readiness.warnings.push(format!("what the store holds could not be read: {failure}"));
+        }
+        readiness
+    }
+}
+
+struct State(Arc<Shown>);
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("State")
+    }
+}
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Shown { console, .. } = &*self.0;
+        let none: [(&str, &str); 0] = [];
+        let mut one = |name: &str, help: &str, unit: Option<Unit>, value: f64| {
+            gauge(&mut encoder, name, help, unit.as_ref(), [(none, value)])
+        };
+        let ready = self.0.readiness().reasons.is_empty();
+        one("portolan_agent_ready", "1 where /readyz says so", None, if ready { 1.0 } else { 0.0 })?;
+        let streams = console.service.streams() as f64;
+        one("portolan_agent_streams", "Reads, writes, listings and digests under way", None, streams)?;
+        let help = "Those that may be under way at once";
+        one("portolan_agent_streams_max", help, None, STREAMS_MAX as f64)?;
+        let holdings = console.holdings.subscribe().borrow().clone();
+        one("portolan_agent_domains", "Domains that the store holds", None, holdings.domains.len() as f64)?;
+        if let Some(usage) = self.0.room().usage {
+            let (free, total) = (usage.bytes_free as f64, usage.bytes_total as f64);
+            one("portolan_agent_store_free", "Room that the store has left", Some(Unit::Bytes), free)?;
+            one("portolan_agent_store_size", "Room that the store has in all", Some(Unit::Bytes), total)?;
+        }
+        let read = timestamp(console.holdings.read_at());
+        let help = "When all that the store holds was read last, since 1970";
+        one("portolan_agent_holdings_read_timestamp", help, Some(Unit::Seconds), read)?;
+        let failing = if console.holdings.failure().is_some() { 1.0 } else { 0.0 };
+        one("portolan_agent_holdings_failing", "1 where the last reading failed", None, failing)?;
+        let Security::Mutual { identity, client_ca } = &console.config.security else { return Ok(()) };
+        let files = [(&identity.chain_file, &identity.chain), (&client_ca.file, &client_ca.certificates)];
+        let ends = files.into_iter().filter_map(|(file, chain)| {
+            let first: Option<SystemTime> = chain.iter().filter_map(|der| certificate::ends(der)).min();
+            Some(([("of", "listen".to_owned()), ("file", file.display().to_string())], timestamp(first?)))
+        });
+        let help = "When a certificate ends, since 1970";
+        gauge(&mut encoder, "portolan_certificate_expiry_timestamp", help, Some(&Unit::Seconds), ends)
+    }
+}
