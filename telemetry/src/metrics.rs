@@ -103,19 +103,19 @@ impl Collector for LogTargets {
         let labels = |target: &crate::log::TargetFate| [("target", target.name.clone())];
         counter(
             &mut encoder,
-            "portolan_log_lines",
+            "portolan_telemetry_delivered",
             "Lines and spans that a log target or collector took",
             fates.iter().map(|target| (labels(target), target.fate.delivered())),
         )?;
         counter(
             &mut encoder,
-            "portolan_log_dropped",
+            "portolan_telemetry_dropped",
             "Lines and spans that were dropped, because a log target or collector takes less than comes",
             fates.iter().map(|target| (labels(target), target.fate.dropped())),
         )?;
         counter(
             &mut encoder,
-            "portolan_log_failures",
+            "portolan_telemetry_failures",
             "Failed attempts to deliver to a log target or collector",
             fates.iter().map(|target| (labels(target), target.fate.failures())),
         )

@@ -388,15 +388,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(TreeStore::open(folder, Duration::from_secs(3_600)).unwrap());
         let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
-        AgentService::new(
-            "mail-1".parse().unwrap(),
-            store,
-            holdings,
-            None,
-            TaskTracker::new(),
-            draining,
-            cut,
-        )
+        AgentService::new("mail-1".parse().unwrap(), store, holdings, None, TaskTracker::new(), draining, cut)
     }
 
     fn caller(backup: bool, restore: bool) -> Option<v1::Caller> {

@@ -440,7 +440,8 @@ impl Checker {
     /// A file in a folder that is there.
     fn log_file(&mut self, field: &Text, key: &str) -> Option<PathBuf> {
         let path = self.path(field, key)?;
-        let folder = path.parent().unwrap_or(std::path::Path::new("."));
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(std::path::Path::new("."));
         if !folder.is_dir() {
             self.fault(span(field), key, format!("{} is not a folder", folder.display()));
         } else if path.is_dir() {

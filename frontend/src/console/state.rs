@@ -191,8 +191,9 @@ fn map(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
     gauge(encoder, "portolan_map_changed_timestamp", help, seconds, [(none, since)])?;
     let Some(ldap) = running.ldap_map() else { return Ok(()) };
     let help = "When the map of the directory was read last, since 1970";
-    let read = ldap.read.map(|read| (none, timestamp(read)));
-    gauge(encoder, "portolan_map_directory_read_timestamp", help, seconds, read)?;
+    // Never is 1970.
+    let read = ldap.read.map_or(0.0, timestamp);
+    gauge(encoder, "portolan_map_directory_read_timestamp", help, seconds, [(none, read)])?;
     let failing = flag(ldap.failure.is_some());
     let help = "1 where the last reading of the directory's map failed";
     gauge(encoder, "portolan_map_directory_failing", help, None, [(none, failing)])

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use portolan_proto::id::SessionId;
-use portolan_telemetry::log::CONNECTION;
+use portolan_telemetry::log::{AUDIT, CONNECTION};
 use portolan_telemetry::trace::TRACE;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reply::Reply;
 use super::transfer::Transfer;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Outcome, Way};
 
 /// Where a control connection comes from. Addresses are IPv4 where they can be, however a socket tells them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,7 @@ pub struct ControlConnection {
     /// All that is logged for it belongs to this span.
     pub span: tracing::Span,
     pub metrics: Arc<Metrics>,
+    pub tally: Tally,
     socket: OwnedFd,
     opened: Instant,
     transfers: AtomicUsize,
@@ -74,6 +75,25 @@ pub struct ControlConnection {
     ending: watch::Sender<Ending>,
     /// The session is over; what an engine still does for it must end.
     over: CancellationToken,
+}
+
+/// What a session has done, all in all.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// By [`Way`].
+    complete: [AtomicU64; 3],
+    /// The same.
+    bytes: [AtomicU64; 3],
+    /// Of every kind, and not complete for any reason.
+    failed: AtomicU64,
+}
+
+impl Tally {
+    pub fn add(&self, way: Way, outcome: Outcome, bytes: u64) {
+        self.bytes[way as usize].fetch_add(bytes, Ordering::Relaxed);
+        let count = if outcome == Outcome::Complete { &self.complete[way as usize] } else { &self.failed };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What the operator is shown of a session.
@@ -126,6 +146,7 @@ impl ControlConnection {
             listener,
             span,
             metrics,
+            tally: Tally::default(),
             since: SystemTime::now(),
             socket: stream.as_fd().try_clone_to_owned()?,
             opened: Instant::now(),
@@ -207,6 +228,23 @@ impl ControlConnection {
     pub fn is_idle_for(&self, quiet: Duration) -> bool {
         let ended = Duration::from_millis(self.last_transfer_ms.load(Ordering::Acquire));
         !self.is_busy() && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
+    }
+
+    /// Tells of the session, which is over: an operator sees at a glance whether all of a backup went well.
+    pub fn tell_end(&self) {
+        // Whoever has not logged in has done nothing.
+        let Some(admin) = &self.shown_mut().admin else { return };
+        let [downloads, uploads, listings] =
+            self.tally.complete.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let [down_bytes, up_bytes, _] =
+            self.tally.bytes.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let failed = self.tally.failed.load(Ordering::Relaxed);
+        let seconds = self.opened.elapsed().as_secs();
+        tracing::info!(
+            target: AUDIT,
+            parent: &self.span,
+            event = "session", admin, downloads, down_bytes, uploads, up_bytes, listings, failed, seconds, "session ended"
+        );
     }
 
     /// Who has logged in; `None`: nobody any more.

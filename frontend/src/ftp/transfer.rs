@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use itertools::Itertools as _;
 use portolan_agent::process::chain;
 use portolan_proto::id::{NodeId, TransferId};
 use portolan_telemetry::log::AUDIT;
@@ -16,7 +17,7 @@ use portolan_telemetry::log::AUDIT;
 use super::{ControlConnection, reply};
 use crate::auth::Login;
 use crate::metrics::{Outcome, Way};
-use crate::tree::{self, VirtualPath};
+use crate::tree::{self, Changed, VirtualPath};
 
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
 const STALL_MAX: Duration = Duration::from_secs(300);
@@ -158,6 +159,7 @@ impl Transfer {
         self.end.store(stand as u8, Ordering::Release);
         let took = self.elapsed();
         self.control.metrics.transferred(self.verb, outcome, took);
+        self.control.tally.add(self.way, outcome, self.bytes());
         let (bytes, ms) = (self.bytes(), took.as_millis());
         let Self { id, verb, admin, way, .. } = self;
         let path = self.path.in_cluster();
@@ -229,11 +231,13 @@ pub fn changed(
     verb: &'static str,
     path: &VirtualPath,
     to: Option<&VirtualPath>,
+    made: &Changed,
 ) {
     control.metrics.changed(verb, Outcome::Complete);
     let (admin, path, to) = (&login.admin.name, path.in_cluster(), to.map(VirtualPath::in_cluster));
+    let node = made.nodes.iter().join(",");
     let result = Outcome::Complete.word();
-    tracing::info!(target: AUDIT, parent: &control.span, event = "change", verb, path, to, admin, result, "changed");
+    tracing::info!(target: AUDIT, parent: &control.span, event = "change", verb, path, to, admin, node, result, "changed");
 }
 
 /// Tells of a command other than a transfer that failed. What a client may simply not find is its own business; what

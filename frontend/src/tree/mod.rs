@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
-use portolan_proto::id::TransferId;
+use portolan_proto::id::{NodeId, TransferId};
 use portolan_proto::path::{DOMAINS, domain_of};
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
@@ -74,6 +74,19 @@ pub struct Identity {
     pub node: usize,
     pub device: u64,
     pub inode: u64,
+}
+
+/// A change that was made.
+#[derive(Debug, Clone, Default)]
+pub struct Changed {
+    /// Where.
+    pub nodes: Vec<NodeId>,
+}
+
+impl Changed {
+    fn on(node: &NodeClient) -> Self {
+        Self { nodes: vec![node.name().clone()] }
+    }
 }
 
 /// The rights of an admin at one place, as far as the place allows anything.
@@ -485,17 +498,21 @@ impl Tree {
     }
 
     /// Sets the modification time of a file or directory, in nanoseconds since 1970.
-    pub async fn set_times(&self, login: &Login, path: &VirtualPath, modified_ns: i64) -> Result<()> {
+    pub async fn set_times(&self, login: &Login, path: &VirtualPath, modified_ns: i64) -> Result<Changed> {
         let node = self.changeable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.changed(node).set_times(login.caller(wire), wire, modified_ns).await?)
+        let node = self.changed(node);
+        node.set_times(login.caller(wire), wire, modified_ns).await?;
+        Ok(Changed::on(&node))
     }
 
     /// Sets the permission bits of a file or directory, 0777 at most.
-    pub async fn set_mode(&self, login: &Login, path: &VirtualPath, unix_mode: u32) -> Result<()> {
+    pub async fn set_mode(&self, login: &Login, path: &VirtualPath, unix_mode: u32) -> Result<Changed> {
         let node = self.changeable(login, path).await?;
         let wire = path.as_wire();
-        Ok(self.changed(node).set_mode(login.caller(wire), wire, unix_mode).await?)
+        let node = self.changed(node);
+        node.set_mode(login.caller(wire), wire, unix_mode).await?;
+        Ok(Changed::on(&node))
     }
 
     /// Bytes that may still be written at `path`. Where several nodes have a part of it, as many as the
@@ -544,7 +561,7 @@ impl Tree {
         Ok(self.changed(node).write(login.caller(wire), wire, begins, transfer)?)
     }
 
-    pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
+    pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {
         Self::authorize(login, path, Need::Change)?;
         let wire = path.as_wire();
         let node = match self.find_or_place(login, path).await? {
@@ -558,18 +575,22 @@ impl Tree {
             }
             Route::Virtual | Route::Search(_) => return Err(Error::AlreadyExists { path: path.to_string() }),
         };
-        Ok(self.changed(node).make_directory(login.caller(wire), wire).await?)
+        let node = self.changed(node);
+        node.make_directory(login.caller(wire), wire).await?;
+        Ok(Changed::on(&node))
     }
 
-    pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<()> {
+    pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {
         Self::authorize_name(login, path)?;
         let node = Self::single(self.find(login, path, Need::Change).await?, path)?;
         let wire = path.as_wire();
-        Ok(self.changed(node).remove(login.caller(wire), wire).await?)
+        let node = self.changed(node);
+        node.remove(login.caller(wire), wire).await?;
+        Ok(Changed::on(&node))
     }
 
     /// Removes an empty directory, on every node that has a part of it.
-    pub async fn remove_directory(&self, login: &Login, path: &VirtualPath) -> Result<()> {
+    pub async fn remove_directory(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {
         Self::authorize_name(login, path)?;
         let wire = path.as_wire();
         let nodes = match self.find(login, path, Need::Change).await? {
@@ -588,14 +609,17 @@ impl Tree {
             }
             Route::Virtual => return Err(Error::Fixed { path: path.to_string() }),
         };
+        let mut changed = Changed::default();
         for node in nodes {
-            self.changed(node).remove_directory(login.caller(wire), wire).await?;
+            let node = self.changed(node);
+            node.remove_directory(login.caller(wire), wire).await?;
+            changed.nodes.push(node.name().clone());
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Renames within one node. What would move between nodes is refused.
-    pub async fn rename(&self, login: &Login, from: &VirtualPath, to: &VirtualPath) -> Result<()> {
+    pub async fn rename(&self, login: &Login, from: &VirtualPath, to: &VirtualPath) -> Result<Changed> {
         Self::authorize_name(login, from)?;
         Self::authorize_name(login, to)?;
         for path in [from, to] {
@@ -619,7 +643,9 @@ impl Tree {
             });
         }
         let wire = from.as_wire();
-        Ok(self.changed(source).rename(login.caller(wire), wire, to.as_wire()).await?)
+        let node = self.changed(source);
+        node.rename(login.caller(wire), wire, to.as_wire()).await?;
+        Ok(Changed::on(&node))
     }
 }
 

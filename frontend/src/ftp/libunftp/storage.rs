@@ -23,7 +23,7 @@ use super::accounts::FtpUser;
 use crate::ftp::bandwidth::{Direction, Pace, Throttle};
 use crate::ftp::transfer::{Transfer, changed, command_failed, in_time};
 use crate::ftp::{ControlConnection, Service, reply};
-use crate::tree::{self, Begins, Entry, Kind, Tree, VirtualPath};
+use crate::tree::{self, Begins, Changed, Entry, Kind, Tree, VirtualPath};
 
 /// What the library writes about an entry of a listing beside its name, about.
 const LINE_BYTES: usize = 60;
@@ -180,12 +180,12 @@ impl TreeStorage {
         verb: &'static str,
         path: &Path,
         to: Option<&Path>,
-        work: impl AsyncFnOnce(&Tree, &VirtualPath, &VirtualPath) -> tree::Result<()>,
+        work: impl AsyncFnOnce(&Tree, &VirtualPath, &VirtualPath) -> tree::Result<Changed>,
     ) -> storage::Result<()> {
         let done = async {
             let (from, to) = (resolve(user, path)?, to.map(|to| resolve(user, to)).transpose()?);
-            work(&self.tree, &from, to.as_ref().unwrap_or(&from)).await?;
-            changed(&self.control, &user.0, verb, &from, to.as_ref());
+            let made = work(&self.tree, &from, to.as_ref().unwrap_or(&from)).await?;
+            changed(&self.control, &user.0, verb, &from, to.as_ref(), &made);
             Ok(())
         };
         done.await.map_err(|error| self.refused(user, verb, path, error))

@@ -10,6 +10,7 @@ use std::time::Duration;
 use portolan_config::checked::listener::Tls;
 use portolan_proto::id::SessionId;
 use portolan_proto::v1::DigestAlgorithm;
+use portolan_telemetry::log::PROTOCOL;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
@@ -462,6 +463,8 @@ impl Conversation {
         {
             return self.refuse_protocol(protocol).await;
         }
+        // What is no command may be a password that was typed in the wrong place.
+        tracing::debug!(target: PROTOCOL, bytes = line.len(), "the client says what is no command");
         let reply = match fault {
             Fault::Unknown => Reply::new(500, "There is no such command; HELP lists those there are."),
             Fault::Bare(verb) => Reply::with(501, format!("{} needs an argument.", verb.name())),

@@ -11,7 +11,7 @@ use crate::ftp::native::facts::{list_line, on_one_line, parse_seconds, parse_tim
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
 use crate::ftp::transfer::changed;
-use crate::tree::{Entry, Kind, Tree, VirtualPath};
+use crate::tree::{Changed, Entry, Kind, Tree, VirtualPath};
 
 /// Entries that STAT shows of a directory at most: its reply is one piece.
 const STAT_ENTRIES_MAX: usize = 1_000;
@@ -117,15 +117,16 @@ async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -
     let tree = &session.service.shared.tree;
     // A drain waits for its reply.
     let _under_way = session.control.begin_transfer(None);
+    let mut made = Changed::default();
     if let Some(unix_mode) = changes.unix_mode {
         let setting = tree.set_mode(&login, &path, unix_mode);
-        asked(session, verb, &path, Action::Change, setting).await?;
+        made = asked(session, verb, &path, Action::Change, setting).await?;
     }
     if let Some(modified_ns) = changes.modified_ns {
         let setting = tree.set_times(&login, &path, modified_ns);
-        asked(session, verb, &path, Action::Change, setting).await?;
+        made = asked(session, verb, &path, Action::Change, setting).await?;
     }
-    changed(&session.control, &login, verb.name(), &path, None);
+    changed(&session.control, &login, verb.name(), &path, None, &made);
     Ok(path)
 }
 

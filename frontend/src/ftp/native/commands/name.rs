@@ -5,7 +5,7 @@ use crate::ftp::native::command::Verb;
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
 use crate::ftp::transfer::changed;
-use crate::tree::{Kind, Tree, VirtualPath};
+use crate::tree::{Changed, Kind, Tree, VirtualPath};
 
 pub(super) async fn cwd(session: &mut Session, argument: &[u8]) -> Step {
     let path = match path(session, argument) {
@@ -78,16 +78,16 @@ async fn change(
     verb: Verb,
     argument: &[u8],
     from: Option<&VirtualPath>,
-    work: impl AsyncFnOnce(&Tree, &crate::auth::Login, &VirtualPath) -> crate::tree::Result<()>,
+    work: impl AsyncFnOnce(&Tree, &crate::auth::Login, &VirtualPath) -> crate::tree::Result<Changed>,
 ) -> Result<VirtualPath, Reply> {
     let path = path(session, argument)?;
     let login = login(session);
     // A drain waits for its reply.
     let _under_way = session.control.begin_transfer(None);
     let doing = work(&session.service.shared.tree, &login, &path);
-    asked(session, verb, &path, Action::Change, doing).await?;
+    let made = asked(session, verb, &path, Action::Change, doing).await?;
     let (at, to) = from.map_or((&path, None), |from| (from, Some(&path)));
-    changed(&session.control, &login, verb.name(), at, to);
+    changed(&session.control, &login, verb.name(), at, to, &made);
     Ok(path)
 }
 
