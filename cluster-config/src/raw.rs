@@ -336,6 +336,7 @@ pub(crate) struct LogTarget {
     pub(crate) rotate_every: Text,
     pub(crate) keep: Option<Field<u64>>,
     pub(crate) address: Text,
+    pub(crate) header: Text,
     pub(crate) facility: Text,
     pub(crate) endpoint: Text,
     pub(crate) ca: Text,

@@ -5,6 +5,8 @@
 //! What it never does: reach beyond loopback, or wait for time where it can wait for a condition.
 
 pub mod client;
+pub mod collector;
+pub mod http;
 pub mod link;
 pub mod tree;
 
@@ -75,7 +77,8 @@ impl Server {
         Self::spawn(Command::new(program(name)), name, config)
     }
 
-    fn spawn(mut command: Command, name: &str, config: &Path) -> Self {
+    /// The same by another command, which the arguments are added to.
+    pub fn spawn(mut command: Command, name: &str, config: &Path) -> Self {
         let text = fs::read_to_string(config).expect("our file");
         // An agent has one address, which is no [[listeners]].
         let count = text.matches("[[listeners]]").count().max(1);

@@ -110,7 +110,7 @@ fn is_module(text: &str) -> bool {
 pub enum LogOutput {
     Stderr { format: LogFormat },
     File { path: PathBuf, format: LogFormat, rotation: Rotation },
-    Syslog { server: SyslogServer, facility: Facility },
+    Syslog { server: SyslogServer, header: SyslogHeader, facility: Facility },
     Journald,
     Otlp(Collector),
 }
@@ -154,6 +154,15 @@ pub struct SyslogTls {
     /// `None`: those of the system.
     pub ca: Option<Anchors>,
     pub identity: Option<Identity>,
+}
+
+/// What a message begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyslogHeader {
+    Rfc5424,
+    /// As syslog(3) writes it to the local socket: RFC 3164 without the host. What listens there reads an RFC 5424
+    /// header as text.
+    Traditional,
 }
 
 /// RFC 5424 section 6.2.1.
@@ -261,7 +270,7 @@ impl Log {
 const KEYS: [(&str, &[&str]); 5] = [
     ("stderr", &["format"]),
     ("file", &["format", "path", "rotate_bytes", "rotate_every", "keep"]),
-    ("syslog", &["address", "facility", "ca", "certificate", "key"]),
+    ("syslog", &["address", "header", "facility", "ca", "certificate", "key"]),
     ("journald", &[]),
     ("otlp", &["endpoint", "ca", "certificate", "key", "timeout"]),
 ];
@@ -346,10 +355,20 @@ impl Checker {
                     format: if format == LogFormat::Auto { LogFormat::Json } else { format },
                 }
             }
-            "syslog" => LogOutput::Syslog {
-                facility: self.choice(&raw.facility, &key("facility"), &FACILITIES, Facility::Daemon),
-                server: self.syslog_server(raw, prefix)?,
-            },
+            "syslog" => {
+                let facility = self.choice(&raw.facility, &key("facility"), &FACILITIES, Facility::Daemon);
+                let server = self.syslog_server(raw, prefix)?;
+                let header = match server {
+                    SyslogServer::Unix(_) => SyslogHeader::Traditional,
+                    SyslogServer::Udp(_) | SyslogServer::Tcp(_) | SyslogServer::Tls(_) => {
+                        SyslogHeader::Rfc5424
+                    }
+                };
+                let headers =
+                    [("rfc5424", SyslogHeader::Rfc5424), ("traditional", SyslogHeader::Traditional)];
+                let header = self.choice(&raw.header, &key("header"), &headers, header);
+                LogOutput::Syslog { server, header, facility }
+            }
             "journald" => LogOutput::Journald,
             _ => {
                 let files = (&raw.ca, &raw.certificate, &raw.key);
@@ -369,6 +388,7 @@ impl Checker {
             (raw.rotate_every.is_some(), "rotate_every"),
             (raw.keep.is_some(), "keep"),
             (raw.address.is_some(), "address"),
+            (raw.header.is_some(), "header"),
             (raw.facility.is_some(), "facility"),
             (raw.endpoint.is_some(), "endpoint"),
             (raw.ca.is_some(), "ca"),

@@ -166,12 +166,12 @@ impl Target {
                 let queue = Queue::start(name, fate, move || sink::file::RotatingFile::new(path, rotation))?;
                 Way::Lines(queue, lines(*format))
             }
-            LogOutput::Syslog { server, facility } => {
-                let (facility, server) = (*facility, server.clone());
+            LogOutput::Syslog { server, header, facility } => {
+                let (facility, header, server) = (*facility, *header, server.clone());
                 let queue = Queue::start(name, fate, move || sink::syslog::Syslog::new(server))?;
                 let form = move |record: &Record| {
                     let said = said(records, record)?;
-                    Some(sink::syslog::message(record, facility, program, &said).into_bytes())
+                    Some(sink::syslog::message(record, facility, header, program, &said).into_bytes())
                 };
                 Way::Lines(queue, Box::new(form))
             }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use portolan_config::checked::log::{Facility, SyslogServer, SyslogTls};
+use chrono::{DateTime, Local};
+use portolan_config::checked::log::{Facility, SyslogHeader, SyslogServer, SyslogTls};
 use portolan_config::units::HostPort;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -24,13 +25,28 @@ const STEP_MAX: Duration = Duration::from_secs(10);
 const DATAGRAM_BYTES_MAX: usize = 60_000;
 
 /// One message. The fields are in its text, where every receiver shows them.
-pub(in crate::log) fn message(record: &Record, facility: Facility, program: &str, said: &str) -> String {
+pub(in crate::log) fn message(
+    record: &Record,
+    facility: Facility,
+    header: SyslogHeader,
+    program: &str,
+    said: &str,
+) -> String {
     static HOST: OnceLock<String> = OnceLock::new();
     let host = HOST.get_or_init(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
     let host = if host.is_empty() { "-" } else { host };
     let priority = facility.code() * 8 + record.severity as u8;
-    let (time, id) = (timestamp(record.time), std::process::id());
-    format!("<{priority}>1 {time} {host} {program} {id} - - {said}")
+    let id = std::process::id();
+    match header {
+        SyslogHeader::Rfc5424 => {
+            let time = timestamp(record.time);
+            format!("<{priority}>1 {time} {host} {program} {id} - - {said}")
+        }
+        SyslogHeader::Traditional => {
+            let time = DateTime::<Local>::from(record.time).format("%b %e %H:%M:%S");
+            format!("<{priority}>{time} {program}[{id}]: {said}")
+        }
+    }
 }
 
 /// A connection to a server, made when it is needed.
@@ -215,7 +231,11 @@ mod tests {
 
     #[test]
     fn a_message_is_of_rfc_5424() {
-        let said = message(&record("hello", &[]), Facility::Local3, "portolan-frontend", "hello a=b");
+        let message =
+            |header| message(&record("", &[]), Facility::Local3, header, "portolan-frontend", "hello a=b");
+        let local = message(SyslogHeader::Traditional);
+        assert!(local.starts_with("<158>") && local.contains(" portolan-frontend["), "{local}");
+        let said = message(SyslogHeader::Rfc5424);
         let (head, rest) = said.split_once(' ').unwrap();
         assert_eq!(head, "<158>1", "local3 is 19, informational is 6");
         let words: Vec<&str> = rest.splitn(7, ' ').collect();
