@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portolan_tests::client::{Control, lftp, succeed, succeeded};
+use portolan_tests::client::{Control, connect_from, lftp, succeed, succeeded};
 use portolan_tests::collector::{Collector, attribute};
 use portolan_tests::tree::{self, assert_same};
 use portolan_tests::{Cluster, Server, eventually, free_port, http, program};
@@ -133,7 +133,7 @@ fn what_admins_do_is_told_to_audit_and_xferlog_alike() {
         assert_eq!(line[17] == "c", event["result"] == "complete");
         assert_eq!(line[11] == "i", event["direction"] == "upload");
     }
-    assert_eq!(lines[0][8], format!("{inbox}/a_b_.eml"));
+    assert_eq!(lines[0][8], format!("{inbox}/a_b\\u{{7f}}.eml"));
     assert!(!fs::read_to_string(&audit).unwrap().contains("wrong-wrong"));
 }
 
@@ -194,11 +194,13 @@ fn rotation_under_load_loses_no_line() {
 fn messages_reach_rsyslog_by_socket_udp_tcp_and_tls() {
     let mut cluster = Cluster::start(tree::fill);
     let folder = cluster.path().to_owned();
+    let pki = folder.join("pki");
+    succeed(Command::new(program("portolan")).args(["pki", "init", "--frontend", "localhost"]).arg(&pki));
     let [udp, tcp, tls] = [free_port(), free_port(), free_port()];
     let shown = folder.display();
     let config = format!(
         r#"global(workDirectory="{shown}" defaultNetstreamDriverCAFile="{shown}/pki/ca.pem"
-  defaultNetstreamDriverCertFile="{shown}/pki/front-1.pem" defaultNetstreamDriverKeyFile="{shown}/pki/front-1-key.pem")
+  defaultNetstreamDriverCertFile="{shown}/pki/localhost.pem" defaultNetstreamDriverKeyFile="{shown}/pki/localhost-key.pem")
 module(load="imudp") module(load="imuxsock" SysSock.Use="off")
 module(load="imtcp")
 template(name="seen" type="string"
@@ -624,7 +626,8 @@ fn metrics_are_those_of_the_documentation_and_labels_are_bounded() {
     cluster.restart_agent_with(1, http::TABLE);
     let (ldap, collector) = (free_port(), free_port());
     cluster.restart_frontend(|config| {
-        config
+        let access = "access = [{ allow = \"all\" }, { deny = \"127.0.0.9\" }]\npassive_ports";
+        config.replace("passive_ports", access)
             + http::TABLE
             + &format!("[tracing]\nendpoint = \"http://127.0.0.1:{collector}\"\n")
             + &format!(
@@ -641,6 +644,8 @@ fn metrics_are_those_of_the_documentation_and_labels_are_bounded() {
     control.store("/domains/one.example/new", b"1234567");
     control.ask("DELE /domains/one.example/new");
     control.ask("XMADE up");
+    let refused = connect_from([127, 0, 0, 9].into(), cluster.frontend.address).unwrap();
+    assert_eq!(Control::over(refused).reply().0, 421);
     let mut guess = Control::connect(cluster.frontend.address);
     guess.ask("USER somebody-made-up");
     guess.ask("PASS wrong-wrong");
