@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, Protection, curl_over, succeed, succeeded, text};
-use portolan_tests::{Cluster, PASSWORD, admin_line, eventually, free_port, program, tree};
+use portolan_tests::{Cluster, PASSWORD, admin_line, eventually, free_port, http, program, tree};
 
 /// A process of a directory. Killed when dropped.
 struct Directory {
@@ -163,6 +163,40 @@ fn cluster_with(uris: impl Fn(&Slapd) -> Vec<String>, keys: &str) -> (Cluster, S
     let more = directory(&cluster, &uris(&slapd), keys) + GRANTS;
     cluster.restart_frontend(|config| config + &more);
     (cluster, slapd)
+}
+
+#[test]
+fn a_directory_that_is_away_is_told_by_metrics_and_readiness_before_anybody_logs_in() {
+    let mut cluster = Cluster::start(tree::fill);
+    let slapd = Slapd::start(&cluster, "slapd");
+    let (good, nobody) =
+        (format!("ldap://127.0.0.1:{}", slapd.plain), format!("ldap://127.0.0.1:{}", free_port()));
+    let uris = [nobody.clone(), good.clone()];
+    let more = directory(&cluster, &uris, SERVICE) + GRANTS + http::TABLE;
+    cluster.restart_frontend(|config| config + &more);
+    let up = |address, uri: &str| {
+        http::metric(address, &format!("portolan_directory_server_up{{directory=\"corp\",server=\"{uri}\"}}"))
+    };
+    let address = http::address(&cluster.frontend);
+    eventually("the probe has found out", || (up(address, &nobody) == Some(0.0)).then_some(()));
+    assert_eq!(up(address, &good), Some(1.0));
+    let (status, told) = http::get(address, "/readyz");
+    assert_eq!(status, 200);
+    assert!(told.contains(&format!("warning: directory corp: {nobody} does not answer")), "{told}");
+    assert!(http::metric(address, "portolan_directory_failures_total{directory=\"corp\"}") >= Some(1.0));
+    // With the other one gone too, the admins file still serves; without that nobody can log in.
+    drop(slapd);
+    assert_eq!(login(cluster.frontend.address, "anna", "anna-password").0, 431);
+    assert_eq!(up(address, &good), Some(0.0));
+    assert_eq!(http::get(address, "/readyz").0, 200);
+    cluster.restart_frontend(|config| config.replace("[admins]\nfile = \"admins\"\n", ""));
+    let address = http::address(&cluster.frontend);
+    eventually("the front end is not ready", || {
+        let (status, told) = http::get(address, "/readyz");
+        let reason = "not ready: no directory of admins answers, so nobody can log in";
+        (status == 503 && told.contains(reason)).then_some(())
+    });
+    assert_eq!(http::metric(address, "portolan_ready"), Some(0.0));
 }
 
 /// The code of a login.
