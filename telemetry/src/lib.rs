@@ -76,6 +76,7 @@ impl Telemetry {
         };
         let filtered = log.clone().with_filter(log.clone());
         tracing_subscriber::registry().with(layer).with(filtered).init();
+        tell_panics();
         Ok(Self { log, spans, levels })
     }
 
@@ -105,6 +106,17 @@ impl Telemetry {
             spans.stop();
         }
     }
+}
+
+/// A panic is on stderr by itself, which nobody may read.
+fn tell_panics() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        default(panic);
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let said = panic.payload_as_str().unwrap_or_default();
+        tracing::error!(target: log::CRITICAL, at, said, "a part of the program has failed");
+    }));
 }
 
 fn overridden(log: &Log, levels: Option<&Levels>) -> Log {

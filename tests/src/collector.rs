@@ -30,12 +30,24 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Listens at an address of loopback.
+    /// Listens at an address of loopback, and keeps what comes.
     pub fn start(address: SocketAddr) -> Self {
+        Self::listen(address, true)
+    }
+
+    /// Takes what comes, and forgets it.
+    pub fn forgetting(address: SocketAddr) -> Self {
+        Self::listen(address, false)
+    }
+
+    fn listen(address: SocketAddr, keeps: bool) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let received = Arc::new(Mutex::new(Received::default()));
-        let (traces, logs) = (Keeper(Arc::clone(&received)), Keeper(Arc::clone(&received)));
+        let (traces, logs) = (
+            Keeper { received: Arc::clone(&received), keeps },
+            Keeper { received: Arc::clone(&received), keeps },
+        );
         runtime.spawn(async move {
             let server = tonic::transport::Server::builder()
                 .add_service(TraceServiceServer::new(traces))
@@ -61,7 +73,10 @@ pub fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
     })
 }
 
-struct Keeper(Arc<Mutex<Received>>);
+struct Keeper {
+    received: Arc<Mutex<Received>>,
+    keeps: bool,
+}
 
 fn service(resource: Option<&opentelemetry_proto::tonic::resource::v1::Resource>) -> String {
     resource.and_then(|resource| attribute(&resource.attributes, "service.name")).unwrap_or_default()
@@ -73,8 +88,8 @@ impl TraceService for Keeper {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut received = self.0.lock().expect("nobody panics while it is held");
-        for resource in request.into_inner().resource_spans {
+        let mut received = self.received.lock().expect("nobody panics while it is held");
+        for resource in request.into_inner().resource_spans.into_iter().filter(|_| self.keeps) {
             let name = service(resource.resource.as_ref());
             let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
             received.spans.extend(spans.map(|span| (name.clone(), span)));
@@ -89,8 +104,8 @@ impl LogsService for Keeper {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let mut received = self.0.lock().expect("nobody panics while it is held");
-        for resource in request.into_inner().resource_logs {
+        let mut received = self.received.lock().expect("nobody panics while it is held");
+        for resource in request.into_inner().resource_logs.into_iter().filter(|_| self.keeps) {
             let name = service(resource.resource.as_ref());
             let logs = resource.scope_logs.into_iter().flat_map(|scope| scope.log_records);
             received.logs.extend(logs.map(|log| (name.clone(), log)));

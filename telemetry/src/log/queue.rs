@@ -203,6 +203,7 @@ impl<T> Shared<T> {
         let mut pause = RETRY_FIRST;
         let mut failing = false;
         while self.take(&mut batch) {
+            let is_full = batch.len() == BATCH_MAX;
             while !batch.is_empty() {
                 let before = batch.len();
                 let delivered = sink.deliver(&mut batch);
@@ -226,7 +227,7 @@ impl<T> Shared<T> {
                 }
                 pause = (pause * 2).min(RETRY_LAST);
             }
-            if self.state().closed.is_none() {
+            if !is_full && self.state().closed.is_none() {
                 std::thread::sleep(GATHER);
             }
         }

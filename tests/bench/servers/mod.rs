@@ -9,6 +9,7 @@ mod portolan;
 mod proftpd;
 mod vsftpd;
 
+use std::any::Any;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,34 @@ pub(crate) const ENTRANTS: &[Entrant] = &[
         start: |ground, place| portolan::start(ground, place, "native", portolan::Hop::MutualTls),
     },
     Entrant {
+        name: "portolan-silent",
+        shape: "the same, critical messages only",
+        packages: &[],
+        start: |ground, place| portolan::start_watched(ground, place, portolan::Watched::Silent),
+    },
+    Entrant {
+        name: "portolan-logged",
+        shape: "the same, protocol log, audit and xferlog in files, scraped each second",
+        packages: &[],
+        start: |ground, place| portolan::start_watched(ground, place, portolan::Watched::Logged),
+    },
+    Entrant {
+        name: "portolan-sampled",
+        shape: "as logged, log and 1 in 100 traces to a collector",
+        packages: &[],
+        start: |ground, place| {
+            portolan::start_watched(ground, place, portolan::Watched::Traced { ratio: 0.01 })
+        },
+    },
+    Entrant {
+        name: "portolan-traced",
+        shape: "as logged, log and all traces to a collector",
+        packages: &[],
+        start: |ground, place| {
+            portolan::start_watched(ground, place, portolan::Watched::Traced { ratio: 1.0 })
+        },
+    },
+    Entrant {
         name: "portolan-plain",
         shape: "native, plaintext to the agent",
         packages: &[],
@@ -92,6 +121,8 @@ struct Place {
 struct Started {
     programs: Vec<Program>,
     login: Login,
+    /// Who watches it, and goes with it.
+    watchers: Vec<Box<dyn Any>>,
 }
 
 /// A server that runs and answers. Stopped when dropped.
@@ -101,6 +132,7 @@ pub(crate) struct Server {
     pub(crate) login: Login,
     pub(crate) store: PathBuf,
     programs: Vec<Program>,
+    _watchers: Vec<Box<dyn Any>>,
 }
 
 impl Server {
@@ -141,9 +173,15 @@ impl Ground {
         let place = Place { store: folder.join("store"), folder };
         std::fs::create_dir_all(&place.store)?;
         sample.link_into(&place.store)?;
-        let Started { programs, login } = (entrant.start)(self, &place).map_err(failed)?;
-        let mut server =
-            Server { name: entrant.name, shape: entrant.shape, login, store: place.store, programs };
+        let Started { programs, login, watchers } = (entrant.start)(self, &place).map_err(failed)?;
+        let mut server = Server {
+            name: entrant.name,
+            shape: entrant.shape,
+            login,
+            store: place.store,
+            programs,
+            _watchers: watchers,
+        };
         let begin = Instant::now();
         loop {
             interrupt::check()?;

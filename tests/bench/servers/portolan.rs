@@ -9,6 +9,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use portolan_tests::collector::Collector;
+use portolan_tests::http;
+
 use super::packages::said_by;
 use super::{Ground, Place, Started, free_address, wait_for_listener};
 use crate::Result;
@@ -30,7 +33,101 @@ pub(super) enum Hop {
     Plaintext,
 }
 
+/// How closely it is watched.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Watched {
+    Silent,
+    Logged,
+    /// Beside that: the log, and so many of the traces, to a collector.
+    Traced {
+        ratio: f64,
+    },
+}
+
+pub(super) fn start_watched(ground: &mut Ground, place: &Place, watched: Watched) -> Result<Started> {
+    let scraped = free_address()?;
+    let files = "[http]\naddress = \"SCRAPED\"\n[[log.targets]]\nkind = \"file\"\npath = \"log\"\nlevel = \"protocol\"\n\
+                 [[log.targets]]\nkind = \"file\"\npath = \"audit\"\nrecords = \"audit\"\n\
+                 [[log.targets]]\nkind = \"file\"\npath = \"xferlog\"\nrecords = \"transfers\"\n"
+        .replace("SCRAPED", &scraped.to_string());
+    let silent = "[log]\nlevel = \"critical\"\n".to_owned();
+    match watched {
+        Watched::Silent => start_with(ground, place, "native", Hop::MutualTls, (&silent, &silent)),
+        Watched::Logged => {
+            let mut started = start_with(ground, place, "native", Hop::MutualTls, (&files, ""))?;
+            started.watchers.push(Box::new(Scraper::start(scraped)));
+            Ok(started)
+        }
+        Watched::Traced { ratio } => {
+            let address = free_address()?;
+            let collector = Collector::forgetting(address);
+            let traces = format!("[tracing]\nendpoint = \"http://{address}\"\nratio = {ratio}\n");
+            let otlp = format!("[[log.targets]]\nkind = \"otlp\"\nendpoint = \"http://{address}\"\n");
+            let tables = files + &otlp + &traces;
+            let mut started = start_with(ground, place, "native", Hop::MutualTls, (&tables, &traces))?;
+            started.watchers.push(Box::new(collector));
+            started.watchers.push(Box::new(Scraper::start(scraped)));
+            Ok(started)
+        }
+    }
+}
+
+/// Asks for the metrics each second, as nobody does, to see what it costs at the worst.
+struct Scraper {
+    stop: std::sync::mpsc::SyncSender<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Scraper {
+    fn start(address: SocketAddr) -> Self {
+        let (stop, stopped) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::spawn(move || {
+            let second = std::time::Duration::from_secs(1);
+            let mut lost = 0.0;
+            while stopped
+                .recv_timeout(second)
+                .is_err_and(|end| end == std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                // It may not be up yet.
+                if std::net::TcpStream::connect(address).is_ok() {
+                    let (_, metrics) = http::get(address, "/metrics");
+                    let counts =
+                        metrics.lines().filter(|line| line.starts_with("portolan_telemetry_dropped_total"));
+                    let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+                    lost = counts.sum();
+                }
+            }
+            if lost > 0.0 {
+                eprintln!(
+                    "portolan-bench: {lost} lines and spans found no room in the queue of their target"
+                );
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Scraper {
+    fn drop(&mut self) {
+        self.stop.try_send(()).ok();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
 pub(super) fn start(ground: &mut Ground, place: &Place, engine: &str, hop: Hop) -> Result<Started> {
+    start_with(ground, place, engine, hop, ("", ""))
+}
+
+/// With more tables for the front end and for the agent.
+fn start_with(
+    ground: &mut Ground,
+    place: &Place,
+    engine: &str,
+    hop: Hop,
+    (frontend_tables, agent_tables): (&str, &str),
+) -> Result<Started> {
     let folder = &place.folder;
     if hop == Hop::MutualTls {
         let mut command = Command::new(ground.bin_dir.join("portolan"));
@@ -39,11 +136,11 @@ pub(super) fn start(ground: &mut Ground, place: &Place, engine: &str, hop: Hop) 
     }
     write_admins(&ground.bin_dir, folder)?;
     let (agent_address, address) = (free_address()?, free_address()?);
-    std::fs::write(folder.join("agent.toml"), agent_config(agent_address, place, hop))?;
+    std::fs::write(folder.join("agent.toml"), agent_config(agent_address, place, hop) + agent_tables)?;
     let passive_ports = ground.passive_ports();
     std::fs::write(
         folder.join("frontend.toml"),
-        frontend_config(address, passive_ports, agent_address, engine, hop),
+        frontend_config(address, passive_ports, agent_address, engine, hop) + frontend_tables,
     )?;
     let run = |name: &str, config: &str| {
         let mut command = Command::new(ground.bin_dir.join(name));
@@ -52,7 +149,8 @@ pub(super) fn start(ground: &mut Ground, place: &Place, engine: &str, hop: Hop) 
     let mut agent = run("portolan-agent", "agent.toml")?;
     wait_for_listener(agent_address, &mut agent)?;
     let frontend = run("portolan-frontend", "frontend.toml")?;
-    Ok(Started { programs: vec![frontend, agent], login: Login { address, user: USER, password: PASSWORD } })
+    let login = Login { address, user: USER, password: PASSWORD };
+    Ok(Started { programs: vec![frontend, agent], login, watchers: Vec::new() })
 }
 
 fn write_admins(bin_dir: &Path, folder: &Path) -> Result<()> {

@@ -37,5 +37,5 @@ pub(super) fn start(ground: &mut Ground, place: &Place) -> Result<Started> {
     let mut command = ground.packages.command("usr/sbin/proftpd");
     let proxy =
         Program::start("proftpd", command.arg("--nodaemon").arg("--config").arg(path), &place.folder)?;
-    Ok(Started { programs: vec![proxy, server], login: vsftpd::login(address) })
+    Ok(Started { programs: vec![proxy, server], login: vsftpd::login(address), watchers: Vec::new() })
 }

@@ -15,7 +15,7 @@ use crate::process::Program;
 pub(super) fn start(ground: &mut Ground, place: &Place) -> Result<Started> {
     let address = free_address()?;
     let program = start_at(ground, place, address)?;
-    Ok(Started { programs: vec![program], login: login(address) })
+    Ok(Started { programs: vec![program], login: login(address), watchers: Vec::new() })
 }
 
 pub(super) fn login(address: SocketAddr) -> Login {
