@@ -1,7 +1,7 @@
 //! The log: events to targets, each with its own level, rules and form.
 //!
-//! An event is made a [`record::Record`] once. Each target that takes it formats it where it was logged, and has a
-//! queue and a thread to bring it where it belongs ([`queue`]): who logs never waits, and what does not fit is counted.
+//! An event is made a `record::Record` once. Each target that takes it formats it where it was logged, and has a
+//! queue and a thread to bring it where it belongs (`queue`): who logs never waits, and what does not fit is counted.
 //!
 //! Who calls it: `tracing`, with each event; the programs, to start, reload and stop it.
 //! What it calls: the sinks in `sink/`.
