@@ -162,6 +162,7 @@ pub(crate) struct Listener {
     pub(crate) active: Option<Field<bool>>,
     pub(crate) ascii: Text,
     pub(crate) passive_ports: Text,
+    pub(crate) passive_ports_shared: Option<Field<bool>>,
     pub(crate) passive_address: Text,
     pub(crate) passive_addresses: Vec<PassiveAddress>,
     pub(crate) proxy_protocol: ProxyProtocol,

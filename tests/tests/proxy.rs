@@ -119,12 +119,13 @@ const FILE: &str = "/domains/one.example/domainRegistry.bin";
 fn behind_haproxy_data_goes_through_it_and_rules_and_limits_are_of_the_client() {
     let rules = "access = [{ allow = \"127.0.0.0/29\" }, { deny = \"127.0.0.5\", priority = 1 }]\n\
                  limits = { simultaneous_per_address = 3 }";
-    for (control, data, way) in [
-        ("send-proxy-v2", "send-proxy-v2", "header"),
-        ("send-proxy", "send-proxy", "header"),
-        ("send-proxy-v2", "", "bare"),
+    for (control, data, way, shared) in [
+        ("send-proxy-v2", "send-proxy-v2", "header", false),
+        ("send-proxy", "send-proxy", "header", true),
+        ("send-proxy-v2", "", "bare", false),
+        ("send-proxy-v2", "", "bare", true),
     ] {
-        let cluster = cluster(rules, way);
+        let cluster = cluster(&format!("{rules}\npassive_ports_shared = {shared}"), way);
         let balancer = HaProxy::start(&cluster, control, data);
         // PASV and EPSV, in plaintext and with TLS, both ways.
         for arguments in [&["--disable-epsv"][..], &[], &["--ssl-reqd", "--insecure"]] {

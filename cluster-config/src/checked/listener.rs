@@ -28,6 +28,8 @@ pub struct Listener {
     pub active: bool,
     pub ascii: Ascii,
     pub passive_ports: PortRange,
+    /// Many sessions wait at each of them at once.
+    pub passive_ports_shared: bool,
     /// The address that PASV names; `None`: the one the client connected to.
     pub passive_address: Option<PassiveHost>,
     /// The same for some clients; the first that fits counts.
@@ -281,6 +283,8 @@ fn listener(
     let passive_ports = checker
         .parse::<PortRange>(&raw.passive_ports, &key("passive_ports"))
         .unwrap_or(PortRange { first: 50_000, last: 50_999 });
+    let passive_ports_shared =
+        checker.optional(&raw.passive_ports_shared, &key("passive_ports_shared")).copied().unwrap_or(false);
     let passive_address = checker.parse::<PassiveHost>(&raw.passive_address, &key("passive_address"));
     let passive_addresses = passive_addresses(&raw.passive_addresses, &key("passive_addresses"), checker);
     let proxy_protocol = proxy_protocol(&raw.proxy_protocol, &key("proxy_protocol"), checker);
@@ -315,6 +319,7 @@ fn listener(
         active,
         ascii,
         passive_ports,
+        passive_ports_shared,
         passive_address,
         passive_addresses,
         proxy_protocol,
@@ -419,8 +424,10 @@ fn only_native(
             checker.fault(span(text), &key(name), message);
         }
     }
-    if raw.active.is_some() {
-        checker.fault(span(&raw.active), &key("active"), message);
+    for (flag, name) in [(&raw.active, "active"), (&raw.passive_ports_shared, "passive_ports_shared")] {
+        if flag.is_some() {
+            checker.fault(span(flag), &key(name), message);
+        }
     }
     // The library compares a data connection's address with that of its control connection: the balancer's.
     if !proxy_protocol.trusted.is_empty() && proxy_protocol.data != ProxiedData::Bare {

@@ -74,6 +74,8 @@ pub struct Service {
     pub(crate) listener: Listener,
     pub(crate) shared: Arc<Shared>,
     pub(crate) passive: Arc<PassivePorts>,
+    /// `None`: each session that waits has a port of its own.
+    pub(crate) shared_ports: Option<Arc<native::SharedPorts>>,
     pub(crate) advertised: ListenerAddresses,
     /// `None`: this listener speaks plaintext only.
     pub(crate) tls: Option<ListenerTls>,
@@ -121,6 +123,16 @@ impl Service {
             Some(previous) => Arc::clone(&previous.passive),
             None => Arc::new(PassivePorts::new(listener.passive_ports)),
         };
+        let shared_ports = listener.passive_ports_shared.then(|| {
+            let kept = previous.and_then(|previous| previous.shared_ports.clone());
+            match kept.filter(|kept| kept.is_of(listener.passive_ports)) {
+                Some(kept) => {
+                    kept.update(&listener.proxy_protocol);
+                    kept
+                }
+                None => Arc::new(native::SharedPorts::new(listener.passive_ports, &listener.proxy_protocol)),
+            }
+        });
         let kept = previous.and_then(|previous| previous.tls_sessions.as_deref());
         let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls, kept)));
         let library = match listener.engine {
@@ -140,7 +152,7 @@ impl Service {
                 Arc::new(Bandwidths { listener: rates, listener_throttle, session })
             }
         };
-        Ok(Self { listener, shared, passive, advertised, tls, tls_sessions, library, limits })
+        Ok(Self { listener, shared, passive, shared_ports, advertised, tls, tls_sessions, library, limits })
     }
 
     /// Puts the bandwidth limits of this service into force, also for sessions of the one before.

@@ -17,6 +17,9 @@ use super::keep_alive;
 /// Connections that may wait to be accepted: the client's, and those of strangers who are then sent away.
 const BACKLOG: u32 = 16;
 
+/// The same where many sessions share a port.
+const SHARED_BACKLOG: u32 = 4_096;
+
 #[derive(Debug)]
 pub struct PassivePorts {
     order: Vec<u16>,
@@ -52,6 +55,11 @@ impl PassivePorts {
         // Two may bind a port at once; only one may listen.
         first_free(self.round(), |port| bind(SocketAddr::new(address, port))?.listen(BACKLOG))
     }
+}
+
+/// Listens at a port that many sessions share.
+pub(super) fn listen_shared(address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address)?.listen(SHARED_BACKLOG)
 }
 
 fn first_free<T>(

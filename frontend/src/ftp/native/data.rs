@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::Stream;
 use super::deflate::{Deflate, Inflate};
+use super::shared::Slot;
 use super::tls::{self, SessionTls};
 use crate::ftp::bandwidth::{Direction, Pace};
 use crate::ftp::reply::Reply;
@@ -35,6 +36,8 @@ pub(super) enum Setup {
     None,
     /// PASV, EPSV: the client connects here.
     Passive(TcpListener),
+    /// The same at a port of many sessions.
+    Shared(Slot),
     /// PORT, EPRT: we connect there.
     Active(SocketAddr),
 }
@@ -93,13 +96,14 @@ impl Error {
 
 impl Plan {
     /// Opens the connection; with TLS, after the 150 that the client waits for.
-    pub(super) async fn open(self, direction: Direction) -> Result<Connection, Error> {
+    pub(super) async fn open(mut self, direction: Direction) -> Result<Connection, Error> {
         let connecting = async {
-            match &self.setup {
+            match std::mem::take(&mut self.setup) {
                 // A transfer is refused before it comes here without a setup.
                 Setup::None => Err(Error::NotConnected),
-                Setup::Passive(listener) => self.accept(listener).await,
-                Setup::Active(address) => self.connect(*address).await.map_err(Error::Unreachable),
+                Setup::Passive(listener) => self.accept(&listener).await,
+                Setup::Shared(mut slot) => slot.connection().await.map_err(Error::Accept),
+                Setup::Active(address) => self.connect(address).await.map_err(Error::Unreachable),
             }
         };
         let stream =
@@ -325,7 +329,7 @@ fn refuse_header(content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn linger(stream: &TcpStream, time: Option<Duration>) -> io::Result<()> {
+pub(super) fn linger(stream: &TcpStream, time: Option<Duration>) -> io::Result<()> {
     Ok(sockopt::set_socket_linger(stream, time)?)
 }
 

@@ -16,6 +16,7 @@ mod deflate;
 mod facts;
 mod listing;
 mod session;
+mod shared;
 mod tls;
 mod transfer;
 
@@ -24,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 pub(super) use session::serve;
+pub(super) use shared::SharedPorts;
 pub(super) use tls::TlsService;
 
 /// A control or data connection, in plaintext or with TLS.

@@ -54,8 +54,8 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::MODE => option::mode(session, argument),
         Verb::STRU => option::structure(argument),
 
-        Verb::PASV => port::pasv(session),
-        Verb::EPSV => port::epsv(session, argument),
+        Verb::PASV => port::pasv(session).await,
+        Verb::EPSV => port::epsv(session, argument).await,
         Verb::PORT => port::port(session, argument),
         Verb::EPRT => port::eprt(session, argument),
 

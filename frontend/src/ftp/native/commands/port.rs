@@ -1,13 +1,15 @@
 //! How the next data connection comes about: PASV, EPSV, PORT, EPRT (RFC 959, RFC 2428).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
-use portolan_config::checked::listener::ProxiedData;
+use portolan_config::checked::listener::{ProxiedData, SessionReuse};
 
 use crate::ftp::advertised::Advertised;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::session::{Session, Step};
+use crate::ftp::native::tls::SessionTls;
 use crate::ftp::reply::Reply;
 
 /// Ports below belong to services that a server must not be sent to (RFC 2577 section 3).
@@ -15,7 +17,7 @@ const ACTIVE_PORT_MIN: u16 = 1024;
 
 const EPSV_ONLY: &str = "After EPSV ALL there is only EPSV.";
 
-pub(super) fn pasv(session: &mut Session) -> Step {
+pub(super) async fn pasv(session: &mut Session) -> Step {
     if session.epsv_only {
         return Reply::new(503, EPSV_ONLY).into();
     }
@@ -26,7 +28,7 @@ pub(super) fn pasv(session: &mut Session) -> Step {
             return Reply::new(425, "The address for PASV is not known yet; use EPSV, or try again.").into();
         }
     };
-    match listen(session) {
+    match listen(session).await {
         Ok(port) => {
             let [a, b, c, d] = address.octets();
             let [high, low] = port.to_be_bytes();
@@ -36,7 +38,7 @@ pub(super) fn pasv(session: &mut Session) -> Step {
     }
 }
 
-pub(super) fn epsv(session: &mut Session, argument: &[u8]) -> Step {
+pub(super) async fn epsv(session: &mut Session, argument: &[u8]) -> Step {
     if argument.eq_ignore_ascii_case(b"ALL") {
         session.epsv_only = true;
         return Reply::new(200, "From now on there is only EPSV.").into();
@@ -51,7 +53,7 @@ pub(super) fn epsv(session: &mut Session, argument: &[u8]) -> Step {
         return Reply::with(522, format!("This connection's network protocol is another, use ({own})."))
             .into();
     }
-    match listen(session) {
+    match listen(session).await {
         Ok(port) => Reply::with(229, format!("Entering Extended Passive Mode (|||{port}|).")).into(),
         Err(reply) => reply.into(),
     }
@@ -63,16 +65,28 @@ fn protocol(address: IpAddr) -> &'static str {
 }
 
 /// Waits for the client on a port; an earlier one is given up.
-fn listen(session: &mut Session) -> Result<u16, Reply> {
+async fn listen(session: &mut Session) -> Result<u16, Reply> {
     session.setup = Setup::None;
-    let bound = session.service.passive.listen(session.origin.own);
-    let listening = bound.and_then(|listener| {
-        let port = listener.local_addr()?.port();
-        Ok((listener, port))
-    });
+    let listening = match session.service.shared_ports.clone() {
+        Some(ports) => {
+            let reuse = session.service.listener.session_reuse;
+            let resumes = |tls: &Arc<SessionTls>| match reuse {
+                SessionReuse::Require => true,
+                SessionReuse::MatchIfOffered => tls.has_resumed(),
+                SessionReuse::Off => false,
+            };
+            let tls = session.tls.clone().filter(|tls| session.modes.protected && resumes(tls));
+            let placed = ports.place(&session.origin, tls.as_ref()).await;
+            placed.map(|slot| (slot.port(), Setup::Shared(slot)))
+        }
+        None => session.service.passive.listen(session.origin.own).and_then(|listener| {
+            let port = listener.local_addr()?.port();
+            Ok((port, Setup::Passive(listener)))
+        }),
+    };
     match listening {
-        Ok((listener, port)) => {
-            session.setup = Setup::Passive(listener);
+        Ok((port, setup)) => {
+            session.setup = setup;
             Ok(port)
         }
         Err(error) => {
