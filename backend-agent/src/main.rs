@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Parser;
 use portolan_agent::{Agent, process};
 use portolan_telemetry::Telemetry;
+use sd_notify::NotifyState;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -26,6 +27,9 @@ struct Arguments {
     /// Print a completion script for this shell and exit.
     #[arg(long, value_name = "SHELL")]
     completions: Option<clap_complete::Shell>,
+    /// Print the manual page, in roff, and exit.
+    #[arg(long)]
+    manual: bool,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,9 @@ fn main() -> ExitCode {
     if let Some(shell) = arguments.completions {
         process::print_completions::<Arguments>(shell);
         return ExitCode::SUCCESS;
+    }
+    if arguments.manual {
+        return process::print_manual::<Arguments>();
     }
     let config = match portolan_config::Agent::load(&arguments.config) {
         Ok(config) => config,
@@ -54,11 +61,30 @@ fn main() -> ExitCode {
     let status = process::run(None, async {
         process::on_hang_up(move || reload_log(&arguments.config, &reloaded))?;
         let agent = Agent::bind(config).await?.with_telemetry(shown);
-        agent.run(process::shutdown_on_signal()?).await?;
+        let shutdown = process::shutdown_on_signal()?;
+        // The port is bound, and calls wait there until they are served.
+        tell_service_manager(NotifyState::Ready);
+        let stopping = shutdown.clone();
+        let telling = async move {
+            stopping.cancelled().await;
+            tell_service_manager(NotifyState::Stopping);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = agent.run(shutdown) => ended?,
+            () = telling => {}
+        }
         Ok(())
     });
     telemetry.stop();
     status
+}
+
+/// Tells systemd where the agent is in its life, sd_notify(3). Without systemd it does nothing.
+fn tell_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
 }
 
 /// Reads the configuration again for its log. What else has changed in it takes a restart.

@@ -36,6 +36,17 @@ pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
 }
 
+/// Prints the manual page.
+pub fn print_manual<T: clap::CommandFactory>() -> ExitCode {
+    match clap_mangen::Man::new(T::command()).render(&mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the manual page cannot be written: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Starts logging and traces; otherwise the fault is printed and the exit status returned.
 pub fn start_telemetry(
     log: &Log,

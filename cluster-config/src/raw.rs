@@ -407,6 +407,8 @@ pub(crate) struct Store {
 pub(crate) struct Document {
     path: PathBuf,
     text: String,
+    /// Variables of the environment that cannot be filled in.
+    faults: Vec<Fault>,
 }
 
 impl Document {
@@ -414,7 +416,8 @@ impl Document {
         let fault = |line, message| Fault { file: path.to_owned(), line, key: String::new(), message };
         let bytes = std::fs::read(path).map_err(|error| fault(0, format!("cannot read it: {error}")))?;
         let text = String::from_utf8(bytes).map_err(|_| fault(0, "it is not UTF-8 text".to_owned()))?;
-        let document = Self { path: path.to_owned(), text };
+        let (text, faults) = filled(&text, path, |name| std::env::var(name).ok());
+        let document = Self { path: path.to_owned(), text, faults };
         if let Err(error) = toml::de::DeTable::parse(&document.text) {
             let line = error.span().map_or(0, |span| document.line(span.start));
             return Err(fault(line, format!("not TOML: {}", error.message())).into());
@@ -448,15 +451,13 @@ impl Document {
             let message = error.message().to_owned();
             Faults::from(Fault { file: self.path.clone(), line, key: String::new(), message })
         })?;
-        let faults = unknown
-            .into_iter()
-            .map(|keys| Fault {
-                file: self.path.clone(),
-                line: self.offset_of(&keys).map_or(0, |offset| self.line(offset)),
-                key: render(&keys),
-                message: "unknown key; docs/configuration.md lists the keys".to_owned(),
-            })
-            .collect();
+        let mut faults = self.faults.clone();
+        faults.extend(unknown.into_iter().map(|keys| Fault {
+            file: self.path.clone(),
+            line: self.offset_of(&keys).map_or(0, |offset| self.line(offset)),
+            key: render(&keys),
+            message: "unknown key; docs/configuration.md lists the keys".to_owned(),
+        }));
         Ok((raw, faults))
     }
 
@@ -487,6 +488,41 @@ impl Document {
         }
         offset
     }
+}
+
+/// Fills variables of the environment in: `${NAME}`, but not in lines that are comments.
+fn filled(text: &str, path: &Path, variable: impl Fn(&str) -> Option<String>) -> (String, Vec<Fault>) {
+    let mut filled = String::new();
+    let mut faults = Vec::new();
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let mut rest = line;
+        while let Some((before, after)) =
+            rest.split_once("${").filter(|_| !line.trim_start().starts_with('#'))
+        {
+            filled.push_str(before);
+            let mut fault = |message: String| {
+                faults.push(Fault { file: path.to_owned(), line: index + 1, key: String::new(), message });
+            };
+            let Some((name, after)) = after.split_once('}') else {
+                fault("${ without its end; allowed: ${NAME}, a variable of the environment".to_owned());
+                rest = after;
+                continue;
+            };
+            match variable(name) {
+                // What ends a text, or a line, would be read as more of the file.
+                Some(value) if value.contains(['"', '\'', '\\']) || value.chars().any(char::is_control) => {
+                    fault(format!(
+                        "the environment's {name} holds a quotation mark, a backslash or a line end"
+                    ));
+                }
+                Some(value) => filled.push_str(&value),
+                None => fault(format!("{name} is not set in the environment")),
+            }
+            rest = after;
+        }
+        filled.push_str(rest);
+    }
+    (filled, faults)
 }
 
 enum Key {
@@ -533,4 +569,29 @@ fn render(keys: &[Key]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_filled_in_and_cannot_bring_more_than_a_value() {
+        let variable = |name: &str| match name {
+            "POD" => Some("mail-0".to_owned()),
+            "EVIL" => Some("x\"\ninsecure = true".to_owned()),
+            _ => None,
+        };
+        let text = "node = \"${POD}\" # ${POD}\n# ${UNSET}\na = \"${POD}.${POD}\"\nb = \"${UNSET}\"\nc = \"${EVIL}\"\nd = \"${POD\"\n";
+        let (filled, faults) = filled(text, Path::new("file"), variable);
+        assert!(
+            filled.starts_with("node = \"mail-0\" # mail-0\n# ${UNSET}\na = \"mail-0.mail-0\"\n"),
+            "{filled}"
+        );
+        assert!(!filled.contains("insecure"), "{filled}");
+        let faults: Vec<_> = faults.iter().map(|fault| (fault.line, &*fault.message)).collect();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert_eq!(faults[0], (4, "UNSET is not set in the environment"));
+        assert_eq!((faults[1].0, faults[2].0), (5, 6));
+    }
 }

@@ -29,6 +29,9 @@ struct Arguments {
     /// Print a completion script for this shell and exit.
     #[arg(long, value_name = "SHELL")]
     completions: Option<clap_complete::Shell>,
+    /// Print the manual page, in roff, and exit.
+    #[arg(long)]
+    manual: bool,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,9 @@ fn main() -> ExitCode {
     if let Some(shell) = arguments.completions {
         process::print_completions::<Arguments>(shell);
         return ExitCode::SUCCESS;
+    }
+    if arguments.manual {
+        return process::print_manual::<Arguments>();
     }
     let config = match portolan_config::Frontend::load(&arguments.config) {
         Ok(config) => config,

@@ -55,12 +55,20 @@ enum Command {
     Reload(reload::Arguments),
     Demo(demo::Arguments),
     Completions(Completions),
+    Manual(Manual),
 }
 
 /// Print a completion script for a shell.
 #[derive(Parser)]
 struct Completions {
     shell: clap_complete::Shell,
+}
+
+/// Write the manual pages, in roff: portolan.1 and one for each subcommand.
+#[derive(Parser)]
+struct Manual {
+    /// Folder for the files; it must be there.
+    folder: PathBuf,
 }
 
 /// Runs the command that the process was started with.
@@ -83,6 +91,16 @@ pub fn main() -> ExitCode {
         Command::Completions(arguments) => {
             process::print_completions::<Arguments>(arguments.shell);
             ExitCode::SUCCESS
+        }
+        Command::Manual(arguments) => {
+            match clap_mangen::generate_to(<Arguments as clap::CommandFactory>::command(), &arguments.folder)
+            {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("portolan: {}: {error}", arguments.folder.display());
+                    ExitCode::FAILURE
+                }
+            }
         }
     }
 }
