@@ -1,0 +1,123 @@
+//! Manifests, configurations and units as they are shipped.
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use portolan_tests::client::{succeed, text};
+use portolan_tests::program;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Python with the packages that `tests/run` has fetched.
+fn python(script: &str) -> Command {
+    let packages = program("portolan").ancestors().nth(2).unwrap().join("python");
+    let mut command = Command::new("python3");
+    command.env("PYTHONPATH", packages).arg(root().join("k8s").join(script));
+    command
+}
+
+#[test]
+fn manifests_fit_the_schemas_of_kubernetes_and_what_every_pod_must_keep() {
+    succeed(python("check.py").arg(root().join("k8s/rendered")));
+}
+
+#[test]
+fn the_rendered_manifests_are_those_of_the_overlays() {
+    // There is no package of a kubectl that is new enough.
+    if Command::new("kubectl").args(["version", "--client"]).output().is_err() {
+        eprintln!("kubectl is not here: what was rendered last is checked by the other test");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    succeed(python("render.py").arg(folder.path()));
+    let read = |folder: &Path| {
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+        files.sort();
+        let named =
+            |path: PathBuf| (path.file_name().unwrap().to_owned(), fs::read_to_string(&path).unwrap());
+        files.into_iter().map(named).collect::<Vec<_>>()
+    };
+    let (rendered, kept) = (read(folder.path()), read(&root().join("k8s/rendered")));
+    assert!(rendered.len() >= 6);
+    assert!(rendered == kept, "k8s/rendered is old: k8s/render.py k8s/rendered");
+}
+
+#[test]
+fn the_rules_of_the_operator_are_those_that_are_tested() {
+    let read = |name: &str| fs::read_to_string(root().join("monitoring").join(name)).unwrap();
+    let rules = read("portolan.rules.yml");
+    let groups = &rules[rules.find("groups:").unwrap()..];
+    let indented: String = groups
+        .lines()
+        .map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") })
+        .collect();
+    assert!(read("prometheusrule.yaml").ends_with(&indented));
+}
+
+/// A configuration of the manifests, with its files in a folder.
+fn checked(name: &str, variables: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    for name in ["tls", "cluster", "admins", "store", "run"] {
+        fs::create_dir(path.join(name)).unwrap();
+    }
+    succeed(Command::new(program("portolan")).args(["pki", "init", "--frontend=f"]).arg(path.join("pki")));
+    for folder in ["tls", "cluster"] {
+        for (from, to) in [("f.pem", "tls.crt"), ("f-key.pem", "tls.key"), ("ca.pem", "ca.crt")] {
+            fs::copy(path.join("pki").join(from), path.join(folder).join(to)).unwrap();
+        }
+    }
+    fs::write(path.join("admins/admins"), "").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path.join("admins/admins"), fs::Permissions::from_mode(0o440)).unwrap();
+    let shipped = fs::read_to_string(root().join("k8s").join(name)).unwrap();
+    let here = path.display().to_string();
+    let moved = shipped.replace("/etc/portolan", &here).replace("/srv/mail", &format!("{here}/store"));
+    let file = path.join("config.toml");
+    fs::write(&file, moved).unwrap();
+    let mut check = Command::new(program("portolan"));
+    let output = check.arg("check").arg(&file).envs(variables.iter().copied()).output().unwrap();
+    text(&output)
+}
+
+#[test]
+fn the_configurations_of_the_manifests_have_no_fault() {
+    for file in ["base/frontend.toml", "overlays/proxy-protocol/frontend.toml"] {
+        let told = checked(file, &[("PASSIVE_ADDRESS", "192.0.2.1")]);
+        assert!(told.contains("no faults"), "{file}: {told}");
+    }
+    let told = checked("base/agent.toml", &[("NODE_NAME", "portolan-agent-0")]);
+    assert!(told.contains("no faults"), "{told}");
+    assert!(checked("base/agent.toml", &[]).contains("NODE_NAME is not set in the environment"));
+}
+
+#[test]
+fn units_are_valid_and_hardened() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = program("portolan");
+    let programs = programs.parent().unwrap().display();
+    for (name, exposure_max) in [("portolan-frontend.service", 2.0), ("portolan-agent.service", 2.0)] {
+        let unit = root().join("packaging/systemd").join(name);
+        let shipped = fs::read_to_string(&unit).unwrap();
+        // The programs where they are now; no manual page is installed.
+        let here: String = shipped
+            .lines()
+            .filter(|line| !line.starts_with("Documentation="))
+            .map(|line| line.replace("=/usr/bin/", &format!("={programs}/")) + "\n")
+            .collect();
+        let copy = folder.path().join(name);
+        fs::write(&copy, here).unwrap();
+        let told = text(&Command::new("systemd-analyze").arg("verify").arg(&copy).output().unwrap());
+        assert!(!told.contains(name), "{told}");
+        let security =
+            Command::new("systemd-analyze").args(["security", "--offline=true"]).arg(&copy).output();
+        let told = text(&security.unwrap());
+        let overall = told.lines().find(|line| line.contains("Overall exposure level")).unwrap();
+        let exposure: f64 = overall.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!(exposure <= exposure_max, "{overall}");
+    }
+}
