@@ -73,6 +73,8 @@ pub struct ControlConnection {
     logged_in: AtomicBool,
     shown: Mutex<Shown>,
     ending: watch::Sender<Ending>,
+    /// Its engine ends it in order when it is asked to, whatever is under way.
+    ends_by_itself: AtomicBool,
     /// The session is over; what an engine still does for it must end.
     over: CancellationToken,
 }
@@ -155,6 +157,7 @@ impl ControlConnection {
             logged_in: AtomicBool::new(false),
             shown: Mutex::default(),
             ending: watch::Sender::new(Ending::No),
+            ends_by_itself: AtomicBool::new(false),
             over: CancellationToken::new(),
         })
     }
@@ -217,6 +220,15 @@ impl ControlConnection {
     /// Something that takes its time is under way.
     pub fn is_busy(&self) -> bool {
         self.transfers.load(Ordering::Acquire) > 0
+    }
+
+    /// The engine sees to it that what is under way when the session is asked to end is done first.
+    pub fn set_ends_by_itself(&self) {
+        self.ends_by_itself.store(true, Ordering::Release);
+    }
+
+    pub fn ends_by_itself(&self) -> bool {
+        self.ends_by_itself.load(Ordering::Acquire)
     }
 
     /// Is cancelled when the session is over.

@@ -96,7 +96,12 @@ impl Sessions {
         let close_idle = async {
             loop {
                 self.note_transfers(&mut seen);
-                for control in self.present().values().filter(|control| control.is_idle_for(REPLY_GRACE)) {
+                // One that ends by itself does so after its transfer, and takes no other command: a client that never
+                // pauses would keep the drain.
+                let may_end = |control: &Arc<ControlConnection>| {
+                    control.ends_by_itself() || control.is_idle_for(REPLY_GRACE)
+                };
+                for control in self.present().values().filter(|control| may_end(control)) {
                     control.ask_to_end(Ending::Drain);
                 }
                 tokio::time::sleep(DRAIN_STEP).await;

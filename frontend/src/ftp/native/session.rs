@@ -138,6 +138,7 @@ enum Ended {
 
 /// Serves one control connection until it ends.
 pub(in crate::ftp) async fn serve(service: Arc<Service>, stream: TcpStream, control: Arc<ControlConnection>) {
+    control.set_ends_by_itself();
     let serving = run(service, stream, &control);
     // The session itself says good bye. This is for one that cannot, because its client takes no replies.
     let cutting = async {
