@@ -71,8 +71,10 @@ fn main() -> ExitCode {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            ended = agent.run(shutdown) => ended?,
+            // First, because an agent that has nothing to do ends at once.
+            biased;
             () = telling => {}
+            ended = agent.run(shutdown) => ended?,
         }
         Ok(())
     });

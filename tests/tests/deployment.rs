@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use portolan_tests::client::{succeed, text};
-use portolan_tests::program;
+use portolan_tests::{Cluster, program, tree};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -93,6 +95,56 @@ fn the_configurations_of_the_manifests_have_no_fault() {
     let told = checked("base/agent.toml", &[("NODE_NAME", "portolan-agent-0")]);
     assert!(told.contains("no faults"), "{told}");
     assert!(checked("base/agent.toml", &[]).contains("NODE_NAME is not set in the environment"));
+}
+
+#[test]
+fn each_program_has_a_manual_page_and_the_package_is_made_of_files_that_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    succeed(Command::new(program("portolan")).arg("manual").arg(folder.path()));
+    let pages = fs::read_dir(folder.path()).unwrap().count();
+    assert!(pages > 10, "{pages}");
+    for name in ["portolan-frontend", "portolan-agent"] {
+        let page = succeed(Command::new(program(name)).arg("--manual"));
+        assert!(page.contains(".TH") && page.contains("config"), "{page}");
+    }
+    for script in ["postinst", "postrm"] {
+        succeed(Command::new("sh").arg("-n").arg(root().join("packaging/debian").join(script)));
+    }
+    let manifest = fs::read_to_string(root().join("frontend/Cargo.toml")).unwrap();
+    let (_, package) = manifest.split_once("[package.metadata.deb]").unwrap();
+    let sources = package.lines().filter_map(|line| line.trim().strip_prefix("[\"../")?.split('"').next());
+    let kept = sources.filter(|source| !source.starts_with("target/") && !source.contains('*'));
+    let mut count = 0;
+    for source in kept {
+        assert!(root().join(source).is_file(), "{source}");
+        count += 1;
+    }
+    assert!(count > 4, "{count}");
+}
+
+#[test]
+fn an_agent_tells_the_service_manager_that_it_serves_and_that_it_stops() {
+    let cluster = Cluster::start(tree::fill);
+    let path = cluster.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let config = fs::read_to_string(cluster.path().join("agent-1.toml")).unwrap();
+    fs::create_dir_all(cluster.path().join("other/domains")).unwrap();
+    let config = config.replace("root = \"node-1\"", "root = \"other\"");
+    fs::write(cluster.path().join("other.toml"), config).unwrap();
+    let mut agent = Command::new(program("portolan-agent"));
+    agent.arg("--config").arg(cluster.path().join("other.toml")).env("NOTIFY_SOCKET", &path);
+    let mut agent = agent.stderr(Stdio::null()).spawn().unwrap();
+    let told = || {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert!(told().contains("READY=1"));
+    let id = rustix::process::Pid::from_raw(i32::try_from(agent.id()).unwrap()).unwrap();
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    assert!(told().contains("STOPPING=1"));
+    assert!(agent.wait().unwrap().success());
 }
 
 #[test]
