@@ -626,8 +626,14 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
 /// Keys that differ and hold for the life of a process.
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let kind = |security: &Security| matches!(security, Security::Plain);
+    // Sessions of before would keep the ports from those that come.
+    let shares_otherwise = new.listeners.iter().any(|listener| {
+        let before = old.listeners.iter().find(|other| other.name == listener.name);
+        before.is_some_and(|before| before.passive_ports_shared != listener.passive_ports_shared)
+    });
     [
         (kind(&old.cluster) != kind(&new.cluster), "cluster"),
+        (shares_otherwise, "listeners.passive_ports_shared"),
         (old.threads != new.threads, "threads"),
         (old.control != new.control, "control"),
         (old.tracing != new.tracing, "tracing"),
