@@ -122,9 +122,7 @@ impl Running {
         for target in targets.iter() {
             target.way.close(deadline);
         }
-        // Nobody else holds them, but for who logs right now.
-        let targets = Arc::try_unwrap(targets).unwrap_or_default();
-        for target in targets.into_iter().filter_map(|target| Arc::try_unwrap(target).ok()) {
+        for target in targets.iter() {
             target.way.wait(deadline);
         }
     }
@@ -235,7 +233,7 @@ impl Way {
         }
     }
 
-    fn wait(self, deadline: Instant) {
+    fn wait(&self, deadline: Instant) {
         match self {
             Way::Lines(queue, _) => queue.wait(deadline),
             Way::Records(queue) => queue.wait(deadline),

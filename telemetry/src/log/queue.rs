@@ -59,7 +59,7 @@ impl Fate {
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     shared: Arc<Shared<T>>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl<T: Send + 'static> Queue<T> {
         });
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || own.run(sink()))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread })
     }
 
     /// Puts an item in, if there is room.
@@ -133,13 +133,12 @@ impl<T: Send + 'static> Queue<T> {
     }
 
     /// Waits until the thread is done, until the deadline of [`Queue::close`]. A thread that is stuck is left behind.
-    pub(crate) fn wait(mut self, deadline: Instant) {
-        let Some(thread) = self.thread.take() else { return };
-        while !thread.is_finished() && Instant::now() < deadline {
+    pub(crate) fn wait(&self, deadline: Instant) {
+        while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
         let left = self.shared.state().items.len();
-        if !thread.is_finished() || left > 0 {
+        if !self.thread.is_finished() || left > 0 {
             eprintln!("log target {}: {left} lines or more were not delivered", self.shared.name);
         }
     }
