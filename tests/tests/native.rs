@@ -74,7 +74,7 @@ fn abor_stat_and_noop_answer_while_an_upload_is_under_way() {
     assert_eq!(control.reply().0, 226);
     assert!(started.elapsed() < Duration::from_secs(2));
     assert_untouched(&cluster, &folder);
-    assert!(cluster.frontend.log().contains("the client aborted it"));
+    cluster.frontend.wait_for_log("the client aborted it");
     // As some clients send it: with Telnet's interrupt and an urgent mark before it.
     let _data = half_an_upload(&cluster, &mut control);
     control.send(b"\xff\xf4\xff").unwrap();
@@ -120,7 +120,7 @@ fn whatever_cuts_an_upload_leaves_the_old_content() {
     reset(other.into_stream());
     assert_untouched(&cluster, &folder);
     drop(data);
-    assert!(cluster.frontend.log().contains("the control connection was closed"));
+    cluster.frontend.wait_for_log("the control connection was closed");
     // Less than was announced.
     assert_eq!(control.ask("ALLO 100").0, 200);
     assert_eq!(control.store("kept.eml", b"short"), 426);
