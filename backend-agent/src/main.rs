@@ -65,17 +65,13 @@ fn main() -> ExitCode {
         // The port is bound, and calls wait there until they are served.
         tell_service_manager(NotifyState::Ready);
         let stopping = shutdown.clone();
-        let telling = async move {
+        let tell_stopping = async {
             stopping.cancelled().await;
             tell_service_manager(NotifyState::Stopping);
-            std::future::pending::<()>().await;
+            Ok(())
         };
-        tokio::select! {
-            // First, because an agent that has nothing to do ends at once.
-            biased;
-            () = telling => {}
-            ended = agent.run(shutdown) => ended?,
-        }
+        // Both to their ends: an agent that has nothing to do ends in the moment it is asked to.
+        tokio::try_join!(tell_stopping, agent.run(shutdown))?;
         Ok(())
     });
     telemetry.stop();
