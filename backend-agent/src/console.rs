@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use portolan_config::certificate;
-use portolan_config::checked::agent::{Agent as Config, Security};
 use portolan_telemetry::Telemetry;
 use portolan_telemetry::http::{Answers, Readiness, Server};
 use portolan_telemetry::metrics::{self, gauge, timestamp};
@@ -22,6 +21,7 @@ use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
 use crate::service::{AgentService, STREAMS_MAX};
 use crate::store::{Store, Usage};
+use crate::tls::Tls;
 
 /// How often the disk is asked for its room. A scrape never waits for a disk.
 const USAGE_EVERY: Duration = Duration::from_secs(15);
@@ -30,7 +30,7 @@ const USAGE_MAX: Duration = Duration::from_secs(60);
 
 /// What is shown.
 pub(crate) struct Console {
-    pub(crate) config: Config,
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) holdings: Arc<HoldingsWatch>,
     pub(crate) service: AgentService,
@@ -152,7 +152,8 @@ impl Collector for State {
         one("portolan_agent_holdings_read_timestamp", help, Some(Unit::Seconds), read)?;
         let failing = if console.holdings.failure().is_some() { 1.0 } else { 0.0 };
         one("portolan_agent_holdings_failing", "1 where the last reading failed", None, failing)?;
-        let Security::Mutual { identity, client_ca } = &console.config.security else { return Ok(()) };
+        let Some(certificates) = console.tls.as_ref().map(|tls| tls.in_force()) else { return Ok(()) };
+        let (identity, client_ca) = (&certificates.identity, &certificates.client_ca);
         let files = [(&identity.chain_file, &identity.chain), (&client_ca.file, &client_ca.certificates)];
         let ends = files.into_iter().filter_map(|(file, chain)| {
             let first: Option<SystemTime> = chain.iter().filter_map(|der| certificate::ends(der)).min();

@@ -16,11 +16,14 @@ pub mod metrics;
 pub mod process;
 pub mod service;
 pub mod store;
+mod tls;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use portolan_config::checked::agent::{Agent as Config, Security, Store as StoreConfig};
 use portolan_proto::v1::agent_server::AgentServer;
 use portolan_proto::{
@@ -28,18 +31,16 @@ use portolan_proto::{
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic::transport::Server;
 
 use holdings::HoldingsWatch;
 use portolan_telemetry::{Telemetry, http};
 use service::AgentService;
 use store::Store;
 use store::tree::TreeStore;
+use tls::Tls;
 
-/// A TLS handshake that takes longer is dropped.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// A connection whose peer does not answer a ping is closed after interval + timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,6 +57,8 @@ pub enum Error {
     Scan(#[source] store::Error),
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("the certificates cannot be used")]
+    Tls(#[from] tls::Error),
     #[error("cannot serve gRPC")]
     Serve(#[source] tonic::transport::Error),
 }
@@ -67,6 +70,8 @@ pub struct Agent {
     address: SocketAddr,
     store: Arc<dyn Store>,
     holdings: Arc<HoldingsWatch>,
+    /// `None`: in plaintext.
+    tls: Option<Arc<Tls>>,
     http: Option<http::Server>,
     telemetry: Option<Arc<Telemetry>>,
 }
@@ -88,6 +93,12 @@ impl Agent {
 
     /// As [`Agent::bind`], over a store that is open already.
     pub async fn bind_store(config: Config, store: Arc<dyn Store>) -> Result<Self, Error> {
+        let tls = match &config.security {
+            Security::Plain => None,
+            Security::Mutual { identity, client_ca } => {
+                Some(Arc::new(Tls::new(identity.clone(), client_ca.clone())?))
+            }
+        };
         let holdings = HoldingsWatch::start(&store).await.map_err(Error::Scan)?;
         if holdings.subscribe().borrow().domains.is_empty() {
             tracing::warn!("the store holds no domain; if it should, its volume may not be mounted");
@@ -103,7 +114,7 @@ impl Agent {
             }
         };
         let holdings = Arc::new(holdings);
-        Ok(Self { config, listener, address, store, holdings, http, telemetry: None })
+        Ok(Self { config, listener, address, store, holdings, tls, http, telemetry: None })
     }
 
     /// Shows how the log of the process fares among its metrics.
@@ -135,7 +146,7 @@ impl Agent {
         let stop_last = CancellationToken::new();
         if let Some(http) = self.http {
             let console = console::Console {
-                config: self.config.clone(),
+                tls: self.tls.clone(),
                 store: Arc::clone(&self.store),
                 holdings: Arc::clone(&self.holdings),
                 service: service.clone(),
@@ -149,7 +160,7 @@ impl Agent {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<AgentServer<AgentService>>().await;
-        let mut server = Server::builder()
+        let server = Server::builder()
             .max_frame_size(HTTP2_FRAME_BYTES_MAX)
             .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
@@ -159,14 +170,8 @@ impl Agent {
             .http2_max_local_error_reset_streams(None)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
-        if let Some(tls) = tls(&self.config.security) {
-            server = server.tls_config(tls).map_err(Error::Serve)?;
-        } else {
-            tracing::warn!("gRPC is in plaintext: whoever reaches the port reads and writes all mail");
-        }
         let count = move |inner| metrics::Counted { inner, metrics: Arc::clone(&metrics) };
         let mut server = server.trace_fn(service::call_span).layer(tower::layer::layer_fn(count));
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let holdings = Arc::clone(&self.holdings);
         tasks.spawn({
             let (store, stop) = (self.store, shutdown.clone());
@@ -174,10 +179,23 @@ impl Agent {
         });
         tracing::info!(node = %self.config.node, address = %self.address, "agent serves");
         let stopping = shutdown.clone();
-        let serve = server
-            .add_service(health_service)
-            .add_service(service)
-            .serve_with_incoming_shutdown(incoming, async move { stopping.cancelled().await });
+        let stopped = async move { stopping.cancelled().await };
+        let server = server.add_service(health_service).add_service(service);
+        let (tls, listener) = (self.tls.clone(), self.listener);
+        let serve = async move {
+            match tls {
+                Some(tls) => server.serve_with_incoming_shutdown(tls.incoming(listener), stopped).await,
+                None => {
+                    tracing::warn!(
+                        "gRPC is in plaintext: whoever reaches the port reads and writes all mail"
+                    );
+                    let incoming = tls::connections(listener).map(|(stream, _)| Ok::<_, Infallible>(stream));
+                    server.serve_with_incoming_shutdown(incoming, stopped).await
+                }
+            }
+        };
+        let _renewing =
+            self.tls.map(|tls| AbortOnDropHandle::new(tokio::spawn(async move { tls.renew().await })));
         let deadline = async {
             shutdown.cancelled().await;
             tracing::info!("agent drains");
@@ -198,17 +216,5 @@ impl Agent {
         last.wait().await;
         tracing::info!("agent stopped");
         served
-    }
-}
-
-fn tls(security: &Security) -> Option<ServerTlsConfig> {
-    match security {
-        Security::Plain => None,
-        Security::Mutual { identity, client_ca } => Some(
-            ServerTlsConfig::new()
-                .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.expose()))
-                .client_ca_root(Certificate::from_pem(&client_ca.pem))
-                .timeout(HANDSHAKE_MAX),
-        ),
     }
 }

@@ -280,6 +280,93 @@ fn a_gibibyte_survives_reloads_new_certificates_the_end_of_its_listener_and_a_dr
     cluster.frontend.wait_for_log("front end drained\",\"finished\":2,\"failed\":0,\"cut\":0");
 }
 
+/// What openssl gets from an agent that it shows a certificate of ours: the agent's certificate, and what is said.
+fn meet_agent(cluster: &Cluster, number: usize, shown: &Path) -> String {
+    let address = cluster.agent(number).address.to_string();
+    let mut client = Command::new("timeout");
+    client.args(["10", "openssl", "s_client", "-alpn", "h2", "-connect", &address, "-cert"]);
+    client.arg(shown.join("front-1.pem")).arg("-key").arg(shown.join("front-1-key.pem"));
+    text(&client.stdin(Stdio::null()).output().unwrap())
+}
+
+#[test]
+fn an_authority_is_replaced_under_a_download_without_a_restart() {
+    let cluster = Cluster::start(tree::fill);
+    let remote = cluster.domains(1).join("one.example/large");
+    let (expected, fetched) = (large_file(&remote), cluster.path().join("fetched"));
+    let down = curl(&cluster, "35M", &["--output", &fetched.to_string_lossy()], "/domains/one.example/large");
+    let (pki, old, new) =
+        (cluster.path().join("pki"), cluster.path().join("old"), cluster.path().join("new"));
+    let made = Command::new(program("portolan"))
+        .args(["pki", "init"])
+        .arg(&new)
+        .args((1..=3).map(|number| format!("--node=mail-{number}")))
+        .args(["--frontend=front-1", "--alias=127.0.0.1"])
+        .output();
+    succeeded(&made.unwrap());
+    succeeded(&Command::new("cp").arg("-a").arg(&pki).arg(&old).output().unwrap());
+    // As a volume of Kubernetes changes: each file at once.
+    let replace = |name: &str, content: Vec<u8>| {
+        let beside = pki.join("beside");
+        fs::write(&beside, content).unwrap();
+        fs::set_permissions(&beside, fs::metadata(pki.join(name)).unwrap().permissions()).unwrap();
+        fs::rename(&beside, pki.join(name)).unwrap();
+    };
+    let renewed = |times: usize| {
+        eventually("all have taken the certificates", || {
+            let line = "the certificates are renewed";
+            let agents = (1..=3).all(|number| cluster.agent(number).log().matches(line).count() == times);
+            let line = "the certificates of the cluster are renewed";
+            (agents && cluster.frontend.log().matches(line).count() == times).then_some(())
+        });
+    };
+
+    // A file that is no certificate changes nothing, and is told once.
+    let kept = fs::read(pki.join("mail-2.pem")).unwrap();
+    replace("mail-2.pem", b"nonsense".to_vec());
+    cluster.agent(2).wait_for_log("cannot be used; the old ones stay");
+    assert!(meet_agent(&cluster, 2, &old).contains("subject=CN = mail-2"));
+    replace("mail-2.pem", kept);
+
+    // Both authorities are trusted, then all have certificates of the new one, then the old one is not trusted.
+    let authority = |folder: &Path| fs::read(folder.join("ca.pem")).unwrap();
+    replace("ca.pem", [authority(&old), authority(&new)].concat());
+    renewed(1);
+    for name in ["mail-1", "mail-2", "mail-3", "front-1"] {
+        for file in [format!("{name}.pem"), format!("{name}-key.pem")] {
+            replace(&file, fs::read(new.join(&file)).unwrap());
+        }
+    }
+    renewed(2);
+    replace("ca.pem", authority(&new));
+    renewed(3);
+
+    let verify = ["verify", "-CAfile"];
+    let shown = |number| {
+        let said = meet_agent(&cluster, number, &new);
+        let certificate = cluster.path().join("shown.pem");
+        fs::write(&certificate, &said).unwrap();
+        let verified =
+            Command::new("openssl").args(verify).arg(new.join("ca.pem")).arg(&certificate).output();
+        assert!(succeeded(&verified.unwrap()).contains("OK"), "{said}");
+    };
+    (1..=3).for_each(shown);
+    assert!(!cluster.agent(3).log().contains("TLS handshake failed"), "{}", cluster.agent(3).log());
+    meet_agent(&cluster, 3, &old);
+    assert!(cluster.agent(3).wait_for_log("TLS handshake failed").contains("invalid peer certificate"));
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    for domain in ["one.example", "two.example", "spread.example"] {
+        assert_eq!(control.fetch(&format!("NLST /domains/{domain}")).0, 226);
+    }
+    assert!(
+        fs::metadata(&fetched).unwrap().len() < GIB / 10 * 9,
+        "the download was too fast to show anything"
+    );
+    finish(down);
+    assert_eq!(digest(&fetched), expected);
+    assert!(!cluster.frontend.log().contains("node is away"), "{}", cluster.frontend.log());
+}
+
 #[test]
 fn what_a_drain_cuts_commits_nothing_and_is_counted() {
     for second_signal in [false, true] {
