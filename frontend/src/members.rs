@@ -174,8 +174,11 @@ fn facts(nodes: &Nodes, config: &Config) -> Vec<NodeFacts> {
         let written = config.nodes.iter().position(|written| written.name == *name);
         written.unwrap_or_else(|| config.nodes.len() + found.partition_point(|other| *other < name))
     };
+    let has_address =
+        |name: &NodeId| config.nodes.iter().any(|written| written.name == *name && written.address.is_some());
     let facts = |node: &Arc<NodeClient>| NodeFacts {
         name: node.name().clone(),
+        is_discovered: !has_address(node.name()),
         role: role(node),
         mail_hosts: mail_hosts(node),
         rank: rank(node.name()),

@@ -98,6 +98,7 @@ fn main() -> ExitCode {
     };
     let facts = |node| NodeFacts {
         name: format!("mail-{node}").parse().expect("a node's name"),
+        is_discovered: false,
         role: Role::Primary { standbys: Vec::new(), writes: false },
         mail_hosts: Vec::new(),
         rank: node as usize,

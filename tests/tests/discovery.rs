@@ -151,4 +151,25 @@ fn nodes_are_found_by_services() {
     assert!(changes.contains("the nodes are changed"), "{changes}");
     assert_eq!(session.fetch("NLST /domains").0, 226);
     whole(&cluster);
+
+    // What a backup has of the routing is taken as it is. Addresses that were found are not part of it: they change.
+    let mut generated = |name: &str| {
+        let (code, content) = session.fetch(&format!("RETR /cluster/{name}"));
+        assert_eq!(code, 226);
+        String::from_utf8(content).unwrap()
+    };
+    let (nodes, map) = (generated("nodes.cfg"), generated("domain-map.cfg"));
+    assert!(nodes.contains("# Discovery has found it at 127.0.0.1"), "{nodes}");
+    assert!(!nodes.contains("address ="), "{nodes}");
+    fs::write(cluster.path().join("domain-map.cfg"), map).unwrap();
+    cluster.edit_config(|config| {
+        let config = config.replace("[[nodes]]\nname = \"mail-2\"\n", "");
+        let file = "[map]\nfile = \"domain-map.cfg\"\nsources = [\"static\", \"announced\"]\n";
+        config.replace("[map]\n", file) + &nodes
+    });
+    let changes = cluster.reload();
+    assert!(changes.contains("the map is changed"), "{changes}");
+    let explained = text(&cluster.operate(&["map"]));
+    assert!(explained.contains("static"), "{explained}");
+    whole(&cluster);
 }

@@ -27,6 +27,8 @@ pub struct NodeIndex(pub usize);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
     pub name: NodeId,
+    /// Discovery finds it: its address is nobody's to write down.
+    pub is_discovered: bool,
     pub role: Role,
     /// What a directory calls it, beside its name.
     pub mail_hosts: Vec<String>,

@@ -571,6 +571,7 @@ mod tests {
         let primary = || Role::Primary { standbys: Vec::new(), writes: false };
         let facts = |(rank, name): (usize, &&str)| NodeFacts {
             name: node(name),
+            is_discovered: false,
             role: primary(),
             mail_hosts: Vec::new(),
             rank,

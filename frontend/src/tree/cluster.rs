@@ -196,9 +196,13 @@ impl Generated {
 
 fn nodes_text(map: &Snapshot, nodes: &Nodes) -> String {
     let mut text = "# The nodes of this cluster: tables for the configuration of a front end.\n".to_owned();
-    for (index, NodeFacts { name, role, mail_hosts, .. }) in map.facts() {
+    for (index, NodeFacts { name, is_discovered, role, mail_hosts, .. }) in map.facts() {
         let _ = write!(text, "\n[[nodes]]\nname = {}\n", quoted(name.as_str()));
         match nodes.get(index).address() {
+            // Written down it would stay in force where discovery finds the node elsewhere.
+            Some(address) if *is_discovered => {
+                let _ = writeln!(text, "# Discovery has found it at {address}.");
+            }
             Some(address) => {
                 let _ = writeln!(text, "address = {}", quoted(&address.to_string()));
             }
