@@ -6,11 +6,15 @@
 
 use std::time::Duration;
 
+use itertools::Itertools as _;
 use portolan_telemetry::metrics::SECONDS;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+/// Verbs of backups and restores.
+const TRANSFER_VERBS: [&str; 4] = ["RETR", "STOR", "LIST", "MLSD"];
 
 /// One label, from a closed set.
 type One = [(&'static str, &'static str); 1];
@@ -29,6 +33,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    const ALL: [Self; 4] = [Self::Complete, Self::Failed, Self::Aborted, Self::Refused];
+
     pub fn word(self) -> &'static str {
         match self {
             Outcome::Complete => "complete",
@@ -50,6 +56,8 @@ pub enum LoginOutcome {
 }
 
 impl LoginOutcome {
+    const ALL: [Self; 5] = [Self::Accepted, Self::Wrong, Self::Barred, Self::Banned, Self::Undecided];
+
     pub fn word(self) -> &'static str {
         match self {
             LoginOutcome::Accepted => "accepted",
@@ -108,19 +116,34 @@ impl Default for Metrics {
         let bytes_by_way = Family::<One, Counter>::default();
         let bytes = [Way::Download, Way::Upload, Way::Listing]
             .map(|way| bytes_by_way.get_or_create_owned(&[("way", way.word())]));
+        // Alerts are about these: a counter that is not there before it counts does not show its first increase.
+        let (logins, transfers, reloads) = (
+            Family::<One, Counter>::default(),
+            Family::<Two, Counter>::default(),
+            Family::<One, Counter>::default(),
+        );
+        for outcome in LoginOutcome::ALL {
+            drop(logins.get_or_create(&[("outcome", outcome.word())]));
+        }
+        for (verb, outcome) in TRANSFER_VERBS.into_iter().cartesian_product(Outcome::ALL) {
+            drop(transfers.get_or_create(&[("verb", verb), ("outcome", outcome.word())]));
+        }
+        for outcome in [Outcome::Complete, Outcome::Refused] {
+            drop(reloads.get_or_create(&[("outcome", outcome.word())]));
+        }
         Self {
             connections: Family::default(),
             refused: Family::default(),
-            logins: Family::default(),
+            logins,
             login_seconds: seconds(),
             commands: Family::default(),
-            transfers: Family::default(),
+            transfers,
             bytes,
             bytes_by_way,
             transfer_seconds: Family::new_with_constructor(seconds),
             first_byte_seconds: Family::new_with_constructor(seconds),
             changes: Family::default(),
-            reloads: Family::default(),
+            reloads,
         }
     }
 }
