@@ -28,6 +28,138 @@ fn manifests_fit_the_schemas_of_kubernetes_and_what_every_pod_must_keep() {
 }
 
 #[test]
+fn manifests_that_do_not_fit_together_are_found() {
+    // An overlay, one of its objects, what is changed in it, and what is said of that.
+    let changes = [
+        (
+            "lb-per-pod",
+            "ConfigMap portolan-agent",
+            "0.0.0.0:9122",
+            "0.0.0.0:9123",
+            "does not ask for /healthz",
+        ),
+        ("lb-per-pod", "ConfigMap portolan-agent", "0.0.0.0:7171", "0.0.0.0:7172", "they listen at 7172"),
+        ("lb-per-pod", "ConfigMap portolan-frontend", "0.0.0.0:2121", "0.0.0.0:2122", "frontend serves"),
+        ("lb-per-pod", "ConfigMap portolan-frontend", "29000-29007", "29000-29008", "frontend serves"),
+        (
+            "lb-per-pod",
+            "NetworkPolicy portolan-frontend",
+            "- port: 7171",
+            "- port: 7170",
+            "reach portolan-agent at port",
+        ),
+        (
+            "lb-per-pod",
+            "NetworkPolicy portolan-frontend",
+            "endPort: 29007",
+            "endPort: 29006",
+            "at port 29007",
+        ),
+        ("lb-per-pod", "NetworkPolicy portolan-frontend", "- port: 53\n", "- port: 54\n", "reach dns"),
+        (
+            "lb-per-pod",
+            "NetworkPolicy portolan-agent",
+            "component: frontend",
+            "component: other",
+            "reach portolan-agent",
+        ),
+        (
+            "lb-per-pod",
+            "PodDisruptionBudget portolan-agent",
+            "component: agent",
+            "component: none",
+            "is for no pod",
+        ),
+        ("lb-per-pod", "PodMonitor portolan-agent", "port: agent-http", "port: metrics", "shows its metrics"),
+        (
+            "lb-per-pod",
+            "Certificate portolan-frontend",
+            "portolan-frontend-tls",
+            "other",
+            "nobody makes the Secret",
+        ),
+        (
+            "lb-per-pod",
+            "Certificate portolan-ftp",
+            "portolan-frontend-1.",
+            "portolan-frontend-2.",
+            "does not name",
+        ),
+        (
+            "lb-per-pod",
+            "StatefulSet portolan-frontend",
+            "path: /readyz",
+            "path: /ready",
+            "does not ask for /readyz",
+        ),
+        ("lb-per-pod", "StatefulSet portolan-frontend", "replicas: 2", "replicas: 1", "there is no pod"),
+        ("lb-per-pod", "StatefulSet portolan-agent", "Seconds: 330", "Seconds: 30", "but gets less"),
+        ("lb-per-pod", "StatefulSet portolan-agent", "  replicas: 3", "  replicas: 4", "nodes_min is not 4"),
+        (
+            "lb-per-pod",
+            "Service portolan-agents",
+            "clusterIP: None",
+            "type: ClusterIP",
+            "no headless Service",
+        ),
+        (
+            "host-network",
+            "NetworkPolicy portolan-agent",
+            "- ipBlock:\n        cidr: 192.0.2.0/24",
+            "- podSelector: {}",
+            "reach",
+        ),
+        ("proxy-protocol", "NetworkPolicy portolan-haproxy", "- port: 9121", "- port: 9120", "at port 9121"),
+        (
+            "proxy-protocol",
+            "NetworkPolicy portolan-frontend",
+            "component: haproxy",
+            "component: x",
+            "at port 2121",
+        ),
+        (
+            "daemonset",
+            "StatefulSet portolan-frontend",
+            "  selector:",
+            "  replicas: 2\n  selector:",
+            "beside an autoscaler",
+        ),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for (number, (overlay, object, from, to, _)) in changes.iter().enumerate() {
+        let (kind, name) = object.split_once(' ').unwrap();
+        let text = fs::read_to_string(root().join(format!("k8s/rendered/{overlay}.yaml"))).unwrap();
+        let mut changed = 0;
+        let objects: Vec<String> = text
+            .split("\n---\n")
+            .map(|text| {
+                let is_it = text.contains(&format!("\nkind: {kind}\n"))
+                    || text.starts_with(&format!("kind: {kind}\n"));
+                let named = text.lines().any(|line| {
+                    let rest = line.strip_prefix("  name: ").and_then(|found| found.strip_prefix(name));
+                    // ConfigMaps have a hash behind their name.
+                    rest.is_some_and(|rest| rest.is_empty() || (kind == "ConfigMap" && rest.len() == 11))
+                });
+                if !is_it || !named || !text.contains(from) {
+                    return text.to_owned();
+                }
+                changed += 1;
+                text.replacen(from, to, 1)
+            })
+            .collect();
+        assert_eq!(changed, 1, "{overlay} {object}: {from}");
+        fs::write(folder.path().join(format!("{number}-{overlay}.yaml")), objects.join("\n---\n")).unwrap();
+    }
+    let told = text(&python("check.py").arg(folder.path()).output().unwrap());
+    for (number, (overlay, object, from, to, expected)) in changes.iter().enumerate() {
+        let start = format!("{number}-{overlay}: ");
+        let said: Vec<&str> = told.lines().filter(|line| line.starts_with(&start)).collect();
+        let is_said = |words: &str| said.iter().any(|line| line.contains(words));
+        assert!(is_said(expected), "{object}: {from} -> {to}: {said:#?}");
+    }
+}
+
+#[test]
 fn the_rendered_manifests_are_those_of_the_overlays() {
     // There is no package of a kubectl that is new enough.
     if Command::new("kubectl").args(["version", "--client"]).output().is_err() {
@@ -89,12 +221,38 @@ fn checked(name: &str, variables: &[(&str, &str)]) -> String {
 #[test]
 fn the_configurations_of_the_manifests_have_no_fault() {
     for file in ["base/frontend.toml", "overlays/proxy-protocol/frontend.toml"] {
-        let told = checked(file, &[("PASSIVE_ADDRESS", "192.0.2.1")]);
-        assert!(told.contains("no faults"), "{file}: {told}");
+        for passive_address in ["192.0.2.1", "ftp.example.org", ""] {
+            let told = checked(file, &[("PASSIVE_ADDRESS", passive_address), ("HTTP_HOST", "0.0.0.0")]);
+            assert!(told.contains("no faults"), "{file}: {told}");
+        }
     }
     let told = checked("base/agent.toml", &[("NODE_NAME", "portolan-agent-0")]);
     assert!(told.contains("no faults"), "{told}");
     assert!(checked("base/agent.toml", &[]).contains("NODE_NAME is not set in the environment"));
+}
+
+#[test]
+fn the_samples_of_the_package_and_the_balancers_configuration_have_no_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let init = ["pki", "init", "--node=mail-1", "--node-alias=mail-2", "--frontend=front-1"];
+    succeed(Command::new(program("portolan")).args(init).arg(path));
+    fs::write(path.join("admins"), "").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path.join("admins"), fs::Permissions::from_mode(0o640)).unwrap();
+    for name in ["frontend.toml", "agent.toml"] {
+        let sample = fs::read_to_string(root().join(format!("packaging/etc/{name}.sample"))).unwrap();
+        fs::write(path.join(name), sample.replace("/srv/mail", &path.to_string_lossy())).unwrap();
+        let told = succeed(Command::new(program("portolan")).arg("check").arg(path.join(name)));
+        assert!(told.contains("no faults"), "{name}: {told}");
+    }
+    // Agents that share a certificate each find their name in it.
+    let shown = ["x509", "-noout", "-ext", "subjectAltName", "-in"];
+    let names = succeed(Command::new("openssl").args(shown).arg(path.join("mail-1.pem")));
+    assert!(names.contains("DNS:mail-1, DNS:mail-2"), "{names}");
+    let mut haproxy = Command::new("haproxy");
+    haproxy.env("POD_NAMESPACE", "mail").arg("-c").arg("-f");
+    succeed(haproxy.arg(root().join("k8s/overlays/proxy-protocol/haproxy.cfg")));
 }
 
 #[test]

@@ -285,7 +285,13 @@ fn listener(
         .unwrap_or(PortRange { first: 50_000, last: 50_999 });
     let passive_ports_shared =
         checker.optional(&raw.passive_ports_shared, &key("passive_ports_shared")).copied().unwrap_or(false);
-    let passive_address = checker.parse::<PassiveHost>(&raw.passive_address, &key("passive_address"));
+    // Empty as a variable of the environment is that says nothing.
+    let is_said = |field: &raw::Text| field.as_ref().is_some_and(|field| field.value.as_deref() != Ok(""));
+    let passive_address = if is_said(&raw.passive_address) {
+        checker.parse::<PassiveHost>(&raw.passive_address, &key("passive_address"))
+    } else {
+        None
+    };
     let passive_addresses = passive_addresses(&raw.passive_addresses, &key("passive_addresses"), checker);
     let proxy_protocol = proxy_protocol(&raw.proxy_protocol, &key("proxy_protocol"), checker);
     if engine == Engine::Libunftp {
@@ -293,7 +299,7 @@ fn listener(
     }
     if proxy_protocol.data == ProxiedData::Direct
         && raw.proxy_protocol.data.is_some()
-        && raw.passive_address.is_none()
+        && !is_said(&raw.passive_address)
         && raw.passive_addresses.is_empty()
     {
         let message = "required with proxy_protocol.data = \"direct\": PASV would name the balancer";

@@ -40,6 +40,10 @@ pub(super) struct Init {
     /// A node's name; may be given more than once.
     #[arg(long = "node", value_name = "NAME")]
     pub(super) nodes: Vec<NodeId>,
+    /// Another name in the certificate of the node, for agents that share it as those of a StatefulSet do; may be given more
+    /// than once. Goes into the certificate of each node that is made.
+    #[arg(long = "node-alias", value_name = "NAME")]
+    pub(super) node_aliases: Vec<NodeId>,
     /// A front end's name; may be given more than once.
     #[arg(long = "frontend", value_name = "NAME")]
     pub(super) frontends: Vec<NodeId>,
@@ -129,7 +133,8 @@ pub(super) fn init(arguments: &Init) -> Result<Vec<PathBuf>, Error> {
         write(&key_path(folder, name), &key.serialize_pem(), 0o600, &mut written)
     };
     for node in &arguments.nodes {
-        sign(node.as_str(), &[ExtendedKeyUsagePurpose::ServerAuth], &[])?;
+        let aliases: Vec<_> = arguments.node_aliases.iter().map(ToString::to_string).collect();
+        sign(node.as_str(), &[ExtendedKeyUsagePurpose::ServerAuth], &aliases)?;
     }
     for frontend in &arguments.frontends {
         let usages = [ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];

@@ -39,6 +39,7 @@ impl Cluster {
         pki::init(&pki::Init {
             folder: pki_folder.clone(),
             nodes: NODES.iter().map(|name| name.parse()).collect::<Result<_, _>>()?,
+            node_aliases: Vec::new(),
             frontends: vec![FRONTEND.parse()?],
             aliases: vec!["127.0.0.1".to_owned(), "localhost".to_owned()],
             days: 1,
