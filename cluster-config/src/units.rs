@@ -36,6 +36,10 @@ impl PortRange {
     pub fn count(self) -> u32 {
         u32::from(self.last) - u32::from(self.first) + 1
     }
+
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
 }
 
 impl FromStr for PortRange {

@@ -629,11 +629,16 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     // Sessions of before would keep the ports from those that come.
     let shares_otherwise = new.listeners.iter().any(|listener| {
         let before = old.listeners.iter().find(|other| other.name == listener.name);
-        before.is_some_and(|before| before.passive_ports_shared != listener.passive_ports_shared)
+        match before {
+            Some(before) if before.passive_ports_shared == listener.passive_ports_shared => {
+                listener.passive_ports_shared && before.passive_ports != listener.passive_ports
+            }
+            _ => old.listeners.iter().any(|other| other.competes_with(listener)),
+        }
     });
     [
         (kind(&old.cluster) != kind(&new.cluster), "cluster"),
-        (shares_otherwise, "listeners.passive_ports_shared"),
+        (shares_otherwise, "passive ports that are shared"),
         (old.threads != new.threads, "threads"),
         (old.control != new.control, "control"),
         (old.tracing != new.tracing, "tracing"),

@@ -1,13 +1,14 @@
 //! A few passive ports for many sessions (`passive_ports_shared`).
 #![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use portolan_tests::client::{Control, connect_from, curl, lftp, script, succeed, succeeded};
+use portolan_tests::client::{Control, connect_from, curl, lftp, script, succeed, succeeded, text};
 use portolan_tests::tree::{self, assert_same};
 use portolan_tests::{Cluster, PASSWORD, free_port};
 
@@ -101,11 +102,9 @@ fn a_port_that_was_left_is_given_to_nobody_else_of_that_address_for_a_while() {
     let begun = Instant::now();
     let (code, _) = port_of(&mut second);
     assert_eq!(code, 425);
-    assert!((4..8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((9..13).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     // The late connection comes to nobody.
-    let mut late = TcpStream::connect(SocketAddr::new(address.ip(), left)).unwrap();
-    late.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    assert!(late.write_all(b"x").is_err() || matches!(late.read(&mut [0; 1]), Ok(0) | Err(_)));
+    assert!(is_closed(TcpStream::connect(SocketAddr::new(address.ip(), left)).unwrap()));
     // Another address is not concerned.
     let source = IpAddr::from([127, 0, 0, 7]);
     let mut other = Control::over(connect_from(source, address).unwrap());
@@ -113,67 +112,184 @@ fn a_port_that_was_left_is_given_to_nobody_else_of_that_address_for_a_while() {
     other.log_in("admin");
     assert_eq!(other.fetch(&format!("NLST {FOLDER}")).0, 226);
     // The session that waits is served although others come to its port.
-    let stranger = connect_from([127, 0, 0, 8].into(), SocketAddr::new(address.ip(), kept)).unwrap();
+    assert!(is_closed(connect_from([127, 0, 0, 8].into(), SocketAddr::new(address.ip(), kept)).unwrap()));
     let mut data = TcpStream::connect(SocketAddr::new(address.ip(), kept)).unwrap();
     assert_eq!(first.ask(&format!("NLST {FOLDER}")).0, 150);
     let mut listed = String::new();
     data.read_to_string(&mut listed).unwrap();
     assert_eq!(first.reply().0, 226);
-    drop(stranger);
     // A port at which somebody was served is free at once.
     assert_eq!(port_of(&mut second), (229, kept));
+    // And the one that was left is, after half a minute in all.
+    let mut third = Control::login(address, "admin");
+    // Each asks for ten seconds.
+    assert!((0..4).any(|_| port_of(&mut third) == (229, left)));
+    assert!((28..45).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
+
+/// Has the other end given the connection up?
+fn is_closed(mut connection: TcpStream) -> bool {
+    connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    match connection.read(&mut [0; 1]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
 }
 
 #[test]
-fn sessions_that_share_address_and_port_are_told_apart_by_the_tls_session_that_they_resume() {
+fn what_is_refused_takes_no_ports_from_others() {
+    let cluster = cluster(4, "");
+    let address = cluster.frontend.address;
+    let mut first = Control::login(address, "admin");
+    let mut other = Control::login(address, "admin");
+    // The client never comes, so its ports are left: two of them, and not all.
+    for _ in 0..2 {
+        assert_eq!(port_of(&mut first).0, 229);
+        assert_eq!(first.ask(&format!("RETR {FOLDER}/missing")).0, 550);
+    }
+    assert_eq!(port_of(&mut first).0, 425);
+    for _ in 0..5 {
+        assert_eq!(other.fetch(&format!("NLST {FOLDER}")).0, 226);
+    }
+    // One that has come before the refusal is done with.
+    let mut early = Control::login(address, "admin");
+    for _ in 0..5 {
+        let (_, port) = port_of(&mut early);
+        let data = TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap();
+        assert_eq!(early.ask(&format!("RETR {FOLDER}/missing")).0, 550);
+        assert!(is_closed(data));
+    }
+}
+
+#[test]
+fn one_connection_too_many_does_not_shift_those_of_the_sessions_after_it() {
+    let cluster = cluster(1, "");
+    let address = cluster.frontend.address;
+    for name in ["first", "second"] {
+        let path = cluster.domains(1).join("one.example/users/alice/folders/INBOX").join(name);
+        fs::write(path, name).unwrap();
+    }
+    let (mut first, mut second) = (Control::login(address, "admin"), Control::login(address, "admin"));
+    let (_, port) = port_of(&mut first);
+    // Somebody of that address is there before the client.
+    let mut stray = TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(is_closed(TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap()));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| (port_of(&mut second), Instant::now()));
+        std::thread::sleep(Duration::from_millis(500));
+        let asked = Instant::now();
+        assert_eq!(first.ask(&format!("RETR {FOLDER}/first")).0, 150);
+        let mut content = String::new();
+        stray.read_to_string(&mut content).unwrap();
+        assert_eq!((&content[..], first.reply().0), ("first", 226));
+        // The port was the first one's until then.
+        let (given, at) = waiting.join().unwrap();
+        assert_eq!(given, (229, port));
+        assert!(at > asked);
+    });
+    let mut data = TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap();
+    assert_eq!(second.ask(&format!("RETR {FOLDER}/second")).0, 150);
+    let mut content = String::new();
+    data.read_to_string(&mut content).unwrap();
+    assert_eq!((&content[..], second.reply().0), ("second", 226));
+}
+
+#[test]
+fn sixty_transfers_of_one_address_are_under_way_at_once_through_two_ports() {
+    for reuse in ["match-if-offered", "require"] {
+        let cluster = cluster(2, &format!("session_reuse = \"{reuse}\""));
+        let address = cluster.frontend.address;
+        for (version, memory) in [
+            ("1.2", "own"),
+            ("1.2-without-tickets", "own"),
+            ("1.3", "own"),
+            ("1.2", "common"),
+            ("1.2-without-tickets", "common"),
+            ("1.3", "common"),
+        ] {
+            let mut command = script("python3", "many_sessions.py");
+            command.args([address.ip().to_string(), address.port().to_string()]);
+            command.arg(cluster.authority()).args([PASSWORD, version, "60", FOLDER, memory]);
+            assert_eq!(succeed(&mut command).trim(), "2", "{reuse} {version} {memory}");
+            for number in 0..60 {
+                let path = cluster.domains(1).join(format!("one.example/users/alice/folders/INBOX/{number}"));
+                let stored = fs::read_to_string(&path).unwrap();
+                assert_eq!(
+                    stored,
+                    format!("content of session {number}\n").repeat(100),
+                    "{version} {memory}"
+                );
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn rclone_with_one_memory_of_tls_for_twenty_connections_copies_each_file_as_it_is() {
+    let cluster = cluster(2, "");
+    let address = cluster.frontend.address;
+    let folder = cluster.domains(1).join("one.example/users/alice/folders/INBOX");
+    for number in 0..400 {
+        fs::write(folder.join(format!("m{number:05}")), format!("mail {number}\n").repeat(200)).unwrap();
+    }
+    let secret = succeed(Command::new("rclone").args(["obscure", PASSWORD]));
+    let (ip, port, secret) = (address.ip(), address.port(), secret.trim().to_owned());
+    for disable_tls13 in [true, false] {
+        let remote = format!(
+            ":ftp,host={ip},port={port},user=admin,pass={secret},explicit_tls=true,disable_tls13={disable_tls13},\
+             encoding=Slash:"
+        );
+        let (down, up) = (cluster.path().join("down"), "/domains/one.example/users/alice/folders/copy");
+        let rclone = |arguments: &[&str]| {
+            let mut command = Command::new("timeout");
+            command.args(["200", "rclone", "--config", "/dev/null", "--retries", "1", "--transfers", "20"]);
+            succeed(command.args(arguments).env("SSL_CERT_FILE", cluster.authority()))
+        };
+        rclone(&["copy", &format!("{remote}{FOLDER}"), down.to_str().unwrap()]);
+        assert_same(&tree::read(&folder), &tree::read(&down));
+        rclone(&["copy", down.to_str().unwrap(), &format!("{remote}{up}")]);
+        assert_same(&tree::read(&folder), &tree::read(&folder.with_file_name("copy")));
+        fs::remove_dir_all(&down).unwrap();
+        fs::remove_dir_all(folder.with_file_name("copy")).unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_does_not_prove_itself_where_it_must_is_refused_and_others_are_served() {
     let cluster = cluster(2, "session_reuse = \"require\"");
     let address = cluster.frontend.address;
-    for version in ["1.2", "1.2-without-tickets", "1.3"] {
-        let mut command = script("python3", "many_sessions.py");
-        command.args([address.ip().to_string(), address.port().to_string()]);
-        command.arg(cluster.authority()).args([PASSWORD, version, "60", FOLDER]);
-        assert_eq!(succeed(&mut command).trim(), "2", "{version}");
-    }
-    let stored: BTreeMap<_, _> = (0..60)
-        .map(|number| {
-            let path = cluster.domains(1).join(format!("one.example/users/alice/folders/INBOX/{number}"));
-            (number, fs::read_to_string(path).unwrap())
-        })
-        .collect();
-    assert!(
-        stored.iter().all(|(number, text)| *text == format!("content of session {number}\n").repeat(100))
-    );
-}
-
-#[test]
-fn a_connection_that_does_not_tell_whose_it_is_comes_to_nobody() {
-    let cluster = cluster(1, "session_reuse = \"require\"");
-    let address = cluster.frontend.address;
-    // Two sessions at the only port; then connections that say nothing, garbage, and a half of a ClientHello.
-    let mut command = script("python3", "two_at_one_port.py");
-    command.args([address.ip().to_string(), address.port().to_string()]);
-    command.arg(cluster.authority()).args([PASSWORD, FOLDER]);
-    assert_eq!(succeed(&mut command).trim(), "226 226");
-    let log = cluster.frontend.wait_for_log("it does not tell whose it is");
-    assert!(!log.contains("panicked"), "{log}");
-    // With real clients.
+    let mut waiting = Control::login(address, "admin");
+    let (_, port) = port_of(&mut waiting);
+    // Garbage at its port, of its own address.
+    let mut stray = TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap();
+    stray.write_all(b"this is no TLS at all\r\n").unwrap();
     let shown = succeeded(&curl(&cluster, &["--ssl-reqd"], "/domains/one.example/domainRegistry.bin"));
     assert!(shown.starts_with("one.example"));
+    assert_eq!(waiting.ask("NOOP").0, 200);
 }
 
 #[test]
-fn a_reload_keeps_who_waits_and_may_take_more_ports() {
-    let cluster = cluster(1, "");
+fn a_reload_keeps_who_waits_and_other_ports_take_a_restart() {
+    let cluster = cluster(2, "");
     let address = cluster.frontend.address;
     let mut control = Control::login(address, "admin");
     let (_, port) = port_of(&mut control);
-    cluster.edit_config(|config| config.replace(&format!("{port}-{port}"), &format!("{port}-{}", port + 3)));
-    cluster.reload();
-    let mut other = Control::login(address, "admin");
-    assert_eq!(other.fetch(&format!("NLST {FOLDER}")).0, 226);
+    cluster
+        .edit_config(|config| config.replace("passive_ports =", "idle_timeout = \"200s\"\npassive_ports ="));
+    assert!(cluster.reload().contains("is changed"));
     let mut data = TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap();
     assert_eq!(control.ask(&format!("NLST {FOLDER}")).0, 150);
     let mut listed = String::new();
     data.read_to_string(&mut listed).unwrap();
     assert_eq!(control.reply().0, 226);
+    // Sessions of before would keep the ports from those that come.
+    cluster.edit_config(|config| {
+        let line = config.lines().find(|line| line.starts_with("passive_ports =")).unwrap().to_owned();
+        config.replace(&line, &format!("passive_ports = \"{port}-{}\"", port + 3))
+    });
+    let refused = text(&cluster.operate(&["reload"]));
+    assert!(refused.contains("passive ports that are shared"), "{refused}");
+    assert_eq!(Control::login(address, "admin").fetch(&format!("NLST {FOLDER}")).0, 226);
 }

@@ -125,7 +125,10 @@ fn behind_haproxy_data_goes_through_it_and_rules_and_limits_are_of_the_client() 
         ("send-proxy-v2", "", "bare", false),
         ("send-proxy-v2", "", "bare", true),
     ] {
-        let cluster = cluster(&format!("{rules}\npassive_ports_shared = {shared}"), way);
+        // Without it, connections of all clients of the balancer would be alike.
+        let reuse = if shared && way == "bare" { "require" } else { "match-if-offered" };
+        let keys = format!("{rules}\npassive_ports_shared = {shared}\nsession_reuse = \"{reuse}\"");
+        let cluster = cluster(&keys, way);
         let balancer = HaProxy::start(&cluster, control, data);
         // PASV and EPSV, in plaintext and with TLS, both ways.
         for arguments in [&["--disable-epsv"][..], &[], &["--ssl-reqd", "--insecure"]] {

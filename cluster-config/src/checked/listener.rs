@@ -49,6 +49,16 @@ pub struct Listener {
     pub session_bandwidth: Bandwidth,
 }
 
+impl Listener {
+    /// Both would listen at the same passive ports, and one of them for as long as it is there.
+    pub fn competes_with(&self, other: &Self) -> bool {
+        let (own, others) = (self.address.ip(), other.address.ip());
+        let meet = own == others || own.is_unspecified() || others.is_unspecified();
+        let shares = self.passive_ports_shared || other.passive_ports_shared;
+        shares && meet && self.passive_ports.overlaps(other.passive_ports)
+    }
+}
+
 /// Which implementation of the FTP protocol serves a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -246,6 +256,18 @@ pub(super) fn listeners(
         }
         let Some(listener) = listener(raw, index, (name, address), checker, inherited) else { continue };
         if enable {
+            if let Some(other) = checked.iter().find(|other: &&Listener| other.competes_with(&listener)) {
+                let message = format!(
+                    "overlaps with the ports of {}, and one of the two shares them (passive_ports_shared); each needs \
+                     ports of its own",
+                    other.name
+                );
+                checker.fault(
+                    span(&raw.passive_ports),
+                    &format!("listeners[{index}].passive_ports"),
+                    message,
+                );
+            }
             checked.push(listener);
         }
     }
@@ -304,6 +326,15 @@ fn listener(
     {
         let message = "required with proxy_protocol.data = \"direct\": PASV would name the balancer";
         checker.fault(span(&raw.proxy_protocol.data), &key("passive_address"), message);
+    }
+    if passive_ports_shared
+        && proxy_protocol.data == ProxiedData::Bare
+        && raw.proxy_protocol.data.is_some()
+        && session_reuse != SessionReuse::Require
+    {
+        let message = "required with passive_ports_shared and proxy_protocol.data = \"bare\": nothing else tells whose a \
+                       connection is; allowed: \"require\"";
+        checker.fault(span(&raw.session_reuse), &key("session_reuse"), message);
     }
     let idle_timeout = checker.duration(&raw.idle_timeout, &key("idle_timeout"), 10, 86_400, 300);
     let login_timeout = checker.duration(&raw.login_timeout, &key("login_timeout"), 5, 600, 60);

@@ -125,7 +125,7 @@ impl Service {
         };
         let shared_ports = listener.passive_ports_shared.then(|| {
             let kept = previous.and_then(|previous| previous.shared_ports.clone());
-            match kept.filter(|kept| kept.is_of(listener.passive_ports)) {
+            match kept {
                 Some(kept) => {
                     kept.update(&listener.proxy_protocol);
                     kept

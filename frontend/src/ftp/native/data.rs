@@ -97,12 +97,13 @@ impl Error {
 impl Plan {
     /// Opens the connection; with TLS, after the 150 that the client waits for.
     pub(super) async fn open(mut self, direction: Direction) -> Result<Connection, Error> {
+        let mut slot = None;
         let connecting = async {
             match std::mem::take(&mut self.setup) {
                 // A transfer is refused before it comes here without a setup.
                 Setup::None => Err(Error::NotConnected),
                 Setup::Passive(listener) => self.accept(&listener).await,
-                Setup::Shared(mut slot) => slot.connection().await.map_err(Error::Accept),
+                Setup::Shared(given) => slot.insert(given).connection().await.map_err(Error::Accept),
                 Setup::Active(address) => self.connect(address).await.map_err(Error::Unreachable),
             }
         };
@@ -112,12 +113,32 @@ impl Plan {
         linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
         let stream = match &self.tls {
             None => Stream::Left(stream),
-            Some((tls, reuse)) => Stream::Right(Box::new(tls.accept_data(stream, *reuse, direction).await?)),
+            Some((tls, reuse)) => {
+                let accepted = tls.accept_data(stream, *reuse, direction).await;
+                let (stream, is_own) = accepted.inspect_err(|_| {
+                    if let Some(slot) = slot.take() {
+                        slot.was_mistaken();
+                    }
+                })?;
+                if is_own {
+                    slot = None;
+                }
+                Stream::Right(Box::new(stream))
+            }
         };
         let compression = self.compression.map(Deflate::new);
         let may_have_header = self.may_have_header();
         let Self { close_notify, pace, .. } = self;
-        Ok(Connection { stream, close_notify, compression, inflate: None, pace, direction, may_have_header })
+        Ok(Connection {
+            stream,
+            close_notify,
+            compression,
+            inflate: None,
+            pace,
+            direction,
+            may_have_header,
+            _slot: slot,
+        })
     }
 
     async fn accept(&self, listener: &TcpListener) -> Result<TcpStream, Error> {
@@ -194,6 +215,8 @@ pub(super) struct Connection {
     direction: Direction,
     /// Nothing has been read yet, and a PROXY header would be a mistake of the balancer's configuration.
     may_have_header: bool,
+    /// Held where nothing has proved that this is the client: the client may still come.
+    _slot: Option<Slot>,
 }
 
 impl Connection {

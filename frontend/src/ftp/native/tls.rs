@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +18,6 @@ use rustix::net::sockopt;
 use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert, StoresServerSessions};
 use rustls::sign::CertifiedKey;
 use rustls::{HandshakeKind, ServerConfig};
-use tls_parser::{TlsExtension, TlsMessage, TlsMessageHandshake};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -85,7 +83,6 @@ pub(super) struct SessionTls {
     client_certificate: OnceLock<Vec<u8>>,
     /// As `config`, without tickets after the handshake.
     without_tickets: Arc<ServerConfig>,
-    has_resumed: AtomicBool,
 }
 
 impl SessionTls {
@@ -118,7 +115,6 @@ impl SessionTls {
             client_certificate: OnceLock::new(),
             config: Arc::new(config),
             without_tickets: Arc::new(without_tickets),
-            has_resumed: AtomicBool::new(false),
         }
     }
 
@@ -160,51 +156,19 @@ impl SessionTls {
             .unwrap_or_default()
     }
 
-    /// The client has resumed this session's TLS on a data connection, so it will again.
-    pub(super) fn has_resumed(&self) -> bool {
-        self.has_resumed.load(Ordering::Acquire)
-    }
-
-    fn marks(&self) -> impl Iterator<Item = &Mark> {
-        std::iter::once(&self.marked.mark).chain(self.marked.adopted.get())
-    }
-
-    /// No TLS session that the one's client may resume is one that the other's may.
-    pub(super) fn differs_from(&self, other: &Self) -> bool {
-        self.marks().all(|mark| other.marks().all(|others| others != mark))
-    }
-
-    /// Does a ClientHello offer to resume a TLS session of this session?
-    pub(super) fn is_offered_in(&self, hello: &[u8]) -> bool {
-        let Ok(Some(offered)) = resumable(hello) else { return false };
-        let tickets = offered.tickets.iter().filter_map(|ticket| self.marked.tickets.decrypt(ticket));
-        let kept = offered.id.iter().filter_map(|id| self.marked.kept.get(id));
-        tickets.chain(kept).any(|session| {
-            session.first_chunk::<MARK_BYTES>().is_some_and(|mark| self.marks().any(|own| own == mark))
-        })
-    }
-
-    /// True for a whole ClientHello, false for the beginning of one.
-    ///
-    /// # Errors
-    /// It is none.
-    pub(super) fn is_whole_hello(bytes: &[u8]) -> io::Result<bool> {
-        Ok(resumable(bytes)?.is_some())
-    }
-
     /// The mark of the TLS session that a handshake has resumed.
     fn offered(&self, stream: &TlsStream<TcpStream>) -> Option<Mark> {
         let read = self.marked.read().take();
         read.filter(|_| stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
-    /// The handshake of a data connection, which must fit the session.
+    /// The handshake of a data connection, which must fit the session; true where it has proved that it is this client's.
     pub(super) async fn accept_data(
         &self,
         stream: TcpStream,
         reuse: SessionReuse,
         direction: Direction,
-    ) -> Result<TlsStream<TcpStream>, Error> {
+    ) -> Result<(TlsStream<TcpStream>, bool), Error> {
         let config = match (direction, reuse) {
             // The tickets of TLS 1.3 come after the handshake. A client that only sends, such as Perl's Net::FTP,
             // would close its socket with them unread, and that resets the connection: the upload is lost.
@@ -219,11 +183,9 @@ impl SessionTls {
         match (reuse, offered) {
             (SessionReuse::MatchIfOffered | SessionReuse::Require, Offered::Foreign) => Err(Error::Foreign),
             (SessionReuse::Require, Offered::Nothing) => Err(Error::NotResumed),
-            (SessionReuse::Off, _) | (SessionReuse::MatchIfOffered, Offered::Nothing) => Ok(stream),
-            (_, Offered::Own) => {
-                self.has_resumed.store(true, Ordering::Release);
-                Ok(stream)
-            }
+            (SessionReuse::Off, offered) => Ok((stream, offered == Offered::Own)),
+            (SessionReuse::MatchIfOffered, Offered::Nothing) => Ok((stream, false)),
+            (_, Offered::Own) => Ok((stream, true)),
         }
     }
 }
@@ -253,54 +215,6 @@ impl Drop for SessionTls {
     fn drop(&mut self) {
         self.service.owners().remove(&self.marked.mark);
     }
-}
-
-/// What a ClientHello offers to resume.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Resumable {
-    /// Of TLS 1.2 (RFC 5077) and TLS 1.3 (RFC 8446 section 4.2.11).
-    tickets: Vec<Vec<u8>>,
-    /// Of TLS 1.2; TLS 1.3 has one that means nothing.
-    id: Option<Vec<u8>>,
-}
-
-/// Looks into a ClientHello; `None`: it is not whole yet. Clients send it in one record.
-fn resumable(bytes: &[u8]) -> io::Result<Option<Resumable>> {
-    let invalid = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
-    let record = match tls_parser::parse_tls_plaintext(bytes) {
-        Ok((_, record)) => record,
-        Err(tls_parser::nom::Err::Incomplete(_)) => return Ok(None),
-        Err(_) => return Err(invalid("it does not speak TLS")),
-    };
-    let Some(TlsMessage::Handshake(TlsMessageHandshake::ClientHello(hello))) = record.msg.first() else {
-        return Err(invalid("its TLS does not begin with a ClientHello"));
-    };
-    let mut found = Resumable { id: hello.session_id.map(<[u8]>::to_vec), ..Resumable::default() };
-    let (_, extensions) = tls_parser::parse_tls_client_hello_extensions(hello.ext.unwrap_or_default())
-        .map_err(|_| invalid("the extensions of its ClientHello are broken"))?;
-    for extension in extensions {
-        match extension {
-            TlsExtension::SessionTicket(ticket) => found.tickets.push(ticket.to_vec()),
-            TlsExtension::PreSharedKey(offered) => {
-                found.tickets.extend(identities(offered).ok_or_else(|| invalid("its tickets are broken"))?);
-            }
-            _ => {}
-        }
-    }
-    Ok(Some(found))
-}
-
-/// The identities of pre-shared keys: each has its length, and its age behind it.
-fn identities(offered: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let (length, rest) = offered.split_first_chunk::<2>()?;
-    let mut list = rest.get(..usize::from(u16::from_be_bytes(*length)))?;
-    let mut identities = Vec::new();
-    while let Some((length, rest)) = list.split_first_chunk::<2>() {
-        let (identity, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        identities.push(identity.to_vec());
-        list = rest.get(4..)?;
-    }
-    Some(identities)
 }
 
 /// The listener's certificates, and which of them a session has asked for by HOST.

@@ -1,15 +1,14 @@
 //! How the next data connection comes about: PASV, EPSV, PORT, EPRT (RFC 959, RFC 2428).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 
-use portolan_config::checked::listener::{ProxiedData, SessionReuse};
+use portolan_config::checked::listener::ProxiedData;
 
 use crate::ftp::advertised::Advertised;
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::session::{Session, Step};
-use crate::ftp::native::tls::SessionTls;
+use crate::ftp::native::shared::Guest;
 use crate::ftp::reply::Reply;
 
 /// Ports below belong to services that a server must not be sent to (RFC 2577 section 3).
@@ -69,14 +68,8 @@ async fn listen(session: &mut Session) -> Result<u16, Reply> {
     session.setup = Setup::None;
     let listening = match session.service.shared_ports.clone() {
         Some(ports) => {
-            let reuse = session.service.listener.session_reuse;
-            let resumes = |tls: &Arc<SessionTls>| match reuse {
-                SessionReuse::Require => true,
-                SessionReuse::MatchIfOffered => tls.has_resumed(),
-                SessionReuse::Off => false,
-            };
-            let tls = session.tls.clone().filter(|tls| session.modes.protected && resumes(tls));
-            let placed = ports.place(&session.origin, tls.as_ref()).await;
+            let guest = Guest { session: session.id, is_protected: session.modes.protected };
+            let placed = ports.place(&session.origin, guest).await;
             placed.map(|slot| (slot.port(), Setup::Shared(slot)))
         }
         None => session.service.passive.listen(session.origin.own).and_then(|listener| {
