@@ -96,6 +96,12 @@ impl Tally {
         let count = if outcome == Outcome::Complete { &self.complete[way as usize] } else { &self.failed };
         count.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// What follows is another's.
+    fn reset(&self) {
+        let counts = self.complete.iter().chain(&self.bytes).chain([&self.failed]);
+        counts.for_each(|count| count.store(0, Ordering::Relaxed));
+    }
 }
 
 /// What the operator is shown of a session.
@@ -243,7 +249,7 @@ impl ControlConnection {
     }
 
     /// Tells of the session, which is over: an operator sees at a glance whether all of a backup went well.
-    pub fn tell_end(&self) {
+    fn tell_end(&self) {
         // Whoever has not logged in has done nothing.
         let Some(admin) = &self.shown_mut().admin else { return };
         let [downloads, uploads, listings] =
@@ -261,6 +267,10 @@ impl ControlConnection {
 
     /// Who has logged in; `None`: nobody any more.
     pub fn set_admin(&self, admin: Option<&str>) {
+        if admin.is_none() {
+            self.tell_end();
+            self.tally.reset();
+        }
         self.logged_in.store(admin.is_some(), Ordering::Release);
         self.shown_mut().admin = admin.map(str::to_owned);
     }
@@ -310,5 +320,11 @@ impl Drop for TransferUnderWay {
         self.0.shown_mut().transfer = None;
         self.0.last_transfer_ms.store(now.max(1), Ordering::Release);
         self.0.transfers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+/// After the last transfer, which has its share in it.
+impl Drop for ControlConnection {
+    fn drop(&mut self) {
+        self.tell_end();
     }
 }

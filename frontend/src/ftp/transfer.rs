@@ -214,7 +214,11 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         if self.stand() == Stand::UnderWay {
-            self.broken_off(&"the front end cut it");
+            self.broken_off(if self.is_committing() {
+                &"the front end cut it while the node stored it, which may have been done"
+            } else {
+                &"the front end cut it"
+            });
         }
     }
 }
@@ -222,6 +226,34 @@ impl Drop for Transfer {
 /// What a failure with this code is counted as.
 fn outcome(code: u16) -> Outcome {
     if code < 500 || code == 552 { Outcome::Failed } else { Outcome::Refused }
+}
+
+/// A change that a node was asked for and has not answered yet. Dropped like this, nobody knows whether it was made.
+pub struct Unanswered<'a> {
+    pub control: &'a ControlConnection,
+    pub login: &'a Login,
+    pub verb: &'static str,
+    pub path: &'a VirtualPath,
+    pub to: Option<&'a VirtualPath>,
+}
+
+impl Unanswered<'_> {
+    pub fn is_answered(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let Self { control, login, verb, path, to } = self;
+        let (admin, path, to) = (&login.admin.name, path.in_cluster(), to.map(VirtualPath::in_cluster));
+        tracing::warn!(
+            target: AUDIT,
+            parent: &control.span,
+            event = "change", verb, path, to, admin, result = "unknown",
+            cause = "the front end cut it before the node had answered", "command cut; it may have been done"
+        );
+    }
 }
 
 /// Tells of a command that has changed something.
@@ -246,30 +278,30 @@ pub fn command_failed(
     control: &ControlConnection,
     login: &Login,
     verb: &'static str,
-    path: &VirtualPath,
+    (path, to): (&VirtualPath, Option<&VirtualPath>),
     error: &tree::Error,
 ) {
     let code = reply::code(error);
     let outcome = outcome(code);
-    let changes = matches!(verb, "MKD" | "RMD" | "DELE" | "RNTO" | "MFMT" | "MFF" | "SITE" | "MDTM");
+    let changes = matches!(verb, "MKD" | "RMD" | "DELE" | "RNTO" | "MFMT" | "MFF" | "SITE");
     if changes {
         control.metrics.changed(verb, outcome);
     }
     let event = if changes { "change" } else { "command" };
-    let (admin, path, node) =
-        (&login.admin.name, path.in_cluster(), error.node().map(tracing::field::display));
+    let (admin, path, to) = (&login.admin.name, path.in_cluster(), to.map(VirtualPath::in_cluster));
+    let node = error.node().map(tracing::field::display);
     let (cause, result) = (chain(error), outcome.word());
     if outcome == Outcome::Failed {
         tracing::warn!(
             target: AUDIT,
             parent: &control.span,
-            event, verb, path, admin, node, result, code, cause, "command failed"
+            event, verb, path, to, admin, node, result, code, cause, "command failed"
         );
     } else if matches!(error, tree::Error::NotGranted { .. }) {
         tracing::info!(
             target: AUDIT,
             parent: &control.span,
-            event, verb, path, admin, result, code, cause, "command refused"
+            event, verb, path, to, admin, result, code, cause, "command refused"
         );
     } else {
         tracing::debug!(parent: &control.span, verb, path, admin, code, cause, "command refused");

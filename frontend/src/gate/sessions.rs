@@ -147,7 +147,6 @@ impl Drop for Present {
             tracing::error!(session = %self.control.id, "a session did not end in order");
         }
         self.sessions.present().remove(&self.control.id);
-        self.control.tell_end();
         self.control.close();
     }
 }

@@ -169,7 +169,7 @@ fn in_one_line(name: &[u8]) -> PathBuf {
 impl TreeStorage {
     fn refused(&self, user: &FtpUser, verb: &'static str, path: &Path, error: tree::Error) -> storage::Error {
         let shown = resolve(user, path).unwrap_or_default();
-        command_failed(&self.control, &user.0, verb, &shown, &error);
+        command_failed(&self.control, &user.0, verb, (&shown, None), &error);
         storage::Error::new(kind(&error), error)
     }
 

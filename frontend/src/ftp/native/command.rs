@@ -127,10 +127,21 @@ impl Command {
     pub(super) fn log(&self) {
         let shown = || match self.verb {
             Verb::PASS | Verb::ACCT if !self.argument.is_empty() => "***".to_owned(),
+            // Elsewhere some of them take passwords, and clients may think so here.
+            Verb::SITE if !SITE_SHOWN.iter().any(|name| begins_with(&self.argument, name)) => {
+                "***".to_owned()
+            }
             _ => portolan_proto::path::display(&self.argument).to_string(),
         };
         tracing::debug!(target: PROTOCOL, command = self.verb.name(), argument = shown(), "the client says");
     }
+}
+
+/// Those of SITE whose arguments are no secrets.
+const SITE_SHOWN: [&str; 3] = ["CHMOD", "UTIME", "HELP"];
+
+fn begins_with(argument: &[u8], word: &str) -> bool {
+    argument.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// The words of an argument, for commands whose argument is no name.

@@ -117,7 +117,7 @@ fn work(
         Outcome::Done(match tree.digest(&login, &path, algorithm, offset, length).await {
             Ok(digest) => tell(digest),
             Err(error) => {
-                command_failed(&control, &login, verb.name(), &path, &error);
+                command_failed(&control, &login, verb.name(), (&path, None), &error);
                 reply::of(&error, Action::Look, &path)
             }
         })

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use portolan_config::checked::listener::Ascii;
 
-use super::{asked, login, path};
+use super::{asked, asked_to_change, login, path};
 use crate::ftp::native::command::{Verb, words};
 use crate::ftp::native::facts::{list_line, on_one_line, parse_seconds, parse_timestamp, timestamp};
 use crate::ftp::native::session::{Session, Step};
@@ -120,11 +120,11 @@ async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -
     let mut made = Changed::default();
     if let Some(unix_mode) = changes.unix_mode {
         let setting = tree.set_mode(&login, &path, unix_mode);
-        made = asked(session, verb, &path, Action::Change, setting).await?;
+        made = asked_to_change(session, &login, verb, (&path, None), setting).await?;
     }
     if let Some(modified_ns) = changes.modified_ns {
         let setting = tree.set_times(&login, &path, modified_ns);
-        made = asked(session, verb, &path, Action::Change, setting).await?;
+        made = asked_to_change(session, &login, verb, (&path, None), setting).await?;
     }
     changed(&session.control, &login, verb.name(), &path, None, &made);
     Ok(path)

@@ -16,7 +16,7 @@ use super::command::{Command, Verb};
 use super::session::{Session, Step};
 use crate::auth::Login;
 use crate::ftp::reply::{self, Action, Reply};
-use crate::ftp::transfer::{Transfer, command_failed};
+use crate::ftp::transfer::{Transfer, Unanswered, command_failed};
 use crate::tree::{self, VirtualPath};
 
 /// Runs a command.
@@ -147,9 +147,27 @@ async fn asked<T>(
 ) -> Result<T, Reply> {
     asking.await.map_err(|error| {
         if let Some(login) = &session.login {
-            command_failed(&session.control, login, verb.name(), path, &error);
+            command_failed(&session.control, login, verb.name(), (path, None), &error);
         }
         reply::of(&error, action, path)
+    })
+}
+
+/// What a change came to. `to` is the new name of what is renamed.
+async fn asked_to_change<T>(
+    session: &Session,
+    login: &Login,
+    verb: Verb,
+    (path, to): (&VirtualPath, Option<&VirtualPath>),
+    asking: impl Future<Output = tree::Result<T>>,
+) -> Result<T, Reply> {
+    let (control, verb) = (&session.control, verb.name());
+    let unanswered = Unanswered { control, login, verb, path, to };
+    let answered = asking.await;
+    unanswered.is_answered();
+    answered.map_err(|error| {
+        command_failed(control, login, verb, (path, to), &error);
+        reply::of(&error, Action::Change, to.unwrap_or(path))
     })
 }
 

@@ -1,6 +1,6 @@
 //! Where the client stands, and changes of names: CWD to RNTO (RFC 959, RFC 1123 section 4.1.3.1).
 
-use super::{asked, login, path};
+use super::{asked, asked_to_change, login, path};
 use crate::ftp::native::command::Verb;
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
@@ -85,8 +85,8 @@ async fn change(
     // A drain waits for its reply.
     let _under_way = session.control.begin_transfer(None);
     let doing = work(&session.service.shared.tree, &login, &path);
-    let made = asked(session, verb, &path, Action::Change, doing).await?;
     let (at, to) = from.map_or((&path, None), |from| (from, Some(&path)));
+    let made = asked_to_change(session, &login, verb, (at, to), doing).await?;
     changed(&session.control, &login, verb.name(), at, to, &made);
     Ok(path)
 }
