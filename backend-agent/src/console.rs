@@ -56,13 +56,20 @@ impl Console {
     ) {
         let room = Room { usage: None, at: Instant::now(), failure: None };
         let shown = Arc::new(Shown { console: self, room: Mutex::new(room) });
+        let watched = telemetry.clone();
         let mut registry = metrics::registry("portolan-agent", telemetry);
         shown.console.metrics.register(&mut registry);
         registry.register_collector(Box::new(State(Arc::clone(&shown))));
         let ready = Arc::clone(&shown);
         let answers = Answers {
             metrics: Box::new(move || metrics::encode(&registry)),
-            readiness: Box::new(move || ready.readiness()),
+            readiness: Box::new(move || {
+                let mut readiness = ready.readiness();
+                for target in watched.iter().flat_map(|telemetry| telemetry.failing()) {
+                    readiness.warnings.push(format!("log target {target} takes nothing"));
+                }
+                readiness
+            }),
         };
         tokio::select! {
             () = server.run(answers, stop) => {}

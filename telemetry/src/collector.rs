@@ -1,12 +1,57 @@
 //! How a collector of OpenTelemetry is reached: gRPC, with TLS where its address says https.
 
+use std::collections::VecDeque;
 use std::io;
 
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use portolan_config::checked::log::Collector;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+/// Items of one message, and bytes of them: collectors take 4 MiB, unless told otherwise.
+const BATCH_MAX: usize = 512;
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// Exports batch by batch. A batch that the collector refuses for what it is, is tried again in halves; an item that it
+/// refuses alone is given up, because it would hold up all that come after it.
+pub(crate) fn deliver<T>(
+    items: &mut VecDeque<T>,
+    refused: &mut u64,
+    bytes: impl Fn(&T) -> usize,
+    mut export: impl FnMut(&mut dyn Iterator<Item = &T>) -> OTelSdkResult,
+) -> io::Result<()> {
+    let mut most = BATCH_MAX;
+    while !items.is_empty() {
+        let mut size = 0;
+        let fits = |item: &&T| {
+            size += bytes(item);
+            size <= BATCH_BYTES_MAX
+        };
+        let count = items.iter().take(most).take_while(fits).count().max(1);
+        match export(&mut items.iter().take(count)) {
+            Ok(()) => {
+                items.drain(..count);
+                most = BATCH_MAX.min(most * 2);
+            }
+            Err(error) if !is_refusal(&error.to_string()) => return Err(io::Error::other(error)),
+            Err(_) if count > 1 => most = count / 2,
+            Err(error) => {
+                tracing::error!(%error, "a collector refuses an item, which is lost");
+                items.pop_front();
+                *refused += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether it is of no use to try the same again (OTLP specification, failures of OTLP/gRPC). The library tells the code in
+/// words only.
+fn is_refusal(error: &str) -> bool {
+    ["InvalidArgument", "ResourceExhausted", "OutOfRange"].iter().any(|code| error.contains(code))
+}
 
 /// Exporters run on a thread of their own, with this.
 pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
@@ -72,4 +117,38 @@ pub(crate) fn span_exporter(collector: &Collector) -> io::Result<SpanExporter> {
         builder = builder.with_tls_config(tls);
     }
     builder.build().map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_sdk::error::OTelSdkError;
+
+    use super::*;
+
+    #[test]
+    fn one_item_that_is_refused_does_not_hold_up_the_others() {
+        let mut items: VecDeque<u32> = (0..2_000).collect();
+        let (mut taken, mut refused, mut largest) = (Vec::new(), 0, 0);
+        let mut export = |batch: &mut dyn Iterator<Item = &u32>| {
+            let batch: Vec<u32> = batch.copied().collect();
+            largest = largest.max(batch.len());
+            if batch.contains(&700) {
+                let message = "TonicLogsClient export failed with gRPC code: ResourceExhausted";
+                return Err(OTelSdkError::InternalFailure(message.to_owned()));
+            }
+            taken.extend(batch);
+            Ok(())
+        };
+        deliver(&mut items, &mut refused, |_| 4_096, &mut export).unwrap();
+        assert_eq!(refused, 1);
+        assert_eq!(largest, 256);
+        assert_eq!(taken, (0..2_000).filter(|item| *item != 700).collect::<Vec<_>>());
+        // One that is away is tried again later.
+        let mut items: VecDeque<u32> = [1].into();
+        let away = |_: &mut dyn Iterator<Item = &u32>| {
+            Err(OTelSdkError::InternalFailure("gRPC code: Unavailable".to_owned()))
+        };
+        assert!(deliver(&mut items, &mut refused, |_| 1, away).is_err());
+        assert_eq!((items.len(), refused), (1, 1));
+    }
 }

@@ -4,6 +4,7 @@
 //! What it calls: what it was handed to answer with.
 //! What it never does: change anything, or take more connections than it has room for.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,16 +18,15 @@ use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections at once. The next one waits until one ends.
+/// Connections at once. For one more the oldest is closed.
 const CONNECTIONS_MAX: usize = 64;
 /// The head of a request has come by then.
 const HEADERS_MAX: Duration = Duration::from_secs(5);
-/// No connection stands longer.
-const CONNECTION_MAX: Duration = Duration::from_secs(120);
+/// A connection has one request, and stands no longer.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The text format of OpenMetrics 1.0.
@@ -75,16 +75,13 @@ impl Server {
             .route("/readyz", get(ready))
             .with_state(Arc::new(answers));
         let service = TowerToHyperService::new(router);
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let connections = TaskTracker::new();
+        // Oldest first.
+        let mut open: VecDeque<tokio::task::JoinHandle<()>> = VecDeque::new();
         loop {
-            let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
-                (place, self.listener.accept().await)
-            };
-            let (place, stream) = tokio::select! {
-                (place, accepted) = accepted => match accepted {
-                    Ok((stream, _)) => (place, stream),
+            let stream = tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
                     Err(error) => {
                         tracing::warn!(%error, "accept failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -93,19 +90,25 @@ impl Server {
                 },
                 () = stop.cancelled() => break,
             };
+            open.retain(|connection| !connection.is_finished());
+            if open.len() == CONNECTIONS_MAX
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
+            }
             let (service, stop) = (service.clone(), stop.clone());
-            connections.spawn(async move {
-                let _place = place;
+            open.push_back(connections.spawn(async move {
                 let serving = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADERS_MAX)
+                    .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service);
                 tokio::select! {
                     // What a client does to its own connection is its own business.
                     served = tokio::time::timeout(CONNECTION_MAX, serving) => drop(served),
                     () = stop.cancelled() => {}
                 }
-            });
+            }));
         }
         connections.close();
         connections.wait().await;

@@ -99,6 +99,11 @@ impl Telemetry {
         self.log.fates().into_iter().chain(spans).collect()
     }
 
+    /// Targets that do not take what they are handed.
+    pub fn failing(&self) -> Vec<String> {
+        self.fates().into_iter().filter(|target| target.fate.is_failing()).map(|target| target.name).collect()
+    }
+
     /// Delivers what waits, for a short time. Nothing is logged from then on.
     pub fn stop(&self) {
         self.log.stop();
@@ -108,14 +113,16 @@ impl Telemetry {
     }
 }
 
-/// A panic is on stderr by itself, which nobody may read.
+/// A panic is on stderr by itself, which nobody may read, or which would make the thread wait.
 fn tell_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        default(panic);
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let said = panic.payload_as_str().unwrap_or_default();
         tracing::error!(target: log::CRITICAL, at, said, "a part of the program has failed");
+        if log::stderr_takes() {
+            default(panic);
+        }
     }));
 }
 

@@ -32,9 +32,7 @@ use crate::log::{CONNECTION, TargetFate};
 /// The class of spans that only traces are made of.
 pub const TRACE: &str = "portolan::trace";
 
-/// Spans of one message.
-const BATCH_MAX: usize = 512;
-/// What a span takes up in the queue, about.
+/// What a span takes up without its texts, about.
 const SPAN_BYTES: usize = 1_024;
 /// How long a program that ends waits for its spans.
 const LAST_SPANS_MAX: Duration = Duration::from_secs(1);
@@ -100,7 +98,8 @@ impl SpanProcessor for Exporting {
             return;
         }
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-            queue.push(span, SPAN_BYTES);
+            let bytes = span_bytes(&span);
+            queue.push(span, bytes);
         }
     }
 
@@ -134,19 +133,21 @@ impl Spans {
 }
 
 impl Sink<SpanData> for Spans {
-    fn deliver(&mut self, items: &mut VecDeque<SpanData>) -> io::Result<()> {
+    fn deliver(&mut self, items: &mut VecDeque<SpanData>, refused: &mut u64) -> io::Result<()> {
         let (runtime, exporter) = match &self.exporter {
             Ok(made) => made,
             Err(cause) => return Err(io::Error::other(cause.clone())),
         };
-        while !items.is_empty() {
-            let count = items.len().min(BATCH_MAX);
-            let batch = items.iter().take(count).cloned().collect();
-            runtime.block_on(exporter.export(batch)).map_err(io::Error::other)?;
-            items.drain(..count);
-        }
-        Ok(())
+        collector::deliver(items, refused, span_bytes, |items| {
+            runtime.block_on(exporter.export(items.cloned().collect()))
+        })
     }
+}
+
+/// Bytes that a span takes up, about.
+fn span_bytes(span: &SpanData) -> usize {
+    let texts = span.attributes.iter().map(|attribute| attribute.value.as_str().len());
+    SPAN_BYTES + texts.sum::<usize>()
 }
 
 /// Ties a command's trace to its connection's.

@@ -191,6 +191,79 @@ fn rotation_under_load_loses_no_line() {
 }
 
 #[test]
+fn reloads_under_load_lose_no_line_and_write_none_over_another() {
+    let mut cluster = Cluster::start(tree::fill);
+    let file = |level: &str, bytes: &str| {
+        let keys = format!(
+            "path = \"log\"\nlevel = \"{level}\"\nformat = \"json\"\nrotate_bytes = \"{bytes}\"\nkeep = 1000"
+        );
+        target("file", &keys)
+    };
+    let first = file("protocol", "64KiB");
+    cluster.restart_frontend(|config| config + STDERR + &first);
+    let address = cluster.frontend.address;
+    std::thread::scope(|scope| {
+        for session in 0..4 {
+            scope.spawn(move || {
+                let mut control = Control::login(address, "admin");
+                for number in 0..2_500 {
+                    assert_eq!(control.ask(&format!("CLNT {session}-{number}")).0, 200);
+                }
+            });
+        }
+        let mut before = first.clone();
+        for turn in 0..20 {
+            // The same file each time; its level, or its rotation, differs.
+            let after = match turn % 4 {
+                0 => file("debug", "64KiB"),
+                1 => file("debug", "80KiB"),
+                2 => file("protocol", "80KiB"),
+                _ => file("protocol", "64KiB"),
+            };
+            cluster.edit_config(|config| config.replace(&before, &after));
+            assert!(cluster.reload().contains("the log is changed"));
+            before = after;
+        }
+    });
+    let path = cluster.path().join("log");
+    let asked = |text: &str| text.lines().filter(|line| line.contains("\"command\":\"CLNT\"")).count();
+    let text = eventually("all lines", || Some(rotated(&path)).filter(|text| asked(text) >= 10_000));
+    assert_eq!(asked(&text), 10_000);
+    let arguments: BTreeSet<String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .filter(|line| line["command"] == "CLNT")
+        .map(|line| line["argument"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(arguments.len(), 10_000);
+}
+
+#[test]
+fn the_audit_tells_what_each_admin_did_also_where_one_follows_another_and_what_failed() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| {
+        config + STDERR + "level = \"protocol\"\n" + &target("file", "path = \"audit\"\nrecords = \"audit\"")
+    });
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    assert_eq!(control.fetch("RETR /domains/one.example/domainRegistry.bin").0, 226);
+    assert_eq!(control.ask("MDTM /domains/one.example/missing").0, 550);
+    assert_eq!(control.ask("RNFR /domains/one.example/domainRegistry.bin").0, 350);
+    assert!(control.ask("RNTO /domains/two.example/moved").0 >= 500);
+    assert!(control.ask("SITE PSWD old-secret new-secret").0 >= 500);
+    // Another one goes on.
+    control.log_in("reader");
+    drop(control);
+    let sessions = events(&cluster.path().join("audit"), "session", 2);
+    assert_eq!((&sessions[0]["admin"], &sessions[0]["downloads"]), (&"admin".into(), &1.into()));
+    assert_eq!((&sessions[1]["admin"], &sessions[1]["downloads"]), (&"reader".into(), &0.into()));
+    let changes: Vec<_> =
+        parsed(&cluster.path().join("audit")).into_iter().filter(|one| one["event"] == "change").collect();
+    assert!(changes.iter().all(|change| change["verb"] != "MDTM"), "{changes:?}");
+    let log = cluster.frontend.wait_for_log("\"command\":\"SITE\"");
+    assert!(!log.contains("new-secret") && !log.contains("old-secret"), "{log}");
+}
+
+#[test]
 fn messages_reach_rsyslog_by_socket_udp_tcp_and_tls() {
     let mut cluster = Cluster::start(tree::fill);
     let folder = cluster.path().to_owned();
@@ -498,6 +571,12 @@ fn a_full_pipe_on_stderr_holds_up_no_session() {
     for _ in 0..20_000 {
         assert_eq!(control.ask("NOOP").0, 200);
     }
+    // It ends all the same.
+    let id = rustix::process::Pid::from_raw(i32::try_from(frontend.0.id()).unwrap()).unwrap();
+    rustix::process::kill_process(id, Signal::TERM).unwrap();
+    let begun = Instant::now();
+    let ended = eventually("the front end ends", || frontend.0.try_wait().unwrap());
+    assert!(ended.success() && begun.elapsed() < Duration::from_secs(10), "{ended} {:?}", begun.elapsed());
     // What it could take is there when somebody reads.
     let mut start = [0; 4_096];
     frontend.0.stderr.take().unwrap().read_exact(&mut start).unwrap();
@@ -770,10 +849,10 @@ fn a_hostile_client_of_the_http_server_does_not_keep_others_away() {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
         stream.write_all(garbage).ok();
     }
-    // As many as there is room for, which say nothing, have to go in time.
+    // More than there is room for: the oldest have to go.
     let silent: Vec<_> = (0..80).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
     let begun = Instant::now();
     assert_eq!(http::get(address, "/healthz").0, 200);
-    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     drop(silent);
 }

@@ -266,6 +266,16 @@ impl Log {
     }
 }
 
+/// Where a target ends up: a file by its folder, however that is written.
+fn place(output: &LogOutput) -> String {
+    let LogOutput::File { path, .. } = output else { return output.to_string() };
+    let real = path.canonicalize().or_else(|_| {
+        let folder = path.parent().unwrap_or(path).canonicalize()?;
+        Ok::<_, std::io::Error>(folder.join(path.file_name().unwrap_or_default()))
+    });
+    format!("file {}", real.as_deref().unwrap_or(path).display())
+}
+
 /// What a kind of target understands, beside `kind` and what all of them do.
 const KEYS: [(&str, &[&str]); 5] = [
     ("stderr", &["format"]),
@@ -297,7 +307,8 @@ impl Checker {
             let prefix = format!("log.targets[{index}].");
             let Some(target) = self.log_target(raw, &prefix, &levels, format, listeners) else { continue };
             let output = target.output.to_string();
-            if targets.iter().any(|other| other.output.to_string() == output) {
+            let place = place(&target.output);
+            if targets.iter().any(|other| self::place(&other.output) == place) {
                 let message = format!("another target writes to {output}");
                 self.fault(span(&raw.kind), &format!("{prefix}kind"), message);
             }

@@ -29,6 +29,7 @@ use tracing_subscriber::registry::LookupSpan;
 pub use queue::Fate;
 use queue::Queue;
 use record::{Fields, Record};
+pub(crate) use sink::stderr_takes;
 
 /// The class of events after which the program cannot go on.
 pub const CRITICAL: &str = "portolan::critical";
@@ -59,8 +60,8 @@ struct Target {
 
 /// How records go to a target.
 enum Way {
-    Lines(Queue<Vec<u8>>, Form),
-    Records(Queue<Record>),
+    Lines(Arc<Queue<Vec<u8>>>, Form),
+    Records(Arc<Queue<Record>>),
 }
 
 type Form = Box<dyn Fn(&Record) -> Option<Vec<u8>> + Send + Sync>;
@@ -94,14 +95,14 @@ impl Running {
             targets.push(match old.iter().find(|target| target.settings == *settings) {
                 Some(same) => Arc::clone(same),
                 None => {
-                    // A target that is only told otherwise what to take counts on.
                     let name = settings.output.to_string();
-                    let counted = old.iter().find(|target| target.way.name() == name);
-                    let fate = counted.map(|target| Arc::clone(target.way.fate())).unwrap_or_default();
-                    Arc::new(Target::start(settings.clone(), &name, fate, self.program)?)
+                    let before = old.iter().find(|target| target.way.name() == name);
+                    Arc::new(Target::start(settings.clone(), &name, before.map(|old| &**old), self.program)?)
                 }
             });
         }
+        let is_stderr = |settings: &LogTarget| matches!(settings.output, LogOutput::Stderr { .. });
+        sink::stderr_is_target(log.targets.iter().any(is_stderr));
         self.targets.store(Arc::new(targets));
         tracing::callsite::rebuild_interest_cache();
         Ok(())
@@ -136,10 +137,11 @@ impl Running {
 }
 
 impl Target {
+    /// `before` is the target that has had the same place.
     fn start(
         settings: LogTarget,
         name: &str,
-        fate: Arc<Fate>,
+        before: Option<&Self>,
         program: &'static str,
     ) -> std::io::Result<Self> {
         let filter = levels::filter(settings.records, &settings.levels);
@@ -155,18 +157,24 @@ impl Target {
             (Records::Log, LogFormat::Auto | LogFormat::Json) => form(|record| Some(format::json(record))),
         };
         let records = settings.records;
+        let goes_on = before.is_some_and(|before| is_same_sink(&before.settings.output, &settings.output));
+        let (lines_before, records_before) = match before.map(|before| &before.way) {
+            Some(Way::Lines(queue, _)) => (Some(queue), None),
+            Some(Way::Records(queue)) => (None, Some(queue)),
+            None => (None, None),
+        };
         let way = match &settings.output {
             LogOutput::Stderr { format } => {
-                Way::Lines(Queue::start(name, fate, || sink::Stderr)?, lines(*format))
+                Way::Lines(follow(name, lines_before, goes_on, || sink::Stderr)?, lines(*format))
             }
             LogOutput::File { path, format, rotation } => {
                 let (path, rotation) = (path.clone(), *rotation);
-                let queue = Queue::start(name, fate, move || sink::file::RotatingFile::new(path, rotation))?;
-                Way::Lines(queue, lines(*format))
+                let sink = move || sink::file::RotatingFile::new(path, rotation);
+                Way::Lines(follow(name, lines_before, goes_on, sink)?, lines(*format))
             }
             LogOutput::Syslog { server, header, facility } => {
                 let (facility, header, server) = (*facility, *header, server.clone());
-                let queue = Queue::start(name, fate, move || sink::syslog::Syslog::new(server))?;
+                let queue = follow(name, lines_before, goes_on, move || sink::syslog::Syslog::new(server))?;
                 let form = move |record: &Record| {
                     let said = said(records, record)?;
                     Some(sink::syslog::message(record, facility, header, program, &said).into_bytes())
@@ -174,7 +182,7 @@ impl Target {
                 Way::Lines(queue, Box::new(form))
             }
             LogOutput::Journald => {
-                let queue = Queue::start(name, fate, sink::journald::Journald::new)?;
+                let queue = follow(name, lines_before, goes_on, sink::journald::Journald::new)?;
                 let form = move |record: &Record| {
                     let said = said(records, record)?;
                     Some(sink::journald::entry(record, program, &said))
@@ -183,8 +191,8 @@ impl Target {
             }
             LogOutput::Otlp(collector) => {
                 let collector = collector.clone();
-                let queue = Queue::start(name, fate, move || sink::otlp::Logs::new(&collector, program))?;
-                Way::Records(queue)
+                let sink = move || sink::otlp::Logs::new(&collector, program);
+                Way::Records(follow(name, records_before, goes_on, sink)?)
             }
         };
         Ok(Self { settings, filter, way })
@@ -199,6 +207,43 @@ impl Target {
         let wanted = &self.settings.listeners;
         wanted.is_empty() || listener.is_some_and(|listener| wanted.iter().any(|wanted| wanted == listener))
     }
+}
+
+/// True where only what is logged differs, or its form.
+fn is_same_sink(old: &LogOutput, new: &LogOutput) -> bool {
+    match (old, new) {
+        (LogOutput::Stderr { .. }, LogOutput::Stderr { .. }) | (LogOutput::Journald, LogOutput::Journald) => {
+            true
+        }
+        (LogOutput::File { path, rotation, .. }, LogOutput::File { path: other, rotation: others, .. }) => {
+            path == other && rotation == others
+        }
+        (LogOutput::Syslog { server, .. }, LogOutput::Syslog { server: other, .. }) => server == other,
+        (LogOutput::Otlp(collector), LogOutput::Otlp(other)) => collector == other,
+        _ => false,
+    }
+}
+
+/// The queue of a target. The one before it goes on, or comes to its end first: two threads would write over each other.
+fn follow<T: Send + 'static, S: queue::Sink<T>>(
+    name: &str,
+    before: Option<&Arc<Queue<T>>>,
+    goes_on: bool,
+    sink: impl FnOnce() -> S + Send + 'static,
+) -> std::io::Result<Arc<Queue<T>>> {
+    if let Some(queue) = before.filter(|_| goes_on) {
+        return Ok(Arc::clone(queue));
+    }
+    // A target at the same place counts on.
+    let fate = before.map(|queue| Arc::clone(queue.fate())).unwrap_or_default();
+    let before = before.map(Arc::clone);
+    let begin = move || {
+        if let Some(before) = before {
+            Queue::see_off(before);
+        }
+        sink()
+    };
+    Queue::start(name, fate, begin).map(Arc::new)
 }
 
 /// What a record says to a target that has its own fields for time and severity; `None`: nothing.

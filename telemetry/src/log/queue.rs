@@ -5,10 +5,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use super::sink::say;
 
 /// What may wait for one target.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -17,6 +19,10 @@ const ITEMS_MAX: usize = 65_536;
 const BATCH_MAX: usize = 1_024;
 /// After a batch more is let gather for this long: who logs then need not wake the thread for each line.
 const GATHER: Duration = Duration::from_millis(10);
+/// A target that is to end is tried again this often.
+const LAST_TRIES: Duration = Duration::from_millis(100);
+/// What a queue that a reload has replaced has not delivered by then is given up.
+const GIVEN_UP: Duration = Duration::from_secs(60);
 /// Pauses after a failure, doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(15);
@@ -25,9 +31,14 @@ const RETRY_LAST: Duration = Duration::from_secs(15);
 pub(crate) trait Sink<T> {
     /// Delivers from the front, and takes out what is delivered.
     ///
+    /// `refused` counts those that are taken out because they never will be.
+    ///
     /// # Errors
     /// What is left was not delivered, or not surely so.
-    fn deliver(&mut self, items: &mut VecDeque<T>) -> io::Result<()>;
+    fn deliver(&mut self, items: &mut VecDeque<T>, refused: &mut u64) -> io::Result<()>;
+
+    /// Nothing more comes: what is on its way is seen through, as far as that takes a moment.
+    fn end(&mut self) {}
 }
 
 /// How a target fares.
@@ -36,6 +47,7 @@ pub struct Fate {
     delivered: AtomicU64,
     dropped: AtomicU64,
     failures: AtomicU64,
+    is_failing: AtomicBool,
 }
 
 impl Fate {
@@ -47,6 +59,11 @@ impl Fate {
     /// Items that found no room.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// It has not taken what it was handed last.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
     }
 
     /// How often the target failed to take something. It was tried again.
@@ -102,6 +119,17 @@ impl<T: Send + 'static> Queue<T> {
         Ok(Self { shared, thread })
     }
 
+    /// Lets a queue that nobody puts anything into any more come to its end; its place is another's then.
+    pub(crate) fn see_off(queue: Arc<Self>) {
+        while Arc::strong_count(&queue) > 1 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        queue.close(Instant::now() + GIVEN_UP);
+        while !queue.thread.is_finished() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Puts an item in, if there is room.
     pub(crate) fn push(&self, item: T, bytes: usize) {
         let mut state = self.shared.state();
@@ -137,9 +165,9 @@ impl<T: Send + 'static> Queue<T> {
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
-        let left = self.shared.state().items.len();
-        if !self.thread.is_finished() || left > 0 {
-            eprintln!("log target {}: {left} lines or more were not delivered", self.shared.name);
+        if !self.thread.is_finished() {
+            let left = self.shared.state().items.len();
+            say(&format!("log target {}: more than {left} lines were not delivered\n", self.shared.name));
         }
     }
 }
@@ -149,7 +177,7 @@ impl<T> Drop for Queue<T> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         if state.closed.is_none() {
-            state.closed = Some(Instant::now() + RETRY_LAST * 4);
+            state.closed = Some(Instant::now() + GIVEN_UP);
             self.shared.changed.notify_one();
         }
     }
@@ -192,8 +220,14 @@ impl<T> Shared<T> {
             let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else {
                 return true;
             };
+            let was_closed = state.closed.is_some();
+            let left = if was_closed { left.min(LAST_TRIES) } else { left };
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            // Who is to end has no time for long pauses.
+            if was_closed || state.closed.is_some() {
+                return true;
+            }
         }
     }
 
@@ -204,11 +238,13 @@ impl<T> Shared<T> {
         while self.take(&mut batch) {
             let is_full = batch.len() == BATCH_MAX;
             while !batch.is_empty() {
-                let before = batch.len();
-                let delivered = sink.deliver(&mut batch);
-                let count = before - batch.len();
-                self.fate.delivered.fetch_add(count as u64, Ordering::Relaxed);
+                let (before, mut refused) = (batch.len(), 0);
+                let delivered = sink.deliver(&mut batch, &mut refused);
+                let count = (before - batch.len()) as u64;
+                self.fate.delivered.fetch_add(count - refused, Ordering::Relaxed);
+                self.fate.dropped.fetch_add(refused, Ordering::Relaxed);
                 let Err(error) = delivered else {
+                    self.fate.is_failing.store(false, Ordering::Relaxed);
                     if std::mem::take(&mut failing) {
                         let dropped = self.fate.dropped();
                         tracing::warn!(name = self.name, dropped, "log target is back");
@@ -217,11 +253,16 @@ impl<T> Shared<T> {
                     continue;
                 };
                 self.fate.failures.fetch_add(1, Ordering::Relaxed);
+                self.fate.is_failing.store(true, Ordering::Relaxed);
                 if !std::mem::replace(&mut failing, true) {
                     tracing::error!(name = self.name, %error, "log target fails; what is logged waits for it");
+                    say(&format!("log target {}: {error}\n", self.name));
                 }
                 if !self.pause(pause) {
-                    self.fate.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                    let lost = (batch.len() + self.state().items.len()) as u64;
+                    self.fate.dropped.fetch_add(lost, Ordering::Relaxed);
+                    tracing::error!(name = self.name, lost, "what a log target did not take is lost");
+                    say(&format!("log target {}: {lost} lines were not delivered\n", self.name));
                     return;
                 }
                 pause = (pause * 2).min(RETRY_LAST);
@@ -230,6 +271,7 @@ impl<T> Shared<T> {
                 std::thread::sleep(GATHER);
             }
         }
+        sink.end();
     }
 }
 
@@ -241,7 +283,7 @@ mod tests {
     struct Fussy(Arc<Mutex<(Vec<u32>, usize)>>);
 
     impl Sink<u32> for Fussy {
-        fn deliver(&mut self, items: &mut VecDeque<u32>) -> io::Result<()> {
+        fn deliver(&mut self, items: &mut VecDeque<u32>, _: &mut u64) -> io::Result<()> {
             let mut taken = self.0.lock().unwrap();
             while let Some(item) = items.front().copied() {
                 if taken.1 == 0 {

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -12,6 +13,8 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use crate::log::queue::Sink;
 use crate::log::record::Record;
 
+/// A journal that takes nothing for this long is connected to anew.
+const STEP_MAX: Duration = Duration::from_secs(10);
 const SOCKET: &str = "/run/systemd/journal/socket";
 
 /// An entry: each field of the record is one of it, so that `journalctl ADMIN=anna` finds them.
@@ -60,6 +63,7 @@ impl Journald {
 fn connect() -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(SOCKET)?;
+    socket.set_write_timeout(Some(STEP_MAX))?;
     Ok(socket)
 }
 
@@ -82,7 +86,7 @@ fn send(socket: &UnixDatagram, entry: &[u8]) -> io::Result<()> {
 }
 
 impl Sink<Vec<u8>> for Journald {
-    fn deliver(&mut self, items: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
+    fn deliver(&mut self, items: &mut VecDeque<Vec<u8>>, _: &mut u64) -> io::Result<()> {
         while let Some(entry) = items.front() {
             let socket = match &mut self.socket {
                 Some(socket) => socket,

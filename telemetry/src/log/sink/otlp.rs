@@ -17,9 +17,6 @@ use crate::collector;
 use crate::log::queue::Sink;
 use crate::log::record::{Record, Severity, Value};
 
-/// Records of one message.
-const BATCH_MAX: usize = 512;
-
 /// See the module.
 pub(in crate::log) struct Logs {
     exporter: Result<(tokio::runtime::Runtime, LogExporter), String>,
@@ -79,18 +76,15 @@ impl Logs {
 }
 
 impl Sink<Record> for Logs {
-    fn deliver(&mut self, items: &mut VecDeque<Record>) -> io::Result<()> {
+    fn deliver(&mut self, items: &mut VecDeque<Record>, refused: &mut u64) -> io::Result<()> {
         let (runtime, exporter) = match &self.exporter {
             Ok(made) => made,
             Err(cause) => return Err(io::Error::other(cause.clone())),
         };
-        while !items.is_empty() {
-            let count = items.len().min(BATCH_MAX);
-            let records: Vec<SdkLogRecord> = items.iter().take(count).map(|r| self.converted(r)).collect();
+        collector::deliver(items, refused, Record::bytes, |items| {
+            let records: Vec<SdkLogRecord> = items.map(|record| self.converted(record)).collect();
             let batch: Vec<_> = records.iter().map(|record| (record, &self.scope)).collect();
-            runtime.block_on(exporter.export(LogBatch::new(&batch))).map_err(io::Error::other)?;
-            items.drain(..count);
-        }
-        Ok(())
+            runtime.block_on(exporter.export(LogBatch::new(&batch)))
+        })
     }
 }

@@ -2,12 +2,12 @@
 //! (RFC 5425).
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::net::{TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::io::{self, Read as _, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Local};
 use portolan_config::checked::log::{Facility, SyslogHeader, SyslogServer, SyslogTls};
@@ -21,6 +21,8 @@ use crate::log::record::Record;
 
 /// A server that takes nothing for this long is connected anew.
 const STEP_MAX: Duration = Duration::from_secs(10);
+/// How long the end of a connection by TLS is waited for.
+const LAST_READ_MAX: Duration = Duration::from_secs(1);
 /// What every receiver must take by UDP is 480 bytes, what it should take 2,048; by IP more than this never arrives.
 const DATAGRAM_BYTES_MAX: usize = 60_000;
 
@@ -90,6 +92,19 @@ impl Syslog {
             }
         }
     }
+}
+
+/// Ends TLS in order (RFC 5425 section 4.4), and reads what the server has sent: with tickets unread the system would reset
+/// the connection, and throw away what is on its way.
+fn close(mut stream: StreamOwned<ClientConnection, TcpStream>) {
+    stream.conn.send_close_notify();
+    let closing = stream.flush().and_then(|()| stream.sock.shutdown(Shutdown::Write));
+    if closing.and_then(|()| stream.sock.set_read_timeout(Some(LAST_READ_MAX))).is_err() {
+        return;
+    }
+    let end = Instant::now() + LAST_READ_MAX;
+    let mut buffer = [0; 4_096];
+    while Instant::now() < end && stream.sock.read(&mut buffer).is_ok_and(|count| count > 0) {}
 }
 
 /// The local socket: datagrams, or a stream where the receiver wants one.
@@ -208,7 +223,7 @@ fn cut(message: &[u8], most: usize) -> &[u8] {
 }
 
 impl Sink<Vec<u8>> for Syslog {
-    fn deliver(&mut self, items: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
+    fn deliver(&mut self, items: &mut VecDeque<Vec<u8>>, _: &mut u64) -> io::Result<()> {
         while let Some(message) = items.front() {
             if self.connection.as_ref().is_none_or(Connection::is_closed) {
                 self.connection = Some(self.connect()?);
@@ -221,6 +236,12 @@ impl Sink<Vec<u8>> for Syslog {
             items.pop_front();
         }
         Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(Connection::Tls(stream)) = self.connection.take() {
+            close(*stream);
+        }
     }
 }
 
@@ -250,10 +271,10 @@ mod tests {
         let path = folder.path().join("log");
         let mut syslog = Syslog::new(SyslogServer::Unix(path.clone()));
         let mut items: VecDeque<Vec<u8>> = [b"one".to_vec(), b"two".to_vec()].into();
-        assert!(syslog.deliver(&mut items).is_err());
+        assert!(syslog.deliver(&mut items, &mut 0).is_err());
         assert_eq!(items.len(), 2);
         let receiver = UnixDatagram::bind(&path).unwrap();
-        syslog.deliver(&mut items).unwrap();
+        syslog.deliver(&mut items, &mut 0).unwrap();
         let mut buffer = [0; 16];
         for expected in [&b"one"[..], b"two"] {
             let length = receiver.recv(&mut buffer).unwrap();
@@ -264,10 +285,10 @@ mod tests {
         let receiver = std::os::unix::net::UnixListener::bind(&path).unwrap();
         items.push_back(b"three".to_vec());
         // The old receiver is gone: told once, then the new one is found.
-        assert!(syslog.deliver(&mut items).is_err());
-        syslog.deliver(&mut items).unwrap();
+        assert!(syslog.deliver(&mut items, &mut 0).is_err());
+        syslog.deliver(&mut items, &mut 0).unwrap();
         let mut stream = receiver.accept().unwrap().0;
-        let length = io::Read::read(&mut stream, &mut buffer).unwrap();
+        let length = stream.read(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"three\0");
     }
 }
