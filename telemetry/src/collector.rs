@@ -13,17 +13,24 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 /// Items of one message, and bytes of them: collectors take 4 MiB, unless told otherwise.
 const BATCH_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Items that are refused one after the other, before the collector is taken for one that fails.
+const DOUBTFUL_MAX: usize = 8;
 
-/// Exports batch by batch. A batch that the collector refuses for what it is, is tried again in halves; an item that it
-/// refuses alone is given up, because it would hold up all that come after it.
+/// Exports batch by batch. A batch that the collector refuses for what it is, is tried again in halves. An item that it
+/// refuses alone is given up if it takes others: it would hold up all that come after it. A collector that takes nothing is
+/// one that fails.
 pub(crate) fn deliver<T>(
     items: &mut VecDeque<T>,
     refused: &mut u64,
     bytes: impl Fn(&T) -> usize,
     mut export: impl FnMut(&mut dyn Iterator<Item = &T>) -> OTelSdkResult,
 ) -> io::Result<()> {
-    let mut most = BATCH_MAX;
-    while !items.is_empty() {
+    let (mut most, mut takes_others) = (BATCH_MAX, false);
+    let mut doubtful = VecDeque::new();
+    let ended = loop {
+        if items.is_empty() {
+            break Ok(());
+        }
         let mut size = 0;
         let fits = |item: &&T| {
             size += bytes(item);
@@ -34,17 +41,29 @@ pub(crate) fn deliver<T>(
             Ok(()) => {
                 items.drain(..count);
                 most = BATCH_MAX.min(most * 2);
+                takes_others = true;
             }
-            Err(error) if !is_refusal(&error.to_string()) => return Err(io::Error::other(error)),
+            Err(error) if !is_refusal(&error.to_string()) => break Err(io::Error::other(error)),
             Err(_) if count > 1 => most = count / 2,
             Err(error) => {
-                tracing::error!(%error, "a collector refuses an item, which is lost");
-                items.pop_front();
-                *refused += 1;
+                doubtful.extend(items.pop_front());
+                if !takes_others && doubtful.len() == DOUBTFUL_MAX {
+                    break Err(io::Error::other(error));
+                }
             }
         }
+    };
+    if takes_others {
+        *refused += doubtful.len() as u64;
+        return ended;
     }
-    Ok(())
+    let is_empty = doubtful.is_empty();
+    doubtful.append(items);
+    *items = doubtful;
+    match ended {
+        Ok(()) if !is_empty => Err(io::Error::other("the collector refuses what it is sent")),
+        ended => ended,
+    }
 }
 
 /// Whether it is of no use to try the same again (OTLP specification, failures of OTLP/gRPC). The library tells the code in
@@ -150,5 +169,15 @@ mod tests {
         };
         assert!(deliver(&mut items, &mut refused, |_| 1, away).is_err());
         assert_eq!((items.len(), refused), (1, 1));
+        // One that refuses everything fails, and what it was sent stays, in its order.
+        let mut items: VecDeque<u32> = (0..2_000).collect();
+        let mut asked = 0;
+        let never = |_: &mut dyn Iterator<Item = &u32>| {
+            asked += 1;
+            Err(OTelSdkError::InternalFailure("gRPC code: ResourceExhausted".to_owned()))
+        };
+        assert!(deliver(&mut items, &mut refused, |_| 1, never).is_err());
+        assert_eq!((items, refused), ((0..2_000).collect(), 1));
+        assert!(asked < 30, "{asked}");
     }
 }

@@ -22,7 +22,7 @@ const GATHER: Duration = Duration::from_millis(10);
 /// A target that is to end is tried again this often.
 const LAST_TRIES: Duration = Duration::from_millis(100);
 /// What a queue that a reload has replaced has not delivered by then is given up.
-const GIVEN_UP: Duration = Duration::from_secs(60);
+const GIVEN_UP: Duration = Duration::from_secs(15);
 /// Pauses after a failure, doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(15);
@@ -234,7 +234,7 @@ impl<T> Shared<T> {
     fn run(&self, mut sink: impl Sink<T>) {
         let mut batch = VecDeque::new();
         let mut pause = RETRY_FIRST;
-        let mut failing = false;
+        let (mut failing, mut is_told) = (false, false);
         while self.take(&mut batch) {
             let is_full = batch.len() == BATCH_MAX;
             while !batch.is_empty() {
@@ -243,6 +243,13 @@ impl<T> Shared<T> {
                 let count = (before - batch.len()) as u64;
                 self.fate.delivered.fetch_add(count - refused, Ordering::Relaxed);
                 self.fate.dropped.fetch_add(refused, Ordering::Relaxed);
+                // Once: what is logged of it may be refused too.
+                if refused > 0 && !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(
+                        name = self.name,
+                        "a log target refuses some lines; they are counted as dropped"
+                    );
+                }
                 let Err(error) = delivered else {
                     self.fate.is_failing.store(false, Ordering::Relaxed);
                     if std::mem::take(&mut failing) {
