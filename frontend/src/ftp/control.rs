@@ -249,9 +249,9 @@ impl ControlConnection {
     }
 
     /// Tells of the session, which is over: an operator sees at a glance whether all of a backup went well.
-    fn tell_end(&self) {
-        // Whoever has not logged in has done nothing.
-        let Some(admin) = &self.shown_mut().admin else { return };
+    pub fn tell_end(&self) {
+        // Whoever has not logged in has done nothing; and it is told once.
+        let Some(admin) = self.shown_mut().admin.take() else { return };
         let [downloads, uploads, listings] =
             self.tally.complete.each_ref().map(|count| count.load(Ordering::Relaxed));
         let [down_bytes, up_bytes, _] =

@@ -147,6 +147,10 @@ impl Drop for Present {
             tracing::error!(session = %self.control.id, "a session did not end in order");
         }
         self.sessions.present().remove(&self.control.id);
+        // What is cut ends a moment later, and belongs to it.
+        if !self.control.is_busy() {
+            self.control.tell_end();
+        }
         self.control.close();
     }
 }
