@@ -263,7 +263,7 @@ class Overlay:
             for agent in agents:
                 needed += [(front, agent, [port_of(self.our_config(agent)["listen"]["address"])])]
             for outer in balancers:
-                needed += [(None, outer, ftp), (outer, front, [*ftp, port_of(config["http"]["address"])])]
+                needed += [(None, outer, ftp), (outer, front, ftp)]
             if balancers:
                 if listener["proxy_protocol"]["data"] != "header":
                     self.fault(front, "it does not take the balancer's header")

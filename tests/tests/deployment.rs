@@ -109,7 +109,13 @@ fn manifests_that_do_not_fit_together_are_found() {
             "- podSelector: {}",
             "reach",
         ),
-        ("proxy-protocol", "NetworkPolicy portolan-haproxy", "- port: 9121", "- port: 9120", "at port 9121"),
+        (
+            "proxy-protocol",
+            "NetworkPolicy portolan-haproxy",
+            "endPort: 29007",
+            "endPort: 29006",
+            "at port 29007",
+        ),
         (
             "proxy-protocol",
             "NetworkPolicy portolan-frontend",
