@@ -293,3 +293,40 @@ fn a_reload_keeps_who_waits_and_other_ports_take_a_restart() {
     assert!(refused.contains("passive ports that are shared"), "{refused}");
     assert_eq!(Control::login(address, "admin").fetch(&format!("NLST {FOLDER}")).0, 226);
 }
+
+#[test]
+fn who_hangs_up_while_it_waits_takes_no_port_from_others() {
+    let cluster = cluster(1, "");
+    let address = cluster.frontend.address;
+    let mut holder = Control::login(address, "admin");
+    let (_, port) = port_of(&mut holder);
+    for _ in 0..4 {
+        let mut gone = Control::login(address, "admin");
+        gone.send(b"EPSV\r\n").unwrap();
+    }
+    let mut data = TcpStream::connect(SocketAddr::new(address.ip(), port)).unwrap();
+    assert_eq!(holder.ask(&format!("NLST {FOLDER}")).0, 150);
+    data.read_to_string(&mut String::new()).unwrap();
+    assert_eq!(holder.reply().0, 226);
+    let begun = Instant::now();
+    assert_eq!(Control::login(address, "admin").fetch(&format!("NLST {FOLDER}")).0, 226);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_listener_that_comes_back_has_its_ports_although_a_session_of_before_is_there() {
+    let mut cluster = cluster(2, "");
+    let own = format!("127.0.0.1:{}", free_port());
+    cluster.restart_frontend(|config| {
+        config.replace("127.0.0.1:0\"\ncertificate", &format!("{own}\"\ncertificate"))
+    });
+    let address: SocketAddr = own.parse().unwrap();
+    let mut before = Control::login(address, "admin");
+    assert_eq!(before.fetch(&format!("NLST {FOLDER}")).0, 226);
+    for (from, to) in [(&own[..], "127.0.0.2:0"), ("127.0.0.2:0", &own[..])] {
+        cluster.edit_config(|config| config.replace(from, to));
+        assert!(cluster.reload().contains("is added"));
+    }
+    assert_eq!(Control::login(address, "admin").fetch(&format!("NLST {FOLDER}")).0, 226);
+    assert_eq!(before.fetch(&format!("NLST {FOLDER}")).0, 226);
+}

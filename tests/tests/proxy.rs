@@ -126,12 +126,16 @@ fn behind_haproxy_data_goes_through_it_and_rules_and_limits_are_of_the_client() 
         ("send-proxy-v2", "", "bare", true),
     ] {
         // Without it, connections of all clients of the balancer would be alike.
-        let reuse = if shared && way == "bare" { "require" } else { "match-if-offered" };
-        let keys = format!("{rules}\npassive_ports_shared = {shared}\nsession_reuse = \"{reuse}\"");
+        let needs_proof = shared && way == "bare";
+        let proof = if needs_proof { "session_reuse = \"require\"\ntls_data_required = true" } else { "" };
+        let keys = format!("{rules}\npassive_ports_shared = {shared}\n{proof}");
         let cluster = cluster(&keys, way);
         let balancer = HaProxy::start(&cluster, control, data);
         // PASV and EPSV, in plaintext and with TLS, both ways.
         for arguments in [&["--disable-epsv"][..], &[], &["--ssl-reqd", "--insecure"]] {
+            if needs_proof && !arguments.contains(&"--ssl-reqd") {
+                continue;
+            }
             let shown = succeed(&mut curl("127.0.0.3", &cluster, arguments, balancer.address, FILE));
             assert!(shown.starts_with("one.example"), "{shown}");
             if arguments == ["--disable-epsv"] {

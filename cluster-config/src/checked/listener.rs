@@ -336,6 +336,15 @@ fn listener(
                        connection is; allowed: \"require\"";
         checker.fault(span(&raw.session_reuse), &key("session_reuse"), message);
     }
+    if passive_ports_shared
+        && proxy_protocol.data == ProxiedData::Bare
+        && raw.proxy_protocol.data.is_some()
+        && !tls.as_ref().is_some_and(|tls| tls.settings().is_some_and(|settings| settings.data_required))
+    {
+        let message = "true is required with passive_ports_shared and proxy_protocol.data = \"bare\": without TLS nothing \
+                       tells whose a connection is";
+        checker.fault(span(&raw.tls_data_required), &key("tls_data_required"), message);
+    }
     let idle_timeout = checker.duration(&raw.idle_timeout, &key("idle_timeout"), 10, 86_400, 300);
     let login_timeout = checker.duration(&raw.login_timeout, &key("login_timeout"), 5, 600, 60);
     let handshake_timeout = checker.duration(&raw.handshake_timeout, &key("handshake_timeout"), 1, 300, 30);

@@ -46,6 +46,7 @@ pub struct Shared {
     pub(crate) lockout: Lockout,
     pub(crate) advertised: AdvertisedNames,
     pub(crate) metrics: Arc<Metrics>,
+    open_ports: native::OpenPorts,
     admin_throttles: AdminThrottles,
 }
 
@@ -57,6 +58,7 @@ impl Shared {
             lockout: Lockout::new(config.bans, config.ipv6_prefix),
             advertised: AdvertisedNames::default(),
             metrics: Arc::default(),
+            open_ports: native::OpenPorts::default(),
             admin_throttles: AdminThrottles::new(config.admin_bandwidth),
         }
     }
@@ -97,6 +99,8 @@ struct Bandwidths {
 pub enum Error {
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    #[error("sessions of an earlier configuration still have some of the shared passive ports {0}-{1}")]
+    PortsTaken(u16, u16),
     #[error("threads for sessions cannot be started")]
     Threads(#[from] std::io::Error),
 }
@@ -123,16 +127,13 @@ impl Service {
             Some(previous) => Arc::clone(&previous.passive),
             None => Arc::new(PassivePorts::new(listener.passive_ports)),
         };
-        let shared_ports = listener.passive_ports_shared.then(|| {
-            let kept = previous.and_then(|previous| previous.shared_ports.clone());
-            match kept {
-                Some(kept) => {
-                    kept.update(&listener.proxy_protocol);
-                    kept
-                }
-                None => Arc::new(native::SharedPorts::new(listener.passive_ports, &listener.proxy_protocol)),
-            }
-        });
+        let shared_ports = if listener.passive_ports_shared {
+            let (address, range) = (listener.address.ip(), listener.passive_ports);
+            let ports = shared.open_ports.of(address, range, &listener.proxy_protocol);
+            Some(ports.ok_or(Error::PortsTaken(range.first, range.last))?)
+        } else {
+            None
+        };
         let kept = previous.and_then(|previous| previous.tls_sessions.as_deref());
         let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls, kept)));
         let library = match listener.engine {

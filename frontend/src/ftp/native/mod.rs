@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 pub(super) use session::serve;
-pub(super) use shared::SharedPorts;
+pub(super) use shared::{OpenPorts, SharedPorts};
 pub(super) use tls::TlsService;
 
 /// A control or data connection, in plaintext or with TLS.

@@ -13,7 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -30,17 +30,17 @@ use crate::ftp::{Origin, passive, proxy};
 /// How long a session waits for a place.
 const PLACE_MAX: Duration = Duration::from_secs(10);
 /// How often those that wait look whether a place has become free by time alone.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A place that was left although nobody had come is not given to another session for this long: a late connection must
 /// not come to it.
 const LATE_MAX: Duration = Duration::from_secs(30);
-/// A place is taken from who does nothing with it for this long, when others wait.
-const UNUSED_MAX: Duration = Duration::from_secs(60);
 /// Such places that one session may leave behind.
 const LEFT_MAX: usize = 2;
 /// Connections of load balancers that have not said yet for whom they are, at once; and how long one has for it.
 const UNDECIDED_MAX: usize = 512;
 const DECISION_MAX: Duration = Duration::from_secs(10);
+/// Places below which nobody looks for those that are over.
+const SWEEP_MIN: usize = 1_024;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,10 +57,45 @@ enum Comer {
 
 type Place = (SocketAddr, Comer);
 
+/// The shared passive ports that are open: sessions of a listener that is gone, or was made anew, still have theirs.
+#[derive(Debug, Default)]
+pub(crate) struct OpenPorts(Mutex<Vec<Weak<SharedPorts>>>);
+
+impl OpenPorts {
+    /// Those of a listener at this address; `None`: others have some of them.
+    pub(crate) fn of(
+        &self,
+        address: IpAddr,
+        range: PortRange,
+        proxy_protocol: &ProxyProtocol,
+    ) -> Option<Arc<SharedPorts>> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|ports| ports.strong_count() > 0);
+        let meet = |other: &SharedPorts| {
+            let (own, others) = (address, other.address);
+            let is_met = own == others || own.is_unspecified() || others.is_unspecified();
+            is_met && range.overlaps(other.range)
+        };
+        match open.iter().filter_map(Weak::upgrade).find(|other| meet(other)) {
+            Some(same) if (same.address, same.range) == (address, range) => {
+                same.shared.proxy_protocol.store(Arc::new(proxy_protocol.clone()));
+                Some(same)
+            }
+            Some(_) => None,
+            None => {
+                let new = Arc::new(SharedPorts::new(address, range, proxy_protocol));
+                open.push(Arc::downgrade(&new));
+                Some(new)
+            }
+        }
+    }
+}
+
 /// The passive ports of one listener. They live on when it is made anew.
 #[derive(Debug)]
 pub(crate) struct SharedPorts {
-    ports: Vec<u16>,
+    address: IpAddr,
+    range: PortRange,
     shared: Arc<Shared>,
     /// By our own address; the sockets are closed with this.
     bound: Mutex<HashMap<IpAddr, Vec<Port>>>,
@@ -85,8 +120,8 @@ struct Places {
     taken: HashMap<Place, Taken>,
     /// Who waits for a place, in the order in which they came. By our own address.
     queues: HashMap<(IpAddr, Comer), VecDeque<Queued>>,
-    /// When places were left, in that order.
-    left: VecDeque<(Instant, Place, u64)>,
+    /// When there are so many, those that are left long enough ago are looked for.
+    sweep_at: usize,
     next_id: u64,
     /// Where the search for a port begins.
     next_port: usize,
@@ -97,8 +132,9 @@ struct Taken {
     /// One stay of one session.
     id: u64,
     session: SessionId,
-    since: Instant,
     state: State,
+    /// Until then a connection may come that was meant for who has left the place.
+    rests_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -140,29 +176,25 @@ pub(super) struct Slot {
 }
 
 impl SharedPorts {
-    pub(crate) fn new(range: PortRange, proxy_protocol: &ProxyProtocol) -> Self {
+    fn new(address: IpAddr, range: PortRange, proxy_protocol: &ProxyProtocol) -> Self {
         let shared = Shared {
             proxy_protocol: ArcSwap::from_pointee(proxy_protocol.clone()),
             places: Mutex::default(),
             undecided: Arc::new(Semaphore::new(UNDECIDED_MAX)),
         };
-        Self {
-            ports: (range.first..=range.last).collect(),
-            shared: Arc::new(shared),
-            bound: Mutex::default(),
-        }
-    }
-
-    /// Takes over what a reload changes.
-    pub(crate) fn update(&self, proxy_protocol: &ProxyProtocol) {
-        self.shared.proxy_protocol.store(Arc::new(proxy_protocol.clone()));
+        Self { address, range, shared: Arc::new(shared), bound: Mutex::default() }
     }
 
     /// A place for a session, which may have to wait for its turn.
     ///
     /// # Errors
     /// No port can be listened to, or none was free for this client in time.
-    pub(super) async fn place(&self, origin: &Origin, guest: Guest) -> io::Result<Slot> {
+    pub(super) async fn place(
+        &self,
+        origin: &Origin,
+        guest: Guest,
+        is_gone: impl Fn() -> bool,
+    ) -> io::Result<Slot> {
         let client = origin.client.ip();
         let comer = match (origin.balancer, self.shared.proxy_protocol.load().data) {
             (None, _) | (Some(_), ProxiedData::Direct) => Comer::Client(client),
@@ -172,24 +204,35 @@ impl SharedPorts {
         let ports = self.listen(origin.own)?;
         let queue = (origin.own, comer);
         let (give, mut given) = oneshot::channel();
+        let mut own = None;
         self.shared.changed(queue, |places| {
-            places.queues.entry(queue).or_default().push_back(Queued { guest, ports, give });
+            // By TLS a connection that was given up does not pass for the next one.
+            let left = places.left_by(&ports, comer, guest.session).next().filter(|_| guest.is_protected);
+            match left {
+                Some(port) => own = Some(places.take(&self.shared, (port, comer), guest.session)),
+                None => places.queues.entry(queue).or_default().push_back(Queued { guest, ports, give }),
+            }
         });
         let deadline = tokio::time::Instant::now() + PLACE_MAX;
-        loop {
+        let mut slot = loop {
+            if let Some(own) = own {
+                break own;
+            }
             let look_again = deadline.min(tokio::time::Instant::now() + LOOK_EVERY);
             match tokio::time::timeout_at(look_again, &mut given).await {
-                Ok(slot) => {
-                    let mut slot = slot.map_err(|_| io::ErrorKind::AddrInUse)?;
-                    slot.is_told = true;
-                    return Ok(slot);
-                }
+                Ok(slot) => break slot.map_err(|_| io::ErrorKind::AddrInUse)?,
                 Err(_) if tokio::time::Instant::now() >= deadline => {
                     return Err(io::ErrorKind::AddrInUse.into());
                 }
                 Err(_) => self.shared.changed(queue, |_| {}),
             }
+        };
+        // Nobody is told of it who has hung up meanwhile, and nobody will come.
+        if is_gone() {
+            return Err(io::ErrorKind::NotConnected.into());
         }
+        slot.is_told = true;
+        Ok(slot)
     }
 
     /// Listens to all ports at one of our addresses, as far as nobody else does.
@@ -197,17 +240,17 @@ impl SharedPorts {
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         let ports = bound.entry(own).or_default();
         let mut failure = None;
-        if ports.len() < self.ports.len() {
-            for number in &self.ports {
-                if ports.iter().any(|port| port.number == *number) {
+        if ports.len() < self.range.count() as usize {
+            for number in self.range.first..=self.range.last {
+                if ports.iter().any(|port| port.number == number) {
                     continue;
                 }
-                match passive::listen_shared(SocketAddr::new(own, *number)) {
+                match passive::listen_shared(SocketAddr::new(own, number)) {
                     Ok(listener) => {
                         let accepting =
-                            Arc::clone(&self.shared).accept(listener, SocketAddr::new(own, *number));
+                            Arc::clone(&self.shared).accept(listener, SocketAddr::new(own, number));
                         let accepting = AbortOnDropHandle::new(tokio::spawn(accepting));
-                        ports.push(Port { number: *number, _accepting: accepting });
+                        ports.push(Port { number, _accepting: accepting });
                     }
                     Err(error) => failure = Some(error),
                 }
@@ -221,49 +264,58 @@ impl SharedPorts {
 }
 
 impl Places {
-    /// Frees what was left long enough ago.
-    fn expire(&mut self) {
-        let is_late = |(since, ..): &mut (Instant, Place, u64)| since.elapsed() >= LATE_MAX;
-        while let Some((_, place, id)) = self.left.pop_front_if(is_late) {
-            if self.taken.get(&place).is_some_and(|taken| taken.id == id) {
-                self.taken.remove(&place);
-            }
-        }
-    }
-
-    /// Takes places from those that do nothing with them; true where one is left.
-    fn leave_unused(&mut self, ports: &[SocketAddr], comer: Comer) -> bool {
-        let mut is_left = false;
+    /// Frees what was left long enough ago, at these ports.
+    fn expire(&mut self, ports: &[SocketAddr], comer: Comer) {
+        let now = Instant::now();
         for port in ports {
-            let Some(taken) = self.taken.get_mut(&(*port, comer)) else { continue };
-            if matches!(taken.state, State::Waits(_)) && taken.since.elapsed() >= UNUSED_MAX {
-                taken.state = State::Left;
-                self.left.push_back((Instant::now(), (*port, comer), taken.id));
+            if self.taken.get(&(*port, comer)).is_some_and(|taken| taken.is_over(now)) {
+                self.taken.remove(&(*port, comer));
             }
-            is_left |= matches!(taken.state, State::Left);
         }
-        is_left
+        // Those of clients that do not come again.
+        if self.taken.len() >= self.sweep_at {
+            self.taken.retain(|_, taken| !taken.is_over(now));
+            self.queues.retain(|_, queue| queue.iter().any(|queued| !queued.give.is_closed()));
+            self.sweep_at = SWEEP_MIN.max(self.taken.len() * 2);
+        }
     }
 
-    /// A port that this guest may have.
-    fn find(&mut self, ports: &[SocketAddr], comer: Comer, guest: Guest) -> Option<SocketAddr> {
-        let is_left = |port: &&SocketAddr| {
-            let taken = self.taken.get(&(**port, comer));
-            taken.is_some_and(|taken| taken.session == guest.session && matches!(taken.state, State::Left))
-        };
-        let mut left = ports.iter().filter(is_left);
-        if let Some(own) = left.next() {
-            if guest.is_protected {
-                return Some(*own);
-            }
-            if 1 + left.count() >= LEFT_MAX {
-                return None;
-            }
-        }
+    /// A port that nobody has.
+    fn free(&mut self, ports: &[SocketAddr], comer: Comer) -> Option<SocketAddr> {
         let first = self.next_port;
         self.next_port = first.wrapping_add(1);
         let mut round = (0..ports.len()).map(|step| ports[(first % ports.len() + step) % ports.len()]);
         round.find(|port| !self.taken.contains_key(&(*port, comer)))
+    }
+
+    /// Ports that a session has left.
+    fn left_by(
+        &self,
+        ports: &[SocketAddr],
+        comer: Comer,
+        session: SessionId,
+    ) -> impl Iterator<Item = SocketAddr> {
+        ports.iter().copied().filter(move |port| {
+            let taken = self.taken.get(&(*port, comer));
+            taken.is_some_and(|taken| taken.session == session && matches!(taken.state, State::Left))
+        })
+    }
+
+    /// Makes a place a session's.
+    fn take(&mut self, shared: &Arc<Shared>, place: Place, session: SessionId) -> Slot {
+        let id = self.next_id;
+        self.next_id += 1;
+        let (sender, come) = oneshot::channel();
+        // Who has left it itself may still get what was meant for then.
+        let rests_until = self.taken.get(&place).and_then(|taken| taken.rests_until);
+        self.taken.insert(place, Taken { id, session, state: State::Waits(sender), rests_until });
+        Slot { place, id, is_told: false, is_mistaken: false, come, shared: Arc::clone(shared) }
+    }
+}
+
+impl Taken {
+    fn is_over(&self, now: Instant) -> bool {
+        matches!(self.state, State::Left) && self.rests_until.is_none_or(|until| until <= now)
     }
 }
 
@@ -272,41 +324,35 @@ impl Shared {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes something, and gives free places to those that wait for them.
+    /// Changes something, and gives free places to those that wait for them, in their order.
     fn changed(self: &Arc<Self>, queue: (IpAddr, Comer), change: impl FnOnce(&mut Places)) {
+        let comer = queue.1;
         let mut places = self.places();
         change(&mut places);
-        places.expire();
         let Some(mut waiting) = places.queues.remove(&queue) else { return };
-        let mut without = VecDeque::new();
+        // Those that have left too many places have to wait until they rest no more.
+        let mut barred = VecDeque::new();
         let mut unwanted = Vec::new();
         while let Some(queued) = waiting.pop_front() {
             if queued.give.is_closed() {
                 continue;
             }
-            let comer = queue.1;
-            let Some(port) = places.find(&queued.ports, comer, queued.guest) else {
-                let is_left = places.leave_unused(&queued.ports, comer);
-                without.push_back(queued);
-                // Who comes later may have left one of these.
-                if is_left {
-                    continue;
-                }
+            let Guest { session, is_protected } = queued.guest;
+            places.expire(&queued.ports, comer);
+            let Some(port) = places.free(&queued.ports, comer) else {
+                waiting.push_front(queued);
                 break;
             };
-            let id = places.next_id;
-            places.next_id += 1;
-            let (sender, come) = oneshot::channel();
-            let place = (port, comer);
-            let session = queued.guest.session;
-            let taken = Taken { id, session, since: Instant::now(), state: State::Waits(sender) };
-            places.taken.insert(place, taken);
-            let slot = Slot { place, id, is_told: false, is_mistaken: false, come, shared: Arc::clone(self) };
+            if !is_protected && places.left_by(&queued.ports, comer, session).count() >= LEFT_MAX {
+                barred.push_back(queued);
+                continue;
+            }
+            let slot = places.take(self, (port, comer), session);
             unwanted.extend(queued.give.send(slot).err());
         }
-        without.append(&mut waiting);
-        if !without.is_empty() {
-            places.queues.insert(queue, without);
+        barred.append(&mut waiting);
+        if !barred.is_empty() {
+            places.queues.insert(queue, barred);
         }
         // Dropping a slot changes places.
         drop(places);
@@ -406,14 +452,12 @@ impl Drop for Slot {
         self.shared.changed((place.0.ip(), place.1), |places| {
             let taken = places.taken.get_mut(&place).filter(|taken| taken.id == id);
             let Some(taken) = taken else { return };
-            // Left already, for others.
-            if matches!(taken.state, State::Left) {
-                return;
-            }
+            let now = Instant::now();
             if is_told && (is_mistaken || matches!(taken.state, State::Waits(_))) {
-                taken.state = State::Left;
-                places.left.push_back((Instant::now(), place, id));
-            } else {
+                taken.rests_until = Some(now + LATE_MAX);
+            }
+            taken.state = State::Left;
+            if taken.is_over(now) {
                 places.taken.remove(&place);
             }
         });

@@ -69,7 +69,8 @@ async fn listen(session: &mut Session) -> Result<u16, Reply> {
     let listening = match session.service.shared_ports.clone() {
         Some(ports) => {
             let guest = Guest { session: session.id, is_protected: session.modes.protected };
-            let placed = ports.place(&session.origin, guest).await;
+            let is_gone = || session.control.is_closed_by_client();
+            let placed = ports.place(&session.origin, guest, is_gone).await;
             placed.map(|slot| (slot.port(), Setup::Shared(slot)))
         }
         None => session.service.passive.listen(session.origin.own).and_then(|listener| {
