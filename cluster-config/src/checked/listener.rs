@@ -1,7 +1,7 @@
 //! A listener: an address that FTP clients connect to, and all that holds there.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::access::{AccessList, Bandwidth, Errors, Limits, Scope};
@@ -49,13 +49,18 @@ pub struct Listener {
     pub session_bandwidth: Bandwidth,
 }
 
+/// Whether two would listen at the same port of the same address.
+pub fn ports_meet((address, ports): (IpAddr, PortRange), (other, others): (IpAddr, PortRange)) -> bool {
+    let meet = address == other || address.is_unspecified() || other.is_unspecified();
+    meet && ports.overlaps(others)
+}
+
 impl Listener {
     /// Both would listen at the same passive ports, and one of them for as long as it is there.
     pub fn competes_with(&self, other: &Self) -> bool {
-        let (own, others) = (self.address.ip(), other.address.ip());
-        let meet = own == others || own.is_unspecified() || others.is_unspecified();
         let shares = self.passive_ports_shared || other.passive_ports_shared;
-        shares && meet && self.passive_ports.overlaps(other.passive_ports)
+        let at = |listener: &Self| (listener.address.ip(), listener.passive_ports);
+        shares && ports_meet(at(self), at(other))
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use portolan_config::checked::listener::{ProxiedData, ProxyProtocol};
+use portolan_config::checked::listener::{ProxiedData, ProxyProtocol, ports_meet};
 use portolan_config::units::PortRange;
 use portolan_proto::id::SessionId;
 use tokio::net::{TcpListener, TcpStream};
@@ -71,12 +71,8 @@ impl OpenPorts {
     ) -> Option<Arc<SharedPorts>> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|ports| ports.strong_count() > 0);
-        let meet = |other: &SharedPorts| {
-            let (own, others) = (address, other.address);
-            let is_met = own == others || own.is_unspecified() || others.is_unspecified();
-            is_met && range.overlaps(other.range)
-        };
-        match open.iter().filter_map(Weak::upgrade).find(|other| meet(other)) {
+        let meet = |other: &Arc<SharedPorts>| ports_meet((address, range), (other.address, other.range));
+        match open.iter().filter_map(Weak::upgrade).find(meet) {
             Some(same) if (same.address, same.range) == (address, range) => {
                 same.shared.proxy_protocol.store(Arc::new(proxy_protocol.clone()));
                 Some(same)
