@@ -65,9 +65,7 @@ impl Console {
             metrics: Box::new(move || metrics::encode(&registry)),
             readiness: Box::new(move || {
                 let mut readiness = ready.readiness();
-                for target in watched.iter().flat_map(|telemetry| telemetry.failing()) {
-                    readiness.warnings.push(format!("log target {target} takes nothing"));
-                }
+                readiness.warnings.extend(watched.iter().flat_map(|telemetry| telemetry.warnings()));
                 readiness
             }),
         };

@@ -99,9 +99,10 @@ impl Telemetry {
         self.log.fates().into_iter().chain(spans).collect()
     }
 
-    /// Targets that do not take what they are handed.
-    pub fn failing(&self) -> Vec<String> {
-        self.fates().into_iter().filter(|target| target.fate.is_failing()).map(|target| target.name).collect()
+    /// What is wrong with it, for who asks whether the program is ready: targets that do not take what they are handed.
+    pub fn warnings(&self) -> Vec<String> {
+        let failing = self.fates().into_iter().filter(|target| target.fate.is_failing());
+        failing.map(|target| format!("log target {} takes nothing", target.name)).collect()
     }
 
     /// Delivers what waits, for a short time. Nothing is logged from then on.

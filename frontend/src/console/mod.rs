@@ -71,9 +71,7 @@ fn readiness(running: &Running) -> Readiness {
         let (found, least) = (nodes.len(), discovery.nodes_min);
         readiness.reasons.push(format!("{found} of at least {least} nodes are found"));
     }
-    for target in running.telemetry().into_iter().flat_map(|telemetry| telemetry.failing()) {
-        readiness.warnings.push(format!("log target {target} takes nothing"));
-    }
+    readiness.warnings.extend(running.telemetry().into_iter().flat_map(|telemetry| telemetry.warnings()));
     let directories = running.auth().directories();
     let mut away = 0;
     for (name, servers) in &directories {
