@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::Value;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
@@ -146,8 +147,8 @@ impl Sink<SpanData> for Spans {
 
 /// Bytes that a span takes up, about.
 fn span_bytes(span: &SpanData) -> usize {
-    let texts = span.attributes.iter().map(|attribute| attribute.value.as_str().len());
-    SPAN_BYTES + texts.sum::<usize>()
+    let text = |value: &Value| if let Value::String(text) = value { text.as_str().len() } else { 0 };
+    SPAN_BYTES + span.attributes.iter().map(|attribute| text(&attribute.value)).sum::<usize>()
 }
 
 /// Ties a command's trace to its connection's.

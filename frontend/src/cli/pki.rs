@@ -132,8 +132,8 @@ pub(super) fn init(arguments: &Init) -> Result<Vec<PathBuf>, Error> {
         write(&certificate_path(folder, name), &certificate.pem(), 0o644, &mut written)?;
         write(&key_path(folder, name), &key.serialize_pem(), 0o600, &mut written)
     };
+    let aliases: Vec<_> = arguments.node_aliases.iter().map(ToString::to_string).collect();
     for node in &arguments.nodes {
-        let aliases: Vec<_> = arguments.node_aliases.iter().map(ToString::to_string).collect();
         sign(node.as_str(), &[ExtendedKeyUsagePurpose::ServerAuth], &aliases)?;
     }
     for frontend in &arguments.frontends {

@@ -322,6 +322,7 @@ impl Drop for TransferUnderWay {
         self.0.transfers.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
 /// After the last transfer, which has its share in it.
 impl Drop for ControlConnection {
     fn drop(&mut self) {
