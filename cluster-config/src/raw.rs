@@ -401,6 +401,8 @@ pub(crate) struct Store {
     pub(crate) kind: Text,
     pub(crate) root: Text,
     pub(crate) rescan_interval: Text,
+    pub(crate) file_mode: Text,
+    pub(crate) directory_mode: Text,
 }
 
 /// A file that was read and is TOML.

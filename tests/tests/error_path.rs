@@ -14,6 +14,7 @@ use portolan_agent::store::{
     Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
     Version,
 };
+use portolan_config::checked::agent::Modes;
 use portolan_frontend::{Frontend, Host};
 use portolan_proto::path::PathFault;
 use portolan_proto::v1::agent_client::AgentClient;
@@ -193,7 +194,7 @@ impl Site {
         std::fs::write(&agent_file, text).expect("our file");
         let faults = Arc::default();
         let store = FaultStore {
-            tree: TreeStore::open(&root, Duration::from_secs(3_600)).expect("a new store"),
+            tree: TreeStore::open(&root, Duration::from_secs(3_600), Modes::default()).expect("a new store"),
             faults: Arc::clone(&faults),
         };
         let config = portolan_config::Agent::load(&agent_file).expect("a good configuration");

@@ -239,6 +239,19 @@ fn a_front_end_may_do_on_a_node_what_the_node_allows_it_and_no_more() {
     assert_eq!(std::fs::read(file).unwrap(), b"one.example");
 }
 
+/// What an agent answers last to the messages of an upload.
+async fn last_answer(
+    agent: &mut AgentClient<tonic::transport::Channel>,
+    messages: Vec<v1::WriteRequest>,
+) -> Result<v1::WriteResponse, tonic::Status> {
+    let mut answers = agent.write(tokio_stream::iter(messages)).await?.into_inner();
+    let mut last = None;
+    while let Some(answer) = answers.message().await? {
+        last = Some(answer);
+    }
+    last.ok_or_else(|| tonic::Status::unknown("no answer"))
+}
+
 #[tokio::test]
 async fn an_upload_without_its_finish_changes_nothing() {
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(tree::fill)).await.unwrap();
@@ -258,6 +271,7 @@ async fn an_upload_without_its_finish_changes_nothing() {
     };
     let chunk = |bytes: &'static [u8]| Part::Chunk(bytes.into());
     let finish = |length, crc32c| Part::Finish(v1::WriteFinish { length, crc32c });
+    let commit = || Part::Commit(v1::WriteCommit {});
     let crc = crc32c::crc32c(b"newest");
     for (what, parts) in [
         ("nothing", vec![]),
@@ -267,16 +281,23 @@ async fn an_upload_without_its_finish_changes_nothing() {
         ("an empty chunk", vec![begin(), chunk(b""), finish(0, 0)]),
         ("a wrong length", vec![begin(), chunk(b"newest"), finish(5, crc)]),
         ("a wrong checksum", vec![begin(), chunk(b"newest"), finish(6, crc + 1)]),
+        ("no commit", vec![begin(), chunk(b"newest"), finish(6, crc)]),
+        ("a commit without a finish", vec![begin(), chunk(b"newest"), commit()]),
+        (
+            "more after the finish",
+            vec![begin(), chunk(b"newest"), finish(6, crc), chunk(b"newest"), commit()],
+        ),
     ] {
         let messages: Vec<_> = parts.into_iter().map(|part| v1::WriteRequest { part: Some(part) }).collect();
-        agent.write(tokio_stream::iter(messages)).await.expect_err(what);
+        last_answer(&mut agent, messages).await.expect_err(what);
     }
     let file = cluster.domains(1).join("one.example/domainRegistry.bin");
     assert_eq!(std::fs::read(&file).unwrap(), b"one.example");
     assert_eq!(std::fs::read_dir(cluster.path().join("node-1/.portolan/staging")).unwrap().count(), 0);
-    let parts = vec![begin(), chunk(b"new"), chunk(b"est"), finish(6, crc)];
+    let parts = vec![begin(), chunk(b"new"), chunk(b"est"), finish(6, crc), commit()];
     let messages: Vec<_> = parts.into_iter().map(|part| v1::WriteRequest { part: Some(part) }).collect();
-    assert_eq!(agent.write(tokio_stream::iter(messages)).await.unwrap().into_inner().size, 6);
+    let committed = last_answer(&mut agent, messages).await.unwrap();
+    assert_eq!((committed.step(), committed.size), (v1::WriteStep::Committed, 6));
     assert_eq!(std::fs::read(&file).unwrap(), b"newest");
 
     let request = v1::DigestRequest {

@@ -278,10 +278,12 @@ impl Agent for AgentService {
         content::read(self, request).await
     }
 
+    type WriteStream = ResponseStream<v1::WriteResponse>;
+
     async fn write(
         &self,
         request: Request<Streaming<v1::WriteRequest>>,
-    ) -> Result<Response<v1::WriteResponse>, Status> {
+    ) -> Result<Response<Self::WriteStream>, Status> {
         upload::write(self, request).await
     }
 
@@ -379,13 +381,15 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 
+    use portolan_config::checked::agent::Modes;
     use portolan_proto::failure::reason_of;
 
     use super::*;
     use crate::store::tree::TreeStore;
 
     async fn service(folder: &std::path::Path) -> AgentService {
-        let store: Arc<dyn Store> = Arc::new(TreeStore::open(folder, Duration::from_secs(3_600)).unwrap());
+        let store: Arc<dyn Store> =
+            Arc::new(TreeStore::open(folder, Duration::from_secs(3_600), Modes::default()).unwrap());
         let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
         AgentService::new("mail-1".parse().unwrap(), store, holdings, None, TaskTracker::new(), draining, cut)

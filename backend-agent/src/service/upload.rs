@@ -1,63 +1,57 @@
-//! Write: content on its way in. Committed on Finish, and on nothing else.
+//! Write: content on its way in. It gets its name on Commit, and on nothing else.
+//!
+//! A front end sends Commit after it has looked at its client once more, while the content was synced: the end of
+//! the content does not tell whether the client meant it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::failure::status;
-use portolan_proto::v1::{self, Reason, WriteBegin, write_request::Part};
+use portolan_proto::v1::{self, Reason, WriteBegin, WriteResponse, WriteStep, write_request::Part};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::caller::{Need, authorize};
-use super::{AgentService, blocking};
-use crate::store::{self, Begin, Committed, Finish, Store, StorePath, Upload};
+use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream, blocking};
+use crate::store::{self, Begin, Committed, Finish, StorePath, Upload};
 
-/// Content gathered before it goes to the disk: a small mail is begun, written and committed in one visit to
-/// a blocking thread.
+/// Content gathered before it goes to the disk: a small mail is written and synced in one visit to a blocking
+/// thread.
 const GATHERED_BYTES_MAX: usize = 1024 * 1024;
 
 /// How long a front end may send nothing before its upload is given up: longer than its own limit for its
 /// client. A front end sends full chunks, so a client below 400 bytes a second is given up here too.
 const STALL_MAX: Duration = Duration::from_secs(660);
 
+type Responses = mpsc::Sender<Result<WriteResponse, Status>>;
+
 /// An upload between two visits to the disk.
 struct Incoming {
-    path: StorePath,
-    begin: Begin,
-    upload: Option<Box<dyn Upload>>,
+    upload: Box<dyn Upload>,
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
 }
 
 impl Incoming {
-    /// Writes what was gathered, beginning the upload if that has not been done.
-    fn flush(&mut self, store: &dyn Store) -> store::Result<&mut Box<dyn Upload>> {
-        let upload = match self.upload.take() {
-            Some(upload) => upload,
-            None => store.write(&self.path, self.begin)?,
-        };
-        let upload = self.upload.insert(upload);
+    fn flush(&mut self) -> store::Result<()> {
         for chunk in self.gathered.drain(..) {
-            upload.write(&chunk)?;
+            self.upload.write(&chunk)?;
         }
         self.gathered_bytes = 0;
-        Ok(upload)
-    }
-
-    fn commit(mut self, store: &dyn Store, finish: Finish) -> store::Result<Committed> {
-        self.flush(store)?;
-        self.upload.expect("flush begins the upload").commit(finish)
+        Ok(())
     }
 }
 
 pub(super) async fn write(
     service: &AgentService,
     request: Request<Streaming<v1::WriteRequest>>,
-) -> Result<Response<v1::WriteResponse>, Status> {
+) -> Result<Response<ResponseStream<WriteResponse>>, Status> {
     let permission = service.policy.of(&request)?;
     let mut messages = request.into_inner();
-    let _permit = service.admit()?;
+    let permit = service.admit()?;
     let bad = |what: &str| Err(status(Reason::BadRequest, what));
     let Part::Begin(begin) = next(service, &mut messages).await? else {
         return bad("an upload begins with Begin");
@@ -67,17 +61,48 @@ pub(super) async fn write(
         return bad("an upload is exclusive, or appends, or begins at an offset");
     }
     let path = authorize(&permission, caller.as_ref(), &path, Need::Change)?;
-    let touched = path.clone();
     let begin = Begin { offset, modified_ns, exclusive, append };
-    let mut incoming = Incoming { path, begin, upload: None, gathered: Vec::new(), gathered_bytes: 0 };
-    if exclusive || begin.goes_on() {
-        // Whoever asks for a free name wants to know before the content is sent; and what the content goes on
-        // from is what is there now.
-        incoming = flushed(service, incoming).await?;
+    let target = path.clone();
+    let upload = service.on_store(move |store| store.write(&target, begin)).await?;
+    let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
+    let incoming = Incoming { upload, gathered: Vec::new(), gathered_bytes: 0 };
+    let service_here = service.clone();
+    let receiving = async move {
+        let received = receive(&service_here, permit, path, incoming, &mut messages, &sender).await;
+        if let Err(status) = received {
+            // The front end may be gone, and then nobody waits for the error.
+            sender.send(Err(status)).await.ok();
+        }
+    };
+    service.tasks.spawn(receiving.in_current_span());
+    Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+}
+
+/// Takes the content, and gives it its name when the front end says so.
+async fn receive(
+    service: &AgentService,
+    _permit: OwnedSemaphorePermit,
+    path: StorePath,
+    mut incoming: Incoming,
+    messages: &mut Streaming<v1::WriteRequest>,
+    responses: &Responses,
+) -> Result<(), Status> {
+    let bad = |what: &str| Err(status(Reason::BadRequest, what));
+    answer(responses, WriteStep::Ready, None).await?;
+    loop {
+        let more;
+        (incoming, more) = on_disk(incoming, |incoming| incoming.upload.prepare()).await?;
+        if !more {
+            break;
+        }
+        if responses.is_closed() || service.cut.is_cancelled() {
+            return Err(Status::cancelled("the upload ended before it was finished; nothing was changed"));
+        }
     }
     let finish = loop {
-        match next(service, &mut messages).await? {
+        match next(service, messages).await? {
             Part::Begin(_) => return bad("an upload has one Begin"),
+            Part::Commit(_) => return bad("Commit comes after Finish"),
             Part::Chunk(chunk) if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX => {
                 return bad("a chunk has 1 to 262144 bytes");
             }
@@ -85,30 +110,53 @@ pub(super) async fn write(
                 incoming.gathered_bytes += chunk.len();
                 incoming.gathered.push(chunk);
                 if incoming.gathered_bytes >= GATHERED_BYTES_MAX {
-                    incoming = flushed(service, incoming).await?;
+                    (incoming, ()) = on_disk(incoming, Incoming::flush).await?;
                 }
             }
             Part::Finish(finish) => break Finish { length: finish.length, crc32c: finish.crc32c },
         }
     };
     let begun = Instant::now();
-    let committed = service.on_store(move |store| incoming.commit(store, finish)).await?;
-    service.metrics.committed(begun.elapsed(), finish.length);
-    service.holdings.touched(&touched);
-    let Committed { size, modified_ns, crc32 } = committed;
-    Ok(Response::new(v1::WriteResponse { size, modified_ns, crc32 }))
+    (incoming, ()) = on_disk(incoming, move |incoming| {
+        incoming.flush()?;
+        incoming.upload.sync(finish)
+    })
+    .await?;
+    let synced = begun.elapsed();
+    answer(responses, WriteStep::Synced, None).await?;
+    let Part::Commit(_) = next(service, messages).await? else {
+        return bad("after Finish there is only Commit");
+    };
+    let begun = Instant::now();
+    let committed = blocking(move || incoming.upload.commit()).await?;
+    service.metrics.committed(synced + begun.elapsed(), finish.length);
+    service.holdings.touched(&path);
+    answer(responses, WriteStep::Committed, Some(committed)).await
 }
 
-async fn flushed(service: &AgentService, mut incoming: Incoming) -> Result<Incoming, Status> {
-    let store = Arc::clone(&service.store);
+/// Runs a step of an upload where it may block.
+async fn on_disk<T: Send + 'static>(
+    mut incoming: Incoming,
+    step: impl FnOnce(&mut Incoming) -> store::Result<T> + Send + 'static,
+) -> Result<(Incoming, T), Status> {
     blocking(move || {
-        incoming.flush(&*store)?;
-        Ok(incoming)
+        let done = step(&mut incoming)?;
+        Ok((incoming, done))
     })
     .await
 }
 
-/// The next part. The end of the stream before Finish is an abort, like its failure and the end of a drain.
+async fn answer(responses: &Responses, step: WriteStep, committed: Option<Committed>) -> Result<(), Status> {
+    let response = match committed {
+        None => WriteResponse { step: step.into(), ..WriteResponse::default() },
+        Some(Committed { size, modified_ns, crc32 }) => {
+            WriteResponse { size, modified_ns, crc32, step: step.into() }
+        }
+    };
+    responses.send(Ok(response)).await.map_err(|_| Status::cancelled("the front end is gone"))
+}
+
+/// The next part. The end of the stream before Commit is an abort, like its failure and the end of a drain.
 async fn next(service: &AgentService, messages: &mut Streaming<v1::WriteRequest>) -> Result<Part, Status> {
     let message = tokio::select! {
         message = tokio::time::timeout(STALL_MAX, messages.message()) => message,

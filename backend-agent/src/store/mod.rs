@@ -139,10 +139,14 @@ pub trait Content: Send {
 
 /// A file being written, not yet visible. Dropping it leaves no trace.
 pub trait Upload: Send {
+    /// Does a bounded piece of what comes before the first `write`: takes over what the new content begins with
+    /// from the present one. True while there is more to do.
+    fn prepare(&mut self) -> Result<bool>;
     fn write(&mut self, chunk: &[u8]) -> Result<()>;
-    /// Checks, syncs and renames into place. The previous file stays until the rename, and for ever when this
-    /// fails before it.
-    fn commit(self: Box<Self>, finish: Finish) -> Result<Committed>;
+    /// Checks that all has come, and puts it on the disk. What is missing then is its name.
+    fn sync(&mut self, finish: Finish) -> Result<()>;
+    /// Puts it in the place of the previous file, which stays until then, and for ever when this fails.
+    fn commit(self: Box<Self>) -> Result<Committed>;
 }
 
 /// A kind of store. All calls block.

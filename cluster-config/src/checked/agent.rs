@@ -52,7 +52,20 @@ pub struct AllowRule {
 
 #[derive(Debug, Clone)]
 pub enum Store {
-    Tree { root: PathBuf, rescan_interval: Duration },
+    Tree { root: PathBuf, rescan_interval: Duration, modes: Modes },
+}
+
+/// Permission bits of what a store makes, where the folder that it is made in does not decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modes {
+    pub file: u32,
+    pub directory: u32,
+}
+
+impl Default for Modes {
+    fn default() -> Self {
+        Self { file: 0o600, directory: 0o700 }
+    }
 }
 
 impl Agent {
@@ -167,5 +180,10 @@ fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
     }
     let rescan_interval =
         checker.duration(&raw.store.rescan_interval, "store.rescan_interval", 1, 86_400, 10);
-    Some(Store::Tree { root: root?, rescan_interval })
+    let default = Modes::default();
+    let modes = Modes {
+        file: checker.mode(&raw.store.file_mode, "store.file_mode", default.file, 0o666),
+        directory: checker.mode(&raw.store.directory_mode, "store.directory_mode", default.directory, 0o777),
+    };
+    Some(Store::Tree { root: root?, rescan_interval, modes })
 }

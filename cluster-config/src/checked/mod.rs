@@ -105,6 +105,23 @@ impl Checker {
         default
     }
 
+    /// Permission bits in octal: all of `least`, which is also the default, and none beyond `most`.
+    pub(crate) fn mode(&mut self, field: &Text, key: &str, least: u32, most: u32) -> u32 {
+        let Some(text) = self.optional(field, key) else { return least };
+        let digits = !text.is_empty() && text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit());
+        match u32::from_str_radix(text, 8).ok().filter(|_| digits) {
+            Some(bits) if bits & least == least && bits & !most == 0 => bits,
+            _ => {
+                let message = format!(
+                    "{text:?} is not valid; allowed: octal permission bits from \"{least:04o}\" to \"{most:04o}\" \
+                     that include \"{least:04o}\""
+                );
+                self.fault(span(field), key, message);
+                least
+            }
+        }
+    }
+
     /// A number from `least` to `most`.
     pub(crate) fn number(
         &mut self,

@@ -345,8 +345,8 @@ impl NodeClient {
         Content::begin(self.name.clone(), stream, offset, length, span).await
     }
 
-    /// Begins an upload. Nothing is sent before its first chunk or its finish.
-    pub fn write(
+    /// Begins an upload, which the node has not refused then.
+    pub async fn write(
         &self,
         caller: v1::Caller,
         path: &[u8],
@@ -363,7 +363,7 @@ impl NodeClient {
         let path = path.to_vec().into();
         let begin =
             v1::WriteBegin { caller: Some(caller), path, offset, modified_ns: None, exclusive, append };
-        Ok(Upload::begin(self.name.clone(), client, begin, transfer, self.span("Write")))
+        Upload::begin(self.name.clone(), client, begin, transfer, self.span("Write")).await
     }
 
     pub async fn make_directory(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {

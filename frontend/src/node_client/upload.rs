@@ -1,17 +1,16 @@
-//! A file on its way to a node.
-
-use std::future::Future;
-use std::pin::Pin;
+//! A file on its way to a node, in the steps of `agent.proto`: begun, complete and synced, committed.
 
 use bytes::Bytes;
 use portolan_proto::id::{NodeId, TransferId};
-use portolan_proto::v1::{WriteBegin, WriteFinish, WriteRequest, WriteResponse, write_request::Part};
+use portolan_proto::v1::{
+    WriteBegin, WriteCommit, WriteFinish, WriteRequest, WriteResponse, WriteStep, write_request::Part,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response, Status};
+use tonic::{Status, Streaming};
 use tracing::Instrument as _;
 
-use super::{COMMIT_MAX, Client, Error, Result, STALL_MAX, with_transfer};
+use super::{CALL_MAX, COMMIT_MAX, Client, Error, Result, STALL_MAX, with_transfer};
 
 /// Messages between the client's data connection and the node's; with chunks of 256 KiB, 2 MiB at most.
 const QUEUED_MAX: usize = 8;
@@ -25,30 +24,40 @@ pub struct Committed {
     pub crc32: u32,
 }
 
-type Answer = Pin<Box<dyn Future<Output = std::result::Result<Response<WriteResponse>, Status>> + Send>>;
-
-/// An upload. Dropping it before [`Upload::finish`] aborts it: the node keeps what it had.
+/// An upload. Dropping it before [`Upload::commit`] aborts it: the node keeps what it had.
+#[derive(Debug)]
 pub struct Upload {
     node: NodeId,
-    sender: mpsc::Sender<WriteRequest>,
-    answer: Answer,
+    requests: mpsc::Sender<WriteRequest>,
+    responses: Streaming<WriteResponse>,
     length: u64,
     crc32c: u32,
+    /// Of the call, which lasts as long.
+    _span: tracing::Span,
 }
 
 impl Upload {
-    pub(super) fn begin(
+    /// Asks the node whether the path and what is there allow it.
+    pub(super) async fn begin(
         node: NodeId,
         mut client: Client,
         begin: WriteBegin,
         transfer: TransferId,
         span: tracing::Span,
-    ) -> Self {
-        let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-        sender.try_send(request(Part::Begin(begin))).expect("an empty queue has room");
-        let stream = with_transfer(ReceiverStream::new(receiver), transfer);
-        let answer = Box::pin(async move { client.write(stream).await }.instrument(span));
-        Self { node, sender, answer, length: 0, crc32c: 0 }
+    ) -> Result<Self> {
+        let (requests, queue) = mpsc::channel(QUEUED_MAX);
+        requests.try_send(request(Part::Begin(begin))).expect("an empty queue has room");
+        let call = client.write(with_transfer(ReceiverStream::new(queue), transfer));
+        let responses = match tokio::time::timeout(CALL_MAX, call.instrument(span.clone())).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(Error::from_status(&node, status)),
+            Err(_) => return Err(Error::Slow { node }),
+        };
+        let mut upload = Self { node, requests, responses, length: 0, crc32c: 0, _span: span };
+        match tokio::time::timeout(CALL_MAX, upload.step(WriteStep::Ready)).await {
+            Ok(ready) => ready.map(|_| upload),
+            Err(_) => Err(upload.is_slow()),
+        }
     }
 
     pub fn node(&self) -> &NodeId {
@@ -65,47 +74,64 @@ impl Upload {
     async fn push(&mut self, part: Part) -> Result<()> {
         let pushed = tokio::time::timeout(STALL_MAX, async {
             tokio::select! {
-                // The answer is polled along, which also drives the request.
-                answer = &mut self.answer => Err(early(&self.node, answer)),
-                sent = self.sender.send(request(part)) => Ok(sent.is_ok()),
+                message = self.responses.message() => Err(early(&self.node, message)),
+                sent = self.requests.send(request(part)) => Ok(sent.is_ok()),
             }
         });
         match pushed.await {
             Ok(Ok(true)) => Ok(()),
             // The request is over and took the queue with it: the answer says why.
-            Ok(Ok(false)) => Err(self.refusal().await),
+            Ok(Ok(false)) => match tokio::time::timeout(STALL_MAX, self.responses.message()).await {
+                Ok(message) => Err(early(&self.node, message)),
+                Err(_) => Err(self.is_slow()),
+            },
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::Slow { node: self.node.clone() }),
+            Err(_) => Err(self.is_slow()),
         }
     }
 
-    async fn refusal(&mut self) -> Error {
-        match tokio::time::timeout(STALL_MAX, &mut self.answer).await {
-            Ok(answer) => early(&self.node, answer),
-            Err(_) => Error::Slow { node: self.node.clone() },
-        }
-    }
-
-    /// Says that everything was sent, and waits until the node has it on its disk.
-    pub async fn finish(mut self) -> Result<Committed> {
+    /// Says that everything was sent, and waits until the node has the content on its disk. The file is not changed
+    /// before [`Upload::commit`].
+    pub async fn finish(&mut self) -> Result<()> {
         let finish = WriteFinish { length: self.length, crc32c: self.crc32c };
         self.push(Part::Finish(finish)).await?;
-        let Self { node, sender, answer, .. } = self;
-        drop(sender);
-        match tokio::time::timeout(COMMIT_MAX, answer).await {
-            Ok(Ok(response)) => {
-                let WriteResponse { size, modified_ns, crc32 } = response.into_inner();
-                Ok(Committed { size, modified_ns, crc32 })
-            }
-            Ok(Err(status)) => Err(Error::from_status(&node, status)),
-            Err(_) => Err(Error::Slow { node }),
+        self.confirmed(WriteStep::Synced).await.map(drop)
+    }
+
+    /// Has the node put the content in its place, and waits until that is on its disk.
+    pub async fn commit(mut self) -> Result<Committed> {
+        self.push(Part::Commit(WriteCommit {})).await?;
+        let WriteResponse { size, modified_ns, crc32, .. } = self.confirmed(WriteStep::Committed).await?;
+        Ok(Committed { size, modified_ns, crc32 })
+    }
+
+    async fn confirmed(&mut self, step: WriteStep) -> Result<WriteResponse> {
+        match tokio::time::timeout(COMMIT_MAX, self.step(step)).await {
+            Ok(response) => response,
+            Err(_) => Err(self.is_slow()),
         }
+    }
+
+    /// The answer to a step.
+    async fn step(&mut self, step: WriteStep) -> Result<WriteResponse> {
+        match self.responses.message().await {
+            Ok(Some(response)) if response.step() == step => Ok(response),
+            Ok(_) => Err(Error::Nonsense {
+                node: self.node.clone(),
+                what: "an answer to another step of an upload",
+            }),
+            Err(status) => Err(Error::from_status(&self.node, status)),
+        }
+    }
+
+    fn is_slow(&self) -> Error {
+        Error::Slow { node: self.node.clone() }
     }
 }
 
-/// An answer before the upload was finished can only be a refusal.
-fn early(node: &NodeId, answer: std::result::Result<Response<WriteResponse>, Status>) -> Error {
-    match answer {
+/// An answer that no step has asked for can only be a refusal.
+fn early(node: &NodeId, message: std::result::Result<Option<WriteResponse>, Status>) -> Error {
+    match message {
         Ok(_) => Error::Nonsense { node: node.clone(), what: "an answer before the end of an upload" },
         Err(status) => Error::from_status(node, status),
     }

@@ -558,11 +558,17 @@ impl Tree {
         }
         let node = Self::single(self.find_or_place(login, path).await?, path)?;
         let wire = path.as_wire();
-        Ok(self.changed(node).write(login.caller(wire), wire, begins, transfer)?)
+        Ok(self.changed(node).write(login.caller(wire), wire, begins, transfer).await?)
     }
 
     pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {
         Self::authorize(login, path, Need::Change)?;
+        // The levels of a domain may be missing on the node that is asked, but a client makes one level at a time.
+        if let Some(parent) = path.parent()
+            && matches!(parent.place(), Place::Domain { .. } | Place::Container { .. })
+        {
+            self.stat(login, &parent).await?;
+        }
         let wire = path.as_wire();
         let node = match self.find_or_place(login, path).await? {
             Route::Node(node) => node,

@@ -1,36 +1,38 @@
-//! The only writer: staging file, check, fsync, rename, fsync of the directory.
+//! The only writer: nameless file, staging name, check, fsync, rename, fsync of the directory.
 //!
-//! Until the rename the previous file is what everybody sees; after the second fsync the new one survives a
+//! Until the rename the previous file is what everybody sees; after the last fsync the new one survives a
 //! power cut. A [`Staged`] that is dropped removes its staging file.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::path::{Owner, Root, modified_ns, version};
-use super::{cache, recover};
+use super::path::{Parent, Root, modified_ns, version};
+use super::{attributes, cache, recover};
 use crate::store::error::Damage;
 use crate::store::{Begin, Committed, Error, Finish, Result, StorePath, Upload, Version};
 
-/// Permission bits of a file that did not exist before.
-const FILE_MODE: Mode = Mode::from_raw_mode(0o660);
-
+/// Bytes of the present file that are taken over in one step.
+const PREFIX_PIECE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of a prefix that are read back at once for its checksum.
 const PREFIX_CHUNK_BYTES: usize = 256 * 1024;
 
 /// A file being written in the staging folder.
 #[derive(Debug)]
 pub struct Staged {
+    root: Arc<Root>,
     target: StorePath,
-    directory: OwnedFd,
+    parent: Parent,
     staging: OwnedFd,
     name: String,
     file: File,
+    /// What is still to be taken over from the present file.
+    prefix: Option<Prefix>,
     received: u64,
     /// Of what was received.
     crc32c: u32,
@@ -39,6 +41,8 @@ pub struct Staged {
     modified_ns: Option<i64>,
     exclusive: bool,
     base: Base,
+    /// The file whose attributes the new one has.
+    resembles: Option<Version>,
     renamed: bool,
 }
 
@@ -52,99 +56,93 @@ enum Base {
     File(Version),
 }
 
-/// Held from the last look at what is replaced to its replacement.
-static REPLACING: Mutex<()> = Mutex::new(());
+/// The first bytes of the present file, which become those of the new one.
+#[derive(Debug)]
+struct Prefix {
+    present: File,
+    at: u64,
+    end: u64,
+}
 
 impl Staged {
-    /// Begins a new content of `target`. Bytes of the present file that it begins with are copied at once.
-    pub fn begin(root: &Root, target: &StorePath, begin: Begin) -> Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+    /// Begins a new content of `target`, if the path and what is there allow it. Nothing that is visible changes.
+    pub fn begin(root: &Arc<Root>, target: &StorePath, begin: Begin) -> Result<Self> {
         let at = |errno| Error::from_errno(target, errno);
-        let (directory, last) = root.open_parent_for_create(target)?;
-        let present = match rustix::fs::statat(&directory, last, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Some(stat),
-            Err(Errno::NOENT) => None,
-            Err(errno) => return Err(at(errno)),
+        let (parent, last) = root.find_parent(target)?;
+        let present = match &parent {
+            Parent::There(directory) => present(directory, last).map_err(at)?,
+            Parent::Missing { .. } => None,
         };
         if begin.exclusive && present.is_some() {
             return Err(Error::AlreadyExists { path: target.to_string() });
         }
-        if let Some(stat) = &present {
+        if let Some((_, stat)) = &present {
             refuse_special(target, stat)?;
         }
         let staging = recover::staging(root)?;
         // The rename would fail, but only after everything was sent.
         let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(at);
-        if device(&directory)? != device(&staging)? {
+        let (Parent::There(place) | Parent::Missing { nearest: place }) = &parent;
+        if device(place)? != device(&staging)? {
             return Err(Error::CrossesFileSystems { path: target.to_string() });
         }
-        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(&staging, &name, flags, Mode::from_raw_mode(0o600)).map_err(at)?;
-        let mut staged = Self {
+        let mut base = if begin.exclusive || begin.append { Base::Nothing } else { Base::Anything };
+        let mut prefix = None;
+        if begin.offset > 0 || begin.append && present.is_some() {
+            let (file, stat) = root.open_file(target)?;
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            let end = if begin.append { size } else { begin.offset };
+            if end > size {
+                return Err(Error::OffsetBeyondEnd { path: target.to_string(), size, offset: end });
+            }
+            base = Base::File(version(&stat));
+            prefix = Some(Prefix { present: file, at: 0, end });
+        }
+        let (file, name) = stage(root, &parent, &staging).map_err(at)?;
+        Ok(Self {
+            root: Arc::clone(root),
             target: target.clone(),
-            directory,
+            parent,
             staging,
             name,
-            file: File::from(fd),
+            file,
+            prefix,
             received: 0,
             crc32c: 0,
             crc32: crc32fast::Hasher::new(),
             modified_ns: begin.modified_ns,
             exclusive: begin.exclusive,
-            base: if begin.exclusive || begin.append { Base::Nothing } else { Base::Anything },
+            base,
+            resembles: None,
             renamed: false,
-        };
-        staged.take_over(present.as_ref())?;
-        if begin.offset > 0 {
-            staged.copy_prefix(root, Some(begin.offset))?;
-        } else if begin.append && present.is_some() {
-            staged.copy_prefix(root, None)?;
-        }
-        Ok(staged)
+        })
     }
 
-    /// Gives the new file the mode and owner of the present one, or those usual in its directory.
-    fn take_over(&mut self, present: Option<&Stat>) -> Result<()> {
+    fn last(&self) -> &[u8] {
+        self.target.split_last().expect("the root has no parent, so it was refused").1
+    }
+
+    /// Gives the new file what the present one has beside its content; false where there is none, or the new file
+    /// resembles it already.
+    fn resemble_present(&mut self, directory: &OwnedFd) -> Result<bool> {
         let at = |errno| Error::from_errno(&self.target, errno);
-        let mode = match present {
-            Some(stat) => Mode::from_raw_mode(stat.st_mode & 0o7777),
-            None => FILE_MODE,
-        };
-        let owner = match present {
-            Some(stat) => Owner::from(stat),
-            None => Owner::of(&self.directory).map_err(at)?,
-        };
-        if owner.must_be_given() {
-            let (user, group) = owner.ids();
-            rustix::fs::fchown(&self.file, user, group).map_err(at)?;
+        let Some((fd, stat)) = present(directory, self.last()).map_err(at)? else { return Ok(false) };
+        refuse_special(&self.target, &stat)?;
+        let present = Some(version(&stat));
+        if self.resembles == present {
+            return Ok(false);
         }
-        rustix::fs::fchmod(&self.file, mode).map_err(at)
-    }
-
-    /// Copies the first `offset` bytes of the present file, or all.
-    fn copy_prefix(&mut self, root: &Root, offset: Option<u64>) -> Result<()> {
-        let (present, stat) = root.open_file(&self.target)?;
-        self.base = Base::File(version(&stat));
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let offset = offset.unwrap_or(size);
-        let short = |size| Error::OffsetBeyondEnd { path: self.target.to_string(), size, offset };
-        if offset > size {
-            return Err(short(size));
-        }
-        // std::io::copy uses copy_file_range here: shared extents where the file system can.
-        let copied = std::io::copy(&mut std::io::Read::take(&present, offset), &mut self.file)
-            .map_err(|error| Error::from_io(&self.target, error))?;
-        if copied < offset { Err(short(copied)) } else { self.sum_prefix(offset) }
+        attributes::take_over(&self.file, &fd, &stat).map_err(at)?;
+        self.resembles = present;
+        Ok(true)
     }
 
     /// Puts the new file in the place of what is there, if that may be there.
-    fn replace(&self, last: &[u8]) -> Result<()> {
+    fn replace(&self, directory: &OwnedFd) -> Result<()> {
         let at = |errno| Error::from_errno(&self.target, errno);
         let changing = || Error::Changing { path: self.target.to_string() };
-        let _replacing = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Base::File(base) = self.base {
-            match rustix::fs::statat(&self.directory, last, AtFlags::SYMLINK_NOFOLLOW) {
+            match rustix::fs::statat(directory, self.last(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(present) if version(&present) == base => {}
                 Ok(_) | Err(Errno::NOENT) => return Err(changing()),
                 Err(errno) => return Err(at(errno)),
@@ -154,31 +152,50 @@ impl Staged {
             Base::Nothing => RenameFlags::NOREPLACE,
             Base::Anything | Base::File(_) => RenameFlags::empty(),
         };
-        rustix::fs::renameat_with(&self.staging, &self.name, &self.directory, last, flags)
+        rustix::fs::renameat_with(&self.staging, &self.name, directory, self.last(), flags)
             .map_err(|errno| if errno == Errno::EXIST && !self.exclusive { changing() } else { at(errno) })
     }
 
-    /// Takes the prefix into the checksum of the whole, as it stands in the new file.
-    fn sum_prefix(&mut self, length: u64) -> Result<()> {
+    /// Copies a piece of the present file and takes it into the checksum of the whole.
+    fn copy_piece(&mut self, prefix: &mut Prefix) -> Result<()> {
+        let piece = (prefix.end - prefix.at).min(PREFIX_PIECE_BYTES);
+        // std::io::copy uses copy_file_range here: shared extents where the file system can.
+        let copied = std::io::copy(&mut (&prefix.present).take(piece), &mut self.file)
+            .map_err(|error| Error::from_io(&self.target, error))?;
+        let end = prefix.at + copied;
+        if copied < piece {
+            let path = self.target.to_string();
+            return Err(Error::OffsetBeyondEnd { path, size: end, offset: prefix.end });
+        }
         let mut buffer = vec![0; PREFIX_CHUNK_BYTES];
-        let mut at = 0;
-        while at < length {
-            let wanted =
-                usize::try_from(length - at).map_or(PREFIX_CHUNK_BYTES, |rest| rest.min(PREFIX_CHUNK_BYTES));
-            let count = cache::read(&self.file, &mut buffer[..wanted], at).and_then(|count| match count {
-                0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-                count => Ok(count),
-            });
+        while prefix.at < end {
+            let wanted = usize::try_from(end - prefix.at)
+                .map_or(PREFIX_CHUNK_BYTES, |rest| rest.min(PREFIX_CHUNK_BYTES));
+            let count =
+                cache::read(&self.file, &mut buffer[..wanted], prefix.at).and_then(|count| match count {
+                    0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    count => Ok(count),
+                });
             let count = count.map_err(|error| Error::from_io(&self.target, error))?;
             self.crc32.update(&buffer[..count]);
-            at += count as u64;
+            prefix.at += count as u64;
         }
         Ok(())
     }
 }
 
 impl Upload for Staged {
+    fn prepare(&mut self) -> Result<bool> {
+        let Some(mut prefix) = self.prefix.take() else { return Ok(false) };
+        self.copy_piece(&mut prefix)?;
+        if prefix.at < prefix.end {
+            self.prefix = Some(prefix);
+        }
+        Ok(self.prefix.is_some())
+    }
+
     fn write(&mut self, chunk: &[u8]) -> Result<()> {
+        debug_assert!(self.prefix.is_none(), "prepare() says false before anything is written");
         self.file.write_all(chunk).map_err(|error| Error::from_io(&self.target, error))?;
         self.received += chunk.len() as u64;
         self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
@@ -186,7 +203,7 @@ impl Upload for Staged {
         Ok(())
     }
 
-    fn commit(mut self: Box<Self>, finish: Finish) -> Result<Committed> {
+    fn sync(&mut self, finish: Finish) -> Result<()> {
         let damaged = |what| Err(Error::Damaged { path: self.target.to_string(), what });
         if finish.length != self.received {
             return damaged(Damage::Length { announced: finish.length, received: self.received });
@@ -194,16 +211,46 @@ impl Upload for Staged {
         if finish.crc32c != self.crc32c {
             return damaged(Damage::Checksum);
         }
-        let at = |errno| Error::from_errno(&self.target, errno);
         if let Some(modified_ns) = self.modified_ns {
-            set_modified(&self.file, modified_ns).map_err(at)?;
+            set_modified(&self.file, modified_ns).map_err(|errno| Error::from_errno(&self.target, errno))?;
         }
-        rustix::fs::fsync(&self.file).map_err(at)?;
-        let stat = rustix::fs::fstat(&self.file).map_err(at)?;
-        let (_, last) = self.target.split_last().expect("the root is refused by open_parent");
-        self.replace(last)?;
+        if let Parent::There(directory) = &self.parent {
+            let directory = directory.try_clone().map_err(|error| Error::from_io(&self.target, error))?;
+            self.resemble_present(&directory)?;
+        }
+        rustix::fs::fsync(&self.file).map_err(|errno| Error::from_errno(&self.target, errno))
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<Committed> {
+        let root = Arc::clone(&self.root);
+        let target = self.target.clone();
+        let at = |errno| Error::from_errno(&target, errno);
+        let (directory, made) = {
+            let _replacing = root.replacing();
+            let (directory, made, is_new) = match &self.parent {
+                Parent::There(directory) => {
+                    let directory = directory.try_clone().map_err(|error| Error::from_io(&target, error))?;
+                    (directory, None, false)
+                }
+                Parent::Missing { .. } => {
+                    let (directory, _, made) = root.make_parent(&target)?;
+                    attributes::inherit(&self.file, &directory, root.modes()).map_err(at)?;
+                    (directory, Some(made), true)
+                }
+            };
+            // Whose permissions were changed since the file was synced.
+            if self.resemble_present(&directory)? || is_new {
+                rustix::fs::fsync(&self.file).map_err(at)?;
+            }
+            self.replace(&directory)?;
+            (directory, made)
+        };
         self.renamed = true;
-        rustix::fs::fsync(&self.directory).map_err(at)?;
+        if let Some(made) = made {
+            made.keep();
+        }
+        rustix::fs::fsync(&directory).map_err(at)?;
+        let stat = rustix::fs::fstat(&self.file).map_err(at)?;
         cache::drop_pages(&self.file);
         Ok(Committed {
             size: u64::try_from(stat.st_size).unwrap_or(0),
@@ -220,6 +267,54 @@ impl Drop for Staged {
         {
             tracing::warn!(file = self.name, %errno, "a staging file stays behind until the next start");
         }
+    }
+}
+
+/// A new file with a name in the staging folder: born in the folder that it belongs in, so that it has what this
+/// passes on, and linked; where that cannot be, made in the staging folder and given the same.
+fn stage(root: &Root, parent: &Parent, staging: &OwnedFd) -> rustix::io::Result<(File, String)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let directory = match parent {
+        Parent::There(directory) => Some(directory),
+        // It inherits when the levels are there.
+        Parent::Missing { .. } => None,
+    };
+    if let Some(directory) = directory
+        && let Some(file) = attributes::born(directory, root.modes())?
+    {
+        match attributes::link(&file, staging, &name) {
+            Ok(()) => return Ok((file, name)),
+            // Other project quotas of the two folders, no /proc.
+            Err(Errno::XDEV | Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(rustix::fs::openat(staging, &name, flags, Mode::from_raw_mode(0o600))?);
+    if let Some(directory) = directory
+        && let Err(errno) = attributes::inherit(&file, directory, root.modes())
+    {
+        rustix::fs::unlinkat(staging, &name, AtFlags::empty())?;
+        return Err(errno);
+    }
+    Ok((file, name))
+}
+
+/// What stands at a name, by a descriptor that opens nothing.
+fn present(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<Option<(OwnedFd, Stat)>> {
+    match rustix::fs::openat(
+        directory,
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(fd) => {
+            let stat = rustix::fs::fstat(&fd)?;
+            Ok(Some((fd, stat)))
+        }
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -250,12 +345,28 @@ mod tests {
         Finish { length: content.len() as u64, crc32c: crc32c::crc32c(content) }
     }
 
-    fn upload(root: &Root, target: &str, offset: u64, content: &[u8], finish: Finish) -> Result<Committed> {
+    fn upload(
+        root: &Arc<Root>,
+        target: &str,
+        offset: u64,
+        content: &[u8],
+        finish: Finish,
+    ) -> Result<Committed> {
         let target = StorePath::new(target.as_bytes()).unwrap();
         let begin = Begin { offset, modified_ns: Some(1_500_000_000), ..Begin::default() };
-        let mut staged = Box::new(Staged::begin(root, &target, begin)?);
+        written(Staged::begin(root, &target, begin)?, content, finish)
+    }
+
+    /// The rest of an upload.
+    fn written(mut staged: Staged, content: &[u8], finish: Finish) -> Result<Committed> {
+        while staged.prepare()? {}
         staged.write(content)?;
-        staged.commit(finish)
+        staged.sync(finish)?;
+        Box::new(staged).commit()
+    }
+
+    fn root(folder: &tempfile::TempDir) -> Arc<Root> {
+        Arc::new(Root::open(folder.path()).unwrap())
     }
 
     fn staging_is_empty(folder: &std::path::Path) -> bool {
@@ -265,7 +376,7 @@ mod tests {
     #[test]
     fn the_old_file_survives_every_refused_commit() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
+        let root = root(&folder);
         let _lock = recover::recover(&root).unwrap();
         upload(&root, "domains/a/f", 0, b"old", crc(b"old")).unwrap();
         let file = folder.path().join("domains/a/f");
@@ -289,7 +400,7 @@ mod tests {
     fn a_commit_replaces_the_content_and_keeps_the_mode() {
         use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
+        let root = root(&folder);
         let _lock = recover::recover(&root).unwrap();
         upload(&root, "domains/a/f", 0, b"old", crc(b"old")).unwrap();
         let file = folder.path().join("domains/a/f");
@@ -306,7 +417,7 @@ mod tests {
     #[test]
     fn the_checksum_of_the_whole_includes_a_long_prefix() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
+        let root = root(&folder);
         let _lock = recover::recover(&root).unwrap();
         let old: Vec<u8> = (0..2 * PREFIX_CHUNK_BYTES + 5).map(|number| (number % 251) as u8).collect();
         let first = upload(&root, "domains/a/f", 0, &old, crc(&old)).unwrap();
@@ -321,33 +432,27 @@ mod tests {
     #[test]
     fn what_goes_on_from_a_file_that_was_replaced_meanwhile_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
+        let root = root(&folder);
         let _lock = recover::recover(&root).unwrap();
         let file = folder.path().join("domains/a/f");
         let target = StorePath::new(b"domains/a/f").unwrap();
         let append = Begin { append: true, ..Begin::default() };
-        let appended = |content: &[u8]| {
-            let mut staged = Box::new(Staged::begin(&root, &target, append)?);
-            staged.write(content)?;
-            staged.commit(crc(content))
-        };
+        let appended =
+            |content: &[u8]| written(Staged::begin(&root, &target, append)?, content, crc(content));
         appended(b"base").unwrap();
         for begin in [append, Begin { offset: 2, ..Begin::default() }] {
-            let mut staged = Box::new(Staged::begin(&root, &target, begin).unwrap());
-            staged.write(b"lost").unwrap();
+            let staged = Staged::begin(&root, &target, begin).unwrap();
             appended(b"+kept").unwrap();
-            assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
+            assert!(matches!(written(staged, b"lost", crc(b"lost")), Err(Error::Changing { .. })));
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"base+kept+kept");
         // Gone at the commit, or there only then.
-        let mut staged = Box::new(Staged::begin(&root, &target, append).unwrap());
-        staged.write(b"lost").unwrap();
+        let staged = Staged::begin(&root, &target, append).unwrap();
         std::fs::remove_file(&file).unwrap();
-        assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
-        let mut staged = Box::new(Staged::begin(&root, &target, append).unwrap());
-        staged.write(b"lost").unwrap();
+        assert!(matches!(written(staged, b"lost", crc(b"lost")), Err(Error::Changing { .. })));
+        let staged = Staged::begin(&root, &target, append).unwrap();
         appended(b"first").unwrap();
-        assert!(matches!(staged.commit(crc(b"lost")), Err(Error::Changing { .. })));
+        assert!(matches!(written(staged, b"lost", crc(b"lost")), Err(Error::Changing { .. })));
         assert_eq!(std::fs::read(&file).unwrap(), b"first");
         assert!(staging_is_empty(folder.path()));
     }
@@ -355,18 +460,15 @@ mod tests {
     #[test]
     fn an_exclusive_upload_replaces_nothing_at_its_beginning_and_at_its_end() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
+        let root = root(&folder);
         let _lock = recover::recover(&root).unwrap();
         let target = StorePath::new(b"domains/a/f").unwrap();
         let exclusive = Begin { exclusive: true, ..Begin::default() };
-        let begin = || Staged::begin(&root, &target, exclusive).map(Box::new);
-        let mut late = begin().unwrap();
-        late.write(b"late").unwrap();
-        let mut first = begin().unwrap();
-        first.write(b"first").unwrap();
-        first.commit(crc(b"first")).unwrap();
+        let begin = || Staged::begin(&root, &target, exclusive);
+        let late = begin().unwrap();
+        written(begin().unwrap(), b"first", crc(b"first")).unwrap();
         assert!(matches!(begin(), Err(Error::AlreadyExists { .. })));
-        assert!(matches!(late.commit(crc(b"late")), Err(Error::AlreadyExists { .. })));
+        assert!(matches!(written(late, b"late", crc(b"late")), Err(Error::AlreadyExists { .. })));
         assert_eq!(std::fs::read(folder.path().join("domains/a/f")).unwrap(), b"first");
         assert!(staging_is_empty(folder.path()));
         std::fs::create_dir(folder.path().join("domains/a/d")).unwrap();
@@ -377,7 +479,7 @@ mod tests {
     #[test]
     fn a_directory_is_not_replaced_by_a_file() {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path()).unwrap();
+        let root = root(&folder);
         let _lock = recover::recover(&root).unwrap();
         std::fs::create_dir_all(folder.path().join("domains/a/d")).unwrap();
         assert!(matches!(upload(&root, "domains/a/d", 0, b"x", crc(b"x")), Err(Error::IsADirectory { .. })));

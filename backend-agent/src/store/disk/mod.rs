@@ -4,6 +4,7 @@
 //! What it calls: rustix, std::fs.
 //! What it never does: follow a symbolic link below the root, or write to a file that is visible.
 
+pub mod attributes;
 pub mod cache;
 pub mod commit;
 pub mod names;

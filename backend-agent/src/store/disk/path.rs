@@ -6,13 +6,16 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use portolan_config::checked::agent::Modes;
 use portolan_proto::path::{self, PathFault};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::attributes;
 use crate::store::{Entry, Error, Kind, Result, Version};
 
 /// A path below the store's root: checked, relative, components joined by '/'; empty is the root.
@@ -57,9 +60,6 @@ impl fmt::Display for StorePath {
 /// How often a look-up is repeated when the kernel says that a concurrent rename disturbed it.
 const LOOKUP_TRIES_MAX: usize = 32;
 
-/// Permission bits of folders that a store makes, before the umask.
-const FOLDER_MODE: Mode = Mode::from_raw_mode(0o770);
-
 /// Levels of a path that are made when missing: `domains/<domain>/<container>`.
 const STRUCTURE_DEPTH: usize = 3;
 
@@ -67,13 +67,60 @@ const STRUCTURE_DEPTH: usize = 3;
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
+    modes: Modes,
+    replacing: Mutex<()>,
+}
+
+/// The directory that holds a name which is to be made.
+#[derive(Debug)]
+pub enum Parent {
+    There(OwnedFd),
+    /// Levels are missing that the change makes; the nearest one above them.
+    Missing {
+        nearest: OwnedFd,
+    },
+}
+
+/// Directories that a change has made on its way. Dropped, they are taken back.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct MadeLevels(Vec<(OwnedFd, Vec<u8>)>);
+
+impl MadeLevels {
+    /// The change has succeeded.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for MadeLevels {
+    fn drop(&mut self) {
+        for (parent, name) in self.0.drain(..).rev() {
+            attributes::remove_directory(&parent, &name);
+        }
+    }
 }
 
 impl Root {
     /// Opens the root itself; here, and only here, symbolic links are followed.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { fd: rustix::fs::open(path, flags, Mode::empty())? })
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self { fd, modes: Modes::default(), replacing: Mutex::default() })
+    }
+
+    /// Sets the modes of what is new where no folder decides.
+    pub fn with_modes(self, modes: Modes) -> Self {
+        Self { modes, ..self }
+    }
+
+    pub fn modes(&self) -> Modes {
+        self.modes
+    }
+
+    /// Held from the last look at a file to its replacement, and while its permissions are changed.
+    pub fn replacing(&self) -> MutexGuard<'_, ()> {
+        self.replacing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -122,35 +169,58 @@ impl Root {
         Ok((fd, name))
     }
 
-    /// As [`Root::open_parent`], after making those of the first three levels that are missing.
-    pub fn open_parent_for_create<'a>(&self, path: &'a StorePath) -> Result<(OwnedFd, &'a [u8])> {
-        match self.open_parent(path) {
-            Err(Error::NotFound { .. }) => {}
-            done => return done,
+    /// As [`Root::open_parent`], for a name that is to be made: those of the first three levels that are missing
+    /// may be made by the change. Nothing is changed here.
+    pub fn find_parent<'a>(&self, path: &'a StorePath) -> Result<(Parent, &'a [u8])> {
+        let missing = match self.open_parent(path) {
+            Ok((fd, name)) => return Ok((Parent::There(fd), name)),
+            Err(missing @ Error::NotFound { .. }) => missing,
+            Err(error) => return Err(error),
+        };
+        let (parent, name) = path.split_last().ok_or_else(|| root_is_fixed(path))?;
+        if parent.depth() > STRUCTURE_DEPTH {
+            return Err(missing);
         }
-        let levels = path.depth().saturating_sub(1).min(STRUCTURE_DEPTH);
-        let components: Vec<&[u8]> = path.components().collect();
-        for level in 1..=levels {
-            let ancestor = StorePath(components[..level].join(&b'/'));
-            match self.make_directory(&ancestor) {
-                Ok(()) | Err(Error::AlreadyExists { .. }) => {}
+        let mut above = parent;
+        loop {
+            let Some((next, _)) = above.split_last() else { return Err(missing) };
+            above = next;
+            match self.open_directory(&above) {
+                Ok(nearest) => return Ok((Parent::Missing { nearest }, name)),
+                Err(Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.open_parent(path)
     }
 
-    /// Makes one directory and syncs its parent.
-    pub fn make_directory(&self, path: &StorePath) -> Result<()> {
-        let (parent, name) = self.open_parent(path)?;
-        let at = |errno| Error::from_errno(path, errno);
-        rustix::fs::mkdirat(&parent, name, FOLDER_MODE).map_err(at)?;
-        let owner = Owner::of(&parent).map_err(at)?;
-        if owner.must_be_given() {
-            let (user, group) = owner.ids();
-            rustix::fs::chownat(&parent, name, user, group, AtFlags::SYMLINK_NOFOLLOW).map_err(at)?;
+    /// As [`Root::open_parent`], after making those of the first three levels that are missing.
+    pub fn make_parent<'a>(&self, path: &'a StorePath) -> Result<(OwnedFd, &'a [u8], MadeLevels)> {
+        let mut made = MadeLevels::default();
+        // Refused before anything is made.
+        if let (Parent::There(fd), name) = self.find_parent(path)? {
+            return Ok((fd, name, made));
         }
-        rustix::fs::fsync(&parent).map_err(at)
+        let components: Vec<&[u8]> = path.components().collect();
+        for level in 1..components.len().min(STRUCTURE_DEPTH + 1) {
+            let ancestor = StorePath(components[..level].join(&b'/'));
+            let (parent, name) = self.open_parent(&ancestor)?;
+            match attributes::make_directory(&parent, name, self.modes) {
+                Ok(()) => made.0.push((parent, name.to_vec())),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Error::from_errno(&ancestor, errno)),
+            }
+        }
+        let (fd, name) = self.open_parent(path)?;
+        Ok((fd, name, made))
+    }
+
+    /// Makes one directory, and those of the first three levels above it that are missing; all of them, or none.
+    pub fn make_directory(&self, path: &StorePath) -> Result<()> {
+        let (parent, name, made) = self.make_parent(path)?;
+        attributes::make_directory(&parent, name, self.modes)
+            .map_err(|errno| Error::from_errno(path, errno))?;
+        made.keep();
+        Ok(())
     }
 
     /// What stands at `path`; a symbolic link is told as itself.
@@ -211,35 +281,6 @@ pub fn version(stat: &Stat) -> Version {
     }
 }
 
-/// User and group that new entries of a directory get, so that an agent running as root does not leave files
-/// that the mail server cannot read.
-#[derive(Debug, Clone, Copy)]
-pub struct Owner {
-    user: u32,
-    group: u32,
-}
-
-impl Owner {
-    pub fn of(fd: impl AsFd) -> std::result::Result<Self, Errno> {
-        Ok(Self::from(&rustix::fs::fstat(fd)?))
-    }
-
-    /// Only root can give files away, and to itself it need not.
-    pub fn must_be_given(self) -> bool {
-        rustix::process::geteuid().is_root() && (self.user, self.group) != (0, 0)
-    }
-
-    pub fn ids(self) -> (Option<rustix::fs::Uid>, Option<rustix::fs::Gid>) {
-        (Some(rustix::fs::Uid::from_raw(self.user)), Some(rustix::fs::Gid::from_raw(self.group)))
-    }
-}
-
-impl From<&Stat> for Owner {
-    fn from(stat: &Stat) -> Self {
-        Self { user: stat.st_uid, group: stat.st_gid }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,11 +330,49 @@ mod tests {
     fn only_the_first_three_levels_are_made() {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::open(folder.path()).unwrap();
-        assert!(root.open_parent_for_create(&path("domains/a/users/anna")).is_ok());
+        let anna = path("domains/a/users/anna");
+        assert!(matches!(root.find_parent(&anna), Ok((Parent::Missing { .. }, b"anna"))));
+        assert!(!folder.path().join("domains").try_exists().unwrap());
+        root.make_parent(&anna).unwrap().2.keep();
         assert!(folder.path().join("domains/a/users").is_dir());
-        let deeper = path("domains/a/users/bob/folders");
-        assert!(matches!(root.open_parent_for_create(&deeper), Err(Error::NotFound { .. })));
-        assert!(!folder.path().join("domains/a/users/bob").try_exists().unwrap());
+        let deeper = path("domains/b/users/bob/folders");
+        for refused in [root.find_parent(&deeper).map(drop), root.make_parent(&deeper).map(drop)] {
+            assert!(matches!(refused, Err(Error::NotFound { .. })));
+        }
+        assert!(matches!(root.make_directory(&deeper), Err(Error::NotFound { .. })));
+        assert!(!folder.path().join("domains/b").try_exists().unwrap());
+    }
+
+    #[test]
+    fn levels_of_a_change_that_fails_are_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("domains")).unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        let (_, _, made) = root.make_parent(&path("domains/a/users/anna")).unwrap();
+        assert!(folder.path().join("domains/a/users").is_dir());
+        drop(made);
+        assert!(!folder.path().join("domains/a").try_exists().unwrap());
+        let (_, _, made) = root.make_parent(&path("domains/a/users/anna")).unwrap();
+        std::fs::write(folder.path().join("domains/a/domainRegistry.bin"), "of somebody else").unwrap();
+        drop(made);
+        assert!(folder.path().join("domains/a/domainRegistry.bin").is_file());
+    }
+
+    #[test]
+    fn a_level_that_is_a_link_or_a_file_is_refused_before_anything_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("domains")).unwrap();
+        std::fs::write(folder.path().join("domains/file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", folder.path().join("domains/link")).unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        for bad in ["domains/file/users/anna", "domains/link/users/anna"] {
+            let bad = path(bad);
+            let refused = root.find_parent(&bad);
+            assert!(
+                matches!(refused, Err(Error::NotADirectory { .. } | Error::NotAFile { .. })),
+                "{bad} {refused:?}"
+            );
+        }
     }
 
     #[test]

@@ -13,8 +13,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use portolan_config::checked::agent::Modes;
+use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 
+use super::disk::attributes;
 use super::disk::cache::{self, Found};
 use super::disk::commit::{Staged, set_modified};
 use super::disk::path::{Root, root_is_fixed, version};
@@ -35,8 +37,8 @@ pub struct TreeStore {
 
 impl TreeStore {
     /// Opens the store at `root`, sweeping what a crash left in its staging folder.
-    pub fn open(root: &Path, rescan_interval: Duration) -> std::io::Result<Self> {
-        let root = Arc::new(Root::open(root)?);
+    pub fn open(root: &Path, rescan_interval: Duration, modes: Modes) -> std::io::Result<Self> {
+        let root = Arc::new(Root::open(root)?.with_modes(modes));
         let (lock, swept) = recover::recover(&root)?;
         if swept > 0 {
             tracing::warn!(
@@ -96,7 +98,6 @@ impl Store for TreeStore {
     }
 
     fn make_directory(&self, path: &StorePath) -> Result<()> {
-        self.root.open_parent_for_create(path)?;
         self.root.make_directory(path)
     }
 
@@ -113,11 +114,12 @@ impl Store for TreeStore {
         let at_from = |errno| Error::from_errno(from, errno);
         let at_to = |errno| Error::from_errno(to, errno);
         let (from_parent, from_name) = self.root.open_parent(from)?;
-        let (to_parent, to_name) = self.root.open_parent_for_create(to)?;
+        let (to_parent, to_name, made) = self.root.make_parent(to)?;
         // A directory replaces nothing, not even an empty one; NOREPLACE makes that one step.
         let directory = self.root.stat(from)?.kind == super::Kind::Directory;
         let flags = if directory { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
         rustix::fs::renameat_with(&from_parent, from_name, &to_parent, to_name, flags).map_err(at_to)?;
+        made.keep();
         rustix::fs::fsync(&to_parent).map_err(at_to)?;
         rustix::fs::fsync(&from_parent).map_err(at_from)
     }
@@ -137,14 +139,26 @@ impl Store for TreeStore {
             return Err(root_is_fixed(path));
         }
         let at = |errno| Error::from_errno(path, errno);
-        let fd = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        let stat = rustix::fs::fstat(&fd).map_err(at)?;
+        // A file that nobody may read has permissions all the same.
+        let named = self.root.open_at(path, OFlags::PATH)?;
+        let stat = rustix::fs::fstat(&named).map_err(at)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile | FileType::Directory => {}
             _ => return Err(Error::NotAFile { path: path.to_string() }),
         }
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(permissions.bits())).map_err(at)?;
-        rustix::fs::fsync(&fd).map_err(at)
+        let open = || self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY);
+        let before = open();
+        {
+            // An upload that replaces the file takes over these permissions, or those before.
+            let _replacing = self.root.replacing();
+            attributes::set_permissions(&named, &stat, permissions.bits()).map_err(at)?;
+        }
+        // It can be synced if it may be read, before or now.
+        match before.or_else(|_| open()) {
+            Ok(fd) => rustix::fs::fsync(&fd).map_err(at),
+            Err(Error::PermissionDenied { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -208,7 +222,7 @@ mod tests {
     #[test]
     fn permissions_are_set_on_files_and_directories_and_through_no_link() {
         let folder = tempfile::tempdir().unwrap();
-        let store = TreeStore::open(folder.path(), Duration::from_secs(3_600)).unwrap();
+        let store = TreeStore::open(folder.path(), Duration::from_secs(3_600), Modes::default()).unwrap();
         let domain = folder.path().join("domains/a");
         std::fs::create_dir_all(domain.join("folder")).unwrap();
         std::fs::write(domain.join("file"), "x").unwrap();
@@ -218,7 +232,7 @@ mod tests {
             rustix::fs::CWD,
             domain.join("pipe"),
             FileType::Fifo,
-            Mode::from_raw_mode(0o600),
+            rustix::fs::Mode::from_raw_mode(0o600),
             0,
         )
         .unwrap();

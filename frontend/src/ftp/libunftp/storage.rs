@@ -21,7 +21,7 @@ use unftp_core::storage::{
 
 use super::accounts::FtpUser;
 use crate::ftp::bandwidth::{Direction, Pace, Throttle};
-use crate::ftp::transfer::{Transfer, changed, command_failed, in_time};
+use crate::ftp::transfer::{END_GRACE, Transfer, changed, command_failed, in_time};
 use crate::ftp::{ControlConnection, Service, reply};
 use crate::tree::{self, Begins, Changed, Entry, Kind, Tree, VirtualPath};
 
@@ -300,14 +300,16 @@ impl TreeStorage {
             upload.send(chunk).await.map_err(|error| failed(error.into()))?;
         }
         // The library takes any end of the data connection for a complete file. A client that died has lost
-        // its control connection too, and that is an abort.
+        // its control connection too, perhaps a moment later, and that is an abort.
+        let (synced, ()) = tokio::join!(upload.finish(), tokio::time::sleep(END_GRACE));
+        synced.map_err(|error| failed(error.into()))?;
         if self.control.is_closed_by_client() {
             let why = "the control connection is closed, so the upload counts as aborted";
             transfer.broken_off(&why);
             return Err(broken_off(why));
         }
         transfer.set_committing();
-        upload.finish().await.map_err(|error| failed(error.into()))?;
+        upload.commit().await.map_err(|error| failed(error.into()))?;
         transfer.complete();
         Ok(transfer.bytes())
     }

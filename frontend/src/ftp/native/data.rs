@@ -321,10 +321,10 @@ impl Connection {
         }
     }
 
-    /// True where the end of an upload can be told from a cut.
+    /// True where the end of an upload was marked by who made its content. The close_notify of TLS is none: clients
+    /// send it when they give up, too.
     pub(super) fn marks_its_end(&self) -> bool {
-        let by_tls = matches!(self.stream, Stream::Right(_)) && self.close_notify == CloseNotify::Required;
-        by_tls || self.compression.is_some()
+        self.compression.is_some()
     }
 
     /// Ends an upload in order, after its last byte was read.

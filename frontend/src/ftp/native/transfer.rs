@@ -17,7 +17,7 @@ use crate::auth::Login;
 use crate::ftp::ControlConnection;
 use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
-use crate::ftp::transfer::Transfer;
+use crate::ftp::transfer::{END_GRACE, Transfer};
 use crate::tree::{Begins, Tree, VirtualPath};
 
 /// Something that takes its time. It ends in a reply, perhaps after a preliminary one.
@@ -149,19 +149,28 @@ impl Job {
                         break;
                     }
                 }
-                let doubt = match declared.map(|declared| declared.compare(transfer.bytes())) {
-                    Some(Ordering::Less) => Some(Doubt::Short),
-                    Some(Ordering::Equal) => control_doubt(&control, true).await,
-                    Some(Ordering::Greater) | None => {
-                        control_doubt(&control, connection.marks_its_end()).await
-                    }
-                };
-                if let Some(doubt) = doubt {
+                let refused = |doubt: Doubt| {
                     transfer.broken_off(&doubt);
-                    return Outcome::Done(Reply::with(426, format!("{doubt}; nothing was changed.")));
+                    Outcome::Done(Reply::with(426, format!("{doubt}; nothing was changed.")))
+                };
+                let certain = match declared.map(|declared| declared.compare(transfer.bytes())) {
+                    Some(Ordering::Less) => return refused(Doubt::Short),
+                    Some(Ordering::Equal) => true,
+                    Some(Ordering::Greater) | None => connection.marks_its_end(),
+                };
+                let grace = tokio::time::sleep(if certain { Duration::ZERO } else { END_GRACE });
+                // The node syncs the content meanwhile.
+                let (synced, ()) = tokio::join!(upload.finish(), grace);
+                if let Err(error) = synced {
+                    let error = error.into();
+                    transfer.failed(&error);
+                    return Outcome::Done(reply::of(&error, Action::Write, &transfer.path));
+                }
+                if let Some(doubt) = control_doubt(&control).await {
+                    return refused(doubt);
                 }
                 transfer.set_committing();
-                let committed = upload.finish().await;
+                let committed = upload.commit().await;
                 connection.acknowledge_end().await;
                 match committed {
                     Ok(committed) => {
@@ -254,23 +263,15 @@ enum Doubt {
     Unread,
 }
 
-/// The end of a plaintext data connection looks the same whether the client is done or dead, and when it is
-/// dead its control connection ends too, but perhaps a moment later. So such an upload waits this long before
-/// it is kept.
-const END_GRACE: Duration = Duration::from_millis(50);
 /// Commands that have come are read by the session meanwhile; this is far more than that takes.
 const READ_MAX: Duration = Duration::from_secs(1);
 
-/// Looks at the control connection after the end of an upload's data: an ABOR that came before that end counts,
-/// and so does the loss of the connection (RFC 959 section 3.2). `certain`: the end of the data was told apart
-/// from a cut. The session reads commands while this waits, and drops the work on an ABOR.
-async fn control_doubt(control: &ControlConnection, certain: bool) -> Option<Doubt> {
-    if certain {
-        // Lets the runtime see what has come.
-        tokio::task::yield_now().await;
-    } else {
-        tokio::time::sleep(END_GRACE).await;
-    }
+/// Looks at the control connection when all of an upload is on the node's disk: an ABOR that has come counts, and so
+/// does the end of the connection (RFC 959 section 3.2). The session reads commands while this waits, and drops the
+/// work on an ABOR and on the end of TLS.
+async fn control_doubt(control: &ControlConnection) -> Option<Doubt> {
+    // Lets the runtime see what has come.
+    tokio::task::yield_now().await;
     let read = async {
         while control.has_unread() {
             tokio::time::sleep(Duration::from_millis(1)).await;
