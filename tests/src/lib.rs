@@ -261,6 +261,26 @@ impl Cluster {
         self.agents[number - 1] = Some(start_agent(self.folder.path(), number, &address, tables));
     }
 
+    /// Restarts an agent with another configuration, made from the usual one.
+    pub fn restart_agent(&mut self, number: usize, change: impl FnOnce(String) -> String) {
+        self.restart_agent_by(number, Command::new(program("portolan-agent")), change);
+    }
+
+    /// The same by another command, which the arguments are added to.
+    pub fn restart_agent_by(
+        &mut self,
+        number: usize,
+        command: Command,
+        change: impl FnOnce(String) -> String,
+    ) {
+        self.kill_agent(number);
+        let address = self.addresses[number - 1].to_string();
+        let config = write_agent_config(self.folder.path(), number, &address, "");
+        let text = change(fs::read_to_string(&config).expect("written just now"));
+        fs::write(&config, text).expect("our file");
+        self.agents[number - 1] = Some(Server::spawn(command, "portolan-agent", &config));
+    }
+
     /// Restarts the front end with another configuration, made from the present one.
     pub fn restart_frontend(&mut self, change: impl FnOnce(String) -> String) {
         self.edit_config(change);

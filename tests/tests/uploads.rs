@@ -184,10 +184,56 @@ fn an_upload_resumes_and_a_file_grows_by_appending() {
     drop(data);
     assert_eq!(control.reply().0, 226);
     assert_eq!(fs::read(&file).unwrap(), b"the old mail, longer");
-    // A gap is refused.
+    // A gap is refused, before anything is sent.
+    let _data = control.passive();
     assert_eq!(control.ask("REST 1000").0, 350);
-    assert_eq!(control.store(&format!("/domains/{FILE}"), b"x"), 550);
+    let (code, said) = control.ask(&format!("STOR /domains/{FILE}"));
+    assert!(code == 550 && said.contains("ends at byte 20"), "{said}");
     assert_eq!(fs::read(&file).unwrap(), b"the old mail, longer");
+    let _data = control.passive();
+    assert_eq!(control.ask("REST 1").0, 350);
+    assert_eq!(control.ask(&format!("STOR /domains/{FILE}.none")).0, 550);
+    assert_eq!(staged(&cluster), 0);
+}
+
+#[test]
+fn what_is_refused_changes_nothing_and_the_client_knows_before_it_sends() {
+    let (mut cluster, file) = cluster_with_a_file();
+    // A new domain has a place.
+    cluster.restart_frontend(|config| config.replace("home-node", "least-used"));
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let missing = "/domains/typo.example/users/anna/cur/x";
+    for verb in ["STOR", "APPE"] {
+        let _data = control.passive();
+        let (code, said) = control.ask(&format!("{verb} {missing}"));
+        assert!(code == 550 && said.contains("does not exist"), "{verb}: {said}");
+    }
+    for (command, reply) in [
+        ("MKD /domains/typo.example/users/anna/cur", 550),
+        ("MKD /domains/typo.example/users/anna", 550),
+        ("MKD /domains/typo.example/users", 550),
+        ("RNFR /domains/one.example/users/alice/folders/INBOX/kept.eml", 350),
+        ("RNTO /domains/one.example/groups/none/kept.eml", 550),
+    ] {
+        assert_eq!(control.ask(command).0, reply, "{command}");
+    }
+    // Levels that an upload would make are not made before its commit.
+    let mut data = control.passive();
+    assert_eq!(control.ask("ALLO 10").0, 200);
+    assert_eq!(control.ask("STOR /domains/typo.example/users/Registry.bin").0, 150);
+    data.write_all(b"short").unwrap();
+    drop(data);
+    assert_eq!(control.reply().0, 426);
+    let (_, names) = control.fetch("NLST /domains");
+    assert!(!String::from_utf8(names).unwrap().contains("typo"));
+    for node in 1..=3 {
+        assert!(!cluster.domains(node).join("typo.example").try_exists().unwrap());
+    }
+    assert!(!cluster.domains(1).join("one.example/groups/none").try_exists().unwrap());
+    assert_eq!(fs::read(&file).unwrap(), b"the old content");
+    assert_eq!(staged(&cluster), 0);
+    // One that succeeds makes them.
+    assert_eq!(control.store("/domains/typo.example/users/Registry.bin", b"new"), 226);
 }
 
 #[test]
