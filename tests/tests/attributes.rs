@@ -1,5 +1,7 @@
 //! What a file has beside its content: lists, groups, modes. Told by the system's own tools; most of it takes root.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

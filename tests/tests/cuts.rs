@@ -2,6 +2,8 @@
 //!
 //! `PORTOLAN_CUTS` is how often each way is tried; few times in the suite, 200 by hand.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
