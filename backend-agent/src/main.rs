@@ -17,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// SIGTERM or SIGINT: refuse new calls, let those under way finish, exit. A second one: exit at once. SIGHUP: read
 /// the log's part of the configuration again.
 ///
-/// Exit status: 0 after a drain, 1 when it cannot serve, 64 when arguments or configuration are wrong.
+/// Exit status: 0 after a drain, 1 when it cannot serve or does not end in time, 64 when arguments or configuration are wrong.
 #[derive(Parser)]
 #[command(name = "portolan-agent", version)]
 struct Arguments {
@@ -57,11 +57,13 @@ fn main() -> ExitCode {
         Err(status) => return status,
     };
     process::raise_open_files();
+    let limit = process::DrainLimit::default();
+    limit.set(config.drain_timeout);
     let (reloaded, shown) = (Arc::clone(&telemetry), Arc::clone(&telemetry));
     let status = process::run(None, async {
         process::on_hang_up(move || reload_log(&arguments.config, &reloaded))?;
         let agent = Agent::bind(config).await?.with_telemetry(shown);
-        let shutdown = process::shutdown_on_signal()?;
+        let shutdown = process::shutdown_on_signal(limit)?;
         // The port is bound, and calls wait there until they are served.
         tell_service_manager(NotifyState::Ready);
         let stopping = shutdown.clone();

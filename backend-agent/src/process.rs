@@ -7,7 +7,8 @@
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::Parser;
 use portolan_config::checked::log::{Log, Tracing};
@@ -62,7 +63,21 @@ pub fn start_telemetry(
     })
 }
 
-/// What a process is told by signals.
+/// How long a drain may take by the present configuration. Unset, a drain has no limit.
+#[derive(Debug, Clone, Default)]
+pub struct DrainLimit(Arc<Mutex<Option<Duration>>>);
+
+impl DrainLimit {
+    pub fn set(&self, drain_timeout: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain_timeout);
+    }
+
+    fn is(&self) -> Option<Duration> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The signals that a process receives.
 #[derive(Debug)]
 pub struct Signals {
     /// The first SIGTERM or SIGINT: stop, and let what is under way finish.
@@ -80,9 +95,10 @@ impl Signals {
         Self { drain, cut: CancellationToken::new(), reload }
     }
 
-    /// Listens for the signals.
-    pub fn listen() -> std::io::Result<Self> {
-        let (drain, cut) = listen_for_stop()?;
+    /// Listens for the signals. A process that does not end by itself is ended: [`CUT_MAX`] after the second signal,
+    /// [`DRAIN_GRACE`] after the limit of the drain.
+    pub fn listen(limit: DrainLimit) -> std::io::Result<Self> {
+        let (drain, cut) = listen_for_stop(limit, SecondSignal::Cuts)?;
         let mut hang_up = signal(SignalKind::hangup())?;
         // One that waits stands for all that come meanwhile.
         let (sender, reload) = mpsc::channel(1);
@@ -97,13 +113,10 @@ fn is_wanted(sent: Result<(), mpsc::error::TrySendError<()>>) -> bool {
     !matches!(sent, Err(mpsc::error::TrySendError::Closed(())))
 }
 
-/// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
-pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
-    let (drain, cut) = listen_for_stop()?;
-    tokio::spawn(async move {
-        cut.cancelled().await;
-        std::process::exit(1);
-    });
+/// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once, and so does a drain that lasts
+/// [`DRAIN_GRACE`] longer than its limit.
+pub fn shutdown_on_signal(limit: DrainLimit) -> std::io::Result<CancellationToken> {
+    let (drain, _) = listen_for_stop(limit, SecondSignal::Ends)?;
     Ok(drain)
 }
 
@@ -122,32 +135,77 @@ pub fn on_hang_up(work: impl Fn() + Send + 'static) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tokens that the first and the second SIGTERM or SIGINT cancel. The third ends the process at once.
-fn listen_for_stop() -> std::io::Result<(CancellationToken, CancellationToken)> {
+/// What the second SIGTERM or SIGINT does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecondSignal {
+    /// It cuts what is under way, and the process ends in order.
+    Cuts,
+    /// It ends the process.
+    Ends,
+}
+
+/// How long a process may take to end in order after the second signal: its blocked threads, its log and its traces
+/// have 5 s together.
+const CUT_MAX: Duration = Duration::from_secs(6);
+/// How much longer than its limit a drain may take: what is cut has to end, and then what [`CUT_MAX`] allows.
+const DRAIN_GRACE: Duration = Duration::from_secs(10);
+/// The log's own thread writes the last record within this time, unless its target hangs.
+const LAST_RECORD: Duration = Duration::from_millis(200);
+
+/// Tokens that the first and the second SIGTERM or SIGINT cancel.
+///
+/// The signals are received by a thread that does nothing else: they are obeyed also while every worker of the
+/// program's runtime is blocked.
+fn listen_for_stop(
+    limit: DrainLimit,
+    second: SecondSignal,
+) -> std::io::Result<(CancellationToken, CancellationToken)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt) = {
+        let _within = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    let mut signalled = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
     let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let tokens = [drain.clone(), cut.clone()];
-    tokio::spawn(async move {
-        for asked in 0_usize.. {
+    let tokens = (drain.clone(), cut.clone());
+    let stopping = async move {
+        signalled().await;
+        drain.cancel();
+        let late = async {
+            match limit.is() {
+                Some(drain_timeout) => tokio::time::sleep(drain_timeout.saturating_add(DRAIN_GRACE)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = signalled() => tracing::warn!("second signal: stopping at once"),
+            () = late => return "the drain has passed its time limit; the process is ended",
+        }
+        cut.cancel();
+        if second == SecondSignal::Cuts {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            match tokens.get(asked) {
-                Some(token) => token.cancel(),
-                None => std::process::exit(1),
-            }
-            if asked > 0 {
-                tracing::warn!("second signal: stopping at once");
+                () = signalled() => return "third signal: the process is ended",
+                () = tokio::time::sleep(CUT_MAX) => {}
             }
         }
-    });
-    Ok((drain, cut))
+        "the process does not end in order after the second signal; it is ended"
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let cause = runtime.block_on(stopping);
+        tracing::error!(target: CRITICAL, cause, "stopped by force");
+        std::thread::sleep(LAST_RECORD);
+        std::process::exit(1);
+    })?;
+    Ok(tokens)
 }
 
 /// How long threads that block may keep a process that is done.
-const BLOCKED_MAX: std::time::Duration = std::time::Duration::from_secs(2);
+const BLOCKED_MAX: Duration = Duration::from_secs(2);
 
 /// Threads of a runtime. Workers are as many as there are cores, from `min` to `max`; for what blocks there are
 /// `max` more at most.
@@ -198,4 +256,115 @@ pub fn raise_open_files() {
 pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+
+    /// Tells the program below what it is to be: the drain's limit in seconds.
+    const LIMIT: &str = "PORTOLAN_TEST_DRAIN_LIMIT";
+    const READY: &str = "all workers are blocked";
+
+    /// No test of its own: the program that the tests below start. Its only worker is blocked, and its end needs it.
+    #[test]
+    fn program_with_blocked_workers() {
+        let Ok(limit) = std::env::var(LIMIT) else { return };
+        let drain_limit = DrainLimit::default();
+        drain_limit.set(Duration::from_secs(limit.parse().unwrap()));
+        let _never = run(Some(Threads { min: 1, max: 1 }), async {
+            let signals = Signals::listen(drain_limit)?;
+            tokio::spawn(async {
+                eprintln!("{READY}");
+                std::thread::sleep(Duration::from_secs(600));
+            });
+            signals.drain.cancelled().await;
+            tokio::spawn(async {}).await?;
+            Ok(())
+        });
+    }
+
+    /// Killed when dropped.
+    struct Blocked(Child);
+
+    impl Blocked {
+        fn start(limit: u64) -> Self {
+            use std::io::{BufRead as _, BufReader};
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--nocapture", "process::tests::program_with_blocked_workers"])
+                .env(LIMIT, limit.to_string())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+            assert!(lines.any(|line| line.unwrap().contains(READY)));
+            // Its later words are not to fail.
+            std::thread::spawn(move || lines.for_each(drop));
+            Self(child)
+        }
+
+        fn terminate(&self) {
+            let id = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).unwrap();
+            kill_process(id, Signal::TERM).unwrap();
+        }
+
+        /// The exit status, and the time until then.
+        fn end(&mut self) -> (Option<i32>, Duration) {
+            let started = Instant::now();
+            loop {
+                if let Some(status) = self.0.try_wait().unwrap() {
+                    return (status.code(), started.elapsed());
+                }
+                assert!(started.elapsed() < Duration::from_secs(30), "the program does not end");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    impl Drop for Blocked {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
+    }
+
+    #[test]
+    fn a_second_signal_ends_a_program_whose_workers_are_blocked() {
+        let mut program = Blocked::start(600);
+        program.terminate();
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(program.0.try_wait().unwrap().is_none(), "the first signal waits for the drain");
+        program.terminate();
+        let (status, took) = program.end();
+        assert_eq!(status, Some(1));
+        assert!(took <= CUT_MAX + Duration::from_secs(3), "{took:?}");
+    }
+
+    #[test]
+    fn a_third_signal_ends_it_at_once() {
+        let mut program = Blocked::start(600);
+        for _ in 0..3 {
+            program.terminate();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let (status, took) = program.end();
+        assert_eq!(status, Some(1));
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+
+    #[test]
+    fn a_drain_past_its_limit_ends_a_program_whose_workers_are_blocked() {
+        let mut program = Blocked::start(1);
+        program.terminate();
+        let (status, took) = program.end();
+        assert_eq!(status, Some(1));
+        assert!(took > DRAIN_GRACE, "{took:?}");
+        assert!(took < DRAIN_GRACE + Duration::from_secs(4), "{took:?}");
+    }
 }

@@ -36,7 +36,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portolan_agent::process::Signals;
+use portolan_agent::process::{DrainLimit, Signals};
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_telemetry::Telemetry;
 use tokio::sync::mpsc;
@@ -76,13 +76,15 @@ pub struct Host {
     pub sockets: Vec<std::net::TcpListener>,
     /// The log, which a reload changes; `None`: it is not the front end's.
     pub telemetry: Option<Arc<Telemetry>>,
+    /// The time limit of a drain, which a reload changes.
+    pub drain_limit: DrainLimit,
     /// Is told each phase as it begins.
     pub tell: fn(Phase),
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { sockets: Vec::new(), telemetry: None, tell: |_| {} }
+        Self { sockets: Vec::new(), telemetry: None, drain_limit: DrainLimit::default(), tell: |_| {} }
     }
 }
 
@@ -110,10 +112,10 @@ pub struct Frontend {
 impl Frontend {
     /// Binds all listeners. Nodes are dialled when it runs.
     pub async fn bind(config: Config, host: Host) -> Result<Self, Error> {
-        let Host { mut sockets, telemetry, tell } = host;
+        let Host { mut sockets, telemetry, drain_limit, tell } = host;
         let control = control::Server::bind(&config.control)?;
         let console = console::Server::bind(config.http).await?;
-        let running = Arc::new(Running::new(config, telemetry, tell)?);
+        let running = Arc::new(Running::new(config, telemetry, drain_limit, tell)?);
         let config = running.config();
         let bound = config.listeners.iter().map(|listener| running.bind(listener, &mut sockets));
         let listeners = bound.collect::<Result<_, _>>()?;

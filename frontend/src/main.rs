@@ -19,7 +19,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// SIGTERM or SIGINT: stop letting clients in, let transfers finish, exit. A second one: cut transfers, exit. SIGHUP:
 /// read the configuration again; `portolan reload` does the same and tells the outcome.
 ///
-/// Exit status: 0 after a drain, 1 when it cannot serve, 64 when arguments or configuration are wrong.
+/// Exit status: 0 after a drain, 1 when it cannot serve or does not end in time, 64 when arguments or configuration are wrong.
 #[derive(Parser)]
 #[command(name = "portolan-frontend", version)]
 struct Arguments {
@@ -62,9 +62,11 @@ fn main() -> ExitCode {
     let threads = process::Threads { min: config.threads.min, max: config.threads.max };
     let host_telemetry = Some(Arc::clone(&telemetry));
     let status = process::run(Some(threads), async {
-        let signals = process::Signals::listen()?;
+        let drain_limit = process::DrainLimit::default();
+        drain_limit.set(config.drain_timeout);
+        let signals = process::Signals::listen(drain_limit.clone())?;
         let sockets = inherited_sockets()?;
-        let host = Host { sockets, telemetry: host_telemetry, tell: tell_service_manager };
+        let host = Host { sockets, telemetry: host_telemetry, drain_limit, tell: tell_service_manager };
         Frontend::bind(config, host).await?.run(signals).await;
         Ok(())
     });

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use portolan_agent::process::chain;
+use portolan_agent::process::{DrainLimit, chain};
 use portolan_config::Faults;
 use portolan_config::checked::frontend::{Frontend as Config, Security};
 use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
@@ -75,6 +75,7 @@ pub struct Running {
     /// With the time of its beginning.
     phase: Mutex<(Phase, SystemTime)>,
     refused_reload: Mutex<Option<RefusedReload>>,
+    drain_limit: DrainLimit,
     tell: fn(Phase),
     shared: Arc<Shared>,
     commons: Arc<Commons>,
@@ -135,12 +136,15 @@ impl Running {
     pub(crate) fn new(
         config: Config,
         telemetry: Option<Arc<Telemetry>>,
+        drain_limit: DrainLimit,
         tell: fn(Phase),
     ) -> Result<Self, Error> {
         let members = Members::new(&config)?;
         let tree = Arc::new(Tree::new(Arc::clone(members.router()), Arc::clone(members.nodes())));
+        drain_limit.set(config.drain_timeout);
         Ok(Self {
             started: SystemTime::now(),
+            drain_limit,
             shared: Arc::new(Shared::new(&config, tree, Admins::new(&config)?)),
             commons: Arc::new(Commons::new(&config)),
             config: ArcSwap::from_pointee(config),
@@ -509,6 +513,7 @@ impl Running {
             // The operator is told when nobody is let in any more and the address is free.
             accepts.await.ok();
         }
+        self.drain_limit.set(new.drain_timeout);
         self.config.store(Arc::new(new));
         *lock(&self.config_read) = SystemTime::now();
         // Who wakes up by these reads the configuration: it has to be the new one.

@@ -63,7 +63,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
 }
 
 async fn demo(arguments: Arguments) -> Result<(), Error> {
-    let shutdown = process::shutdown_on_signal()?;
+    let shutdown = process::shutdown_on_signal(process::DrainLimit::default())?;
     let temporary = tempfile::Builder::new().prefix("portolan-demo-").tempdir()?;
     let folder = match &arguments.dir {
         Some(folder) => {
