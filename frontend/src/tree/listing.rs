@@ -181,7 +181,7 @@ impl Listing {
     pub async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
         match &mut self.source {
             Source::Whole(entries) => Ok(entries.take().filter(|entries| !entries.is_empty())),
-            Source::Domains(domains) => domains.next_batch(),
+            Source::Domains(domains) => domains.next_batch().await,
             Source::One(node, batches) => {
                 let batch = batches.next().await?;
                 Ok(batch.map(|batch| batch.into_iter().map(|next| entry(*node, next)).collect()))
@@ -201,7 +201,7 @@ impl Listing {
 }
 
 impl Domains {
-    fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
+    async fn next_batch(&mut self) -> Result<Option<Vec<Entry>>> {
         loop {
             let names = self.map.domains_after(self.last.as_deref(), LIST_BATCH_ENTRIES_MAX);
             let names = names.map_err(|error| Error::from_route(&self.path, error))?;
@@ -213,6 +213,8 @@ impl Domains {
             if !seen.is_empty() {
                 return Ok(Some(seen));
             }
+            // An admin of one domain passes over all others, and lets other sessions have the thread meanwhile.
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -8,6 +8,7 @@ use portolan_proto::path::domain_of;
 
 use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line};
+use super::pattern::{Pattern, is_pattern};
 use super::transfer::{Outcome, Work, broken, open};
 use crate::auth::Login;
 use crate::ftp::bandwidth::Direction;
@@ -17,6 +18,11 @@ use crate::tree::{self, Entry, Kind, Listing, Permissions, Tree, VirtualPath};
 
 /// Bytes that `-R` may spend on remembering directories that it has seen and not yet entered.
 const REMEMBERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Steps of work, of some nanoseconds each, after which a listing lets other sessions have its thread.
+const TURN_STEPS: usize = 50_000;
+/// Steps that an entry costs.
+const ENTRY_STEPS: usize = 500;
 
 /// How entries are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +84,7 @@ pub(super) struct Job {
 enum Source {
     Directory(Listing),
     /// The entries of a directory whose names fit a pattern.
-    Matching(Listing, Vec<u8>),
+    Matching(Listing, Pattern),
     Single(Entry),
 }
 
@@ -150,14 +156,12 @@ impl Job {
         };
         // What does not exist may be a pattern. Only the last name of a path can be one.
         let pattern = path.name();
-        if !missing.is_not_found() || !pattern.iter().any(|byte| b"*?[{".contains(byte)) {
+        if !missing.is_not_found() || !is_pattern(pattern) {
             return Err(missing);
         }
         let Some(parent) = path.parent() else { return Err(missing) };
+        let Some(pattern) = Pattern::new(pattern) else { return Err(missing) };
         let listing = tree.list(login, &parent).await?;
-        // At the start of a pattern the library takes it for "not".
-        let escape = if pattern.first() == Some(&b'!') { &b"\\"[..] } else { b"" };
-        let pattern = [escape, pattern].concat();
         Ok((Source::Matching(listing, pattern), parent, without_name(&self.prefix)))
     }
 }
@@ -170,6 +174,24 @@ fn without_name(said: &[u8]) -> Vec<u8> {
 
 fn with_slash(said: &[u8]) -> Vec<u8> {
     if said.is_empty() || said.ends_with(b"/") { said.to_vec() } else { [said, b"/"].concat() }
+}
+
+/// The work that a listing has done since it last let others have its thread: sizes of folders and patterns are
+/// for clients to choose.
+#[derive(Debug, Default)]
+struct Turn {
+    steps: usize,
+}
+
+impl Turn {
+    /// Accounts for work.
+    async fn take(&mut self, steps: usize) {
+        self.steps = self.steps.saturating_add(steps);
+        if self.steps >= TURN_STEPS {
+            self.steps = 0;
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 /// Directories that are still to be listed.
@@ -260,7 +282,7 @@ impl Sending {
         prefix: &[u8],
         mut directories: Option<&mut Pending>,
     ) -> Result<(), Error> {
-        let (mut listing, pattern) = match source {
+        let (mut listing, mut pattern) = match source {
             Source::Single(entry) => {
                 let mut lines = Vec::new();
                 let permissions = permissions(&self.login, path, &entry);
@@ -270,13 +292,19 @@ impl Sending {
             Source::Directory(listing) => (listing, None),
             Source::Matching(listing, pattern) => (listing, Some(pattern)),
         };
+        let mut turn = Turn::default();
         // Only the levels down to the containers allow different things to different entries.
         let mut shared = None;
         while let Some(batch) = listing.next_batch().await? {
             let mut lines = Vec::with_capacity(batch.len() * 96);
             for entry in batch {
-                if pattern.as_ref().is_some_and(|pattern| !fast_glob::glob_match(pattern, &entry.name)) {
-                    continue;
+                turn.take(ENTRY_STEPS).await;
+                if let Some(pattern) = &mut pattern {
+                    let fits = pattern.matches(&entry.name);
+                    turn.take(pattern.take_work()).await;
+                    if !fits {
+                        continue;
+                    }
                 }
                 let permissions = match shared {
                     Some(permissions) => permissions,

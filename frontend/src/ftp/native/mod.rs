@@ -15,6 +15,7 @@ mod data;
 mod deflate;
 mod facts;
 mod listing;
+mod pattern;
 mod session;
 mod shared;
 mod tls;
