@@ -55,9 +55,9 @@ impl Store for FaultStore {
         self.next()?;
         self.tree.stat(path)
     }
-    fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>> {
+    fn list(&self, path: &StorePath, sorted: bool, stop: &CancellationToken) -> Result<Box<dyn Listing>> {
         self.next()?;
-        let listing = self.tree.list(path, sorted)?;
+        let listing = self.tree.list(path, sorted, stop)?;
         Ok(Box::new(FaultListing { listing, fault: self.next().err() }))
     }
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {

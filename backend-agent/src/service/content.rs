@@ -14,7 +14,8 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::caller::{Need, authorize};
-use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream, blocking};
+use super::share::Work;
+use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream};
 use crate::store::{self, Content, Error, StorePath};
 
 /// A range of a file that is being read.
@@ -86,11 +87,11 @@ pub(super) async fn read(
     let permission = service.policy.of(&request)?;
     let request = request.into_inner();
     let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
-    let permit = service.admit()?;
+    let call = service.stream(&permission, request.caller.as_ref(), service.admit()?)?;
     let (offset, length) = (request.offset, request.length);
     // A small file is opened and read in one visit.
-    let (mut range, mut chunk) = service
-        .on_store(move |store| {
+    let (mut range, mut chunk) = call
+        .on_store(Work::Short, move |store, _| {
             let mut range = Range::open(store, path, offset, length)?;
             let first = range.next()?;
             Ok((range, first))
@@ -107,12 +108,11 @@ pub(super) async fn read(
     let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
     let metrics = Arc::clone(&service.metrics);
     let sending = async move {
-        let _permit = permit;
         if sender.send(message(Part::Header(header))).await.is_err() {
             return;
         }
         while let Some(ready) = chunk.take() {
-            let next = blocking(move || {
+            let next = call.run(Work::Short, move |_| {
                 let next = range.next()?;
                 Ok((range, next))
             });

@@ -15,9 +15,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::AgentService;
 use super::caller::{Need, authorize};
 use super::content::Range;
-use super::{AgentService, blocking};
+use super::share::Work;
 use crate::store::{self, Error, Version};
 
 /// Digests computed at once; each holds a core and a blocking thread. The others wait.
@@ -145,13 +146,13 @@ pub(super) async fn digest(
     let permission = service.policy.of(&request)?;
     let request = request.into_inner();
     let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
-    let permit = service.admit()?;
+    let call = service.stream(&permission, request.caller.as_ref(), service.admit()?)?;
     let algorithm = request.algorithm();
     let sum = sum_of(algorithm)
         .ok_or_else(|| status(Reason::BadRequest, "the digest's algorithm is not set or not known"))?;
     let (offset, length) = (request.offset, request.length);
-    let mut job = service
-        .on_store(move |store| {
+    let mut job = call
+        .on_store(Work::Short, move |store, _| {
             let started = SystemTime::now();
             Ok(Job { range: Range::open(store, path, offset, length)?, algorithm, sum, started })
         })
@@ -161,19 +162,14 @@ pub(super) async fn digest(
     if let Some(known) = job.key().and_then(|key| service.digests.find(&key)) {
         return Ok(answer(known, size));
     }
-    // Cancelled with the agent's calls, and when this call is dropped because its front end is gone.
-    let stop = service.cut.child_token();
-    let _gone = stop.clone().drop_guard();
     let stopping = || status(Reason::Draining, "the agent is stopping");
     let turn = tokio::select! {
-        turn = Arc::clone(&service.digests.turns).acquire_owned() => turn.expect("never closed"),
-        () = stop.cancelled() => return Err(stopping()),
+        turn = call.digest_turn(&service.digests.turns) => turn,
+        () = call.stop().cancelled() => return Err(stopping()),
     };
     let digests = Arc::clone(&service.digests);
-    let computed = blocking(move || {
-        // Held until the work has ended, whoever still waits for it.
-        let _held = (permit, turn);
-        let digest = job.compute(&digests, &stop)?;
+    let computed = call.run_now(turn, move |stop| {
+        let digest = job.compute(&digests, stop)?;
         Ok(digest.map(|digest| (digest, job.range.at - offset)))
     });
     computed.await?.map(|(digest, length)| answer(digest, length)).ok_or_else(stopping)

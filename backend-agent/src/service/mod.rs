@@ -8,6 +8,7 @@ mod caller;
 mod content;
 mod digest;
 mod policy;
+mod share;
 pub mod status;
 mod upload;
 
@@ -33,7 +34,9 @@ use crate::metrics::Metrics;
 use crate::store::{self, Entry, Holdings, Kind, Permissions, Store, StorePath};
 use caller::{Need, authorize};
 use digest::Digests;
-use policy::Policy;
+use policy::{Permission, Policy};
+pub use share::ADMIN_STREAMS_MAX;
+use share::{Call, Shares, Work};
 
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
 pub const STREAMS_MAX: usize = 1_024;
@@ -49,6 +52,7 @@ pub struct AgentService {
     holdings: Arc<HoldingsWatch>,
     policy: Arc<Policy>,
     streams: Arc<Semaphore>,
+    shares: Arc<Shares>,
     digests: Arc<Digests>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -70,10 +74,11 @@ impl AgentService {
         cut: CancellationToken,
     ) -> Self {
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        let shares = Arc::new(Shares::new());
         let digests = Arc::new(Digests::new());
         let policy = Arc::new(Policy::new(allow));
         let metrics = Arc::default();
-        Self { node, store, holdings, policy, streams, digests, metrics, tasks, draining, cut }
+        Self { node, store, holdings, policy, streams, shares, digests, metrics, tasks, draining, cut }
     }
 
     pub(crate) fn metrics(&self) -> Arc<Metrics> {
@@ -85,7 +90,7 @@ impl AgentService {
         STREAMS_MAX - self.streams.available_permits()
     }
 
-    /// Leave to begin a stream.
+    /// A place among the streams of this agent.
     fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
         if self.draining.is_cancelled() {
             return Err(portolan_proto::failure::status(Reason::Draining, "the agent is stopping"));
@@ -95,26 +100,41 @@ impl AgentService {
         })
     }
 
-    /// Runs a piece of work on the store where it may block.
-    async fn on_store<T: Send + 'static>(
+    /// A read, write, listing or digest with its place, within its admin's share.
+    fn stream(
         &self,
-        work: impl FnOnce(&dyn Store) -> store::Result<T> + Send + 'static,
-    ) -> Result<T, Status> {
-        let store = Arc::clone(&self.store);
-        blocking(move || work(&*store)).await
+        permission: &Permission,
+        caller: Option<&v1::Caller>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Call, Status> {
+        self.shares.admit(&self.store, whose(permission, caller), Some(place), &self.cut)
     }
 
-    /// A change of a name: done on the store, then told to the holdings.
+    /// A call with one answer, within its admin's share.
+    fn call(&self, permission: &Permission, caller: Option<&v1::Caller>) -> Result<Call, Status> {
+        self.shares.admit(&self.store, whose(permission, caller), None, &self.cut)
+    }
+
+    /// A change of a name: done on the store, then told to the holdings, whoever still waits for it.
     async fn change(
         &self,
+        call: &Call,
         path: StorePath,
         work: impl FnOnce(&dyn Store, &StorePath) -> store::Result<()> + Send + 'static,
     ) -> Result<(), Status> {
-        let touched = path.clone();
-        self.on_store(move |store| work(store, &path)).await?;
-        self.holdings.touched(&touched);
-        Ok(())
+        let holdings = Arc::clone(&self.holdings);
+        call.on_store(Work::Short, move |store, _| {
+            work(store, &path)?;
+            holdings.touched(&path);
+            Ok(())
+        })
+        .await
     }
+}
+
+/// Whose share a call belongs to.
+fn whose<'a>(permission: &'a Permission, caller: Option<&'a v1::Caller>) -> (&'a str, &'a str) {
+    (permission.frontend(), caller.map_or("", |caller| &caller.admin))
 }
 
 /// The span of a call, which goes on from the trace of the front end. Watches and health checks last, or come, too long
@@ -136,20 +156,6 @@ pub fn call_span(request: &http::Request<()>) -> tracing::Span {
     );
     trace::continue_from(&span, request.headers());
     span
-}
-
-/// Runs `work` on a thread that may block and turns its failure into a status.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> store::Result<T> + Send + 'static,
-) -> Result<T, Status> {
-    let span = tracing::info_span!(target: TRACE, "disk");
-    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
-        Ok(done) => done.map_err(|error| status::of(&error)),
-        Err(stopped) => {
-            tracing::error!(error = %stopped, "a store task did not end in order");
-            Err(portolan_proto::failure::status(Reason::DiskFault, "the agent failed inside"))
-        }
-    }
 }
 
 fn wire_entry(entry: Entry) -> v1::Entry {
@@ -175,8 +181,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
-        self.policy.of(&request)?;
-        let usage = self.on_store(|store| store.usage()).await?;
+        let permission = self.policy.of(&request)?;
+        let call = self.call(&permission, None)?;
+        let usage = call.on_store(Work::Short, |store, _| store.usage()).await?;
         Ok(Response::new(v1::DescribeResponse {
             node: self.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -229,7 +236,8 @@ impl Agent for AgentService {
         let permission = self.policy.of(&request)?;
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
-        let entry = self.on_store(move |store| store.stat(&path)).await?;
+        let call = self.call(&permission, request.caller.as_ref())?;
+        let entry = call.on_store(Work::Short, move |store, _| store.stat(&path)).await?;
         Ok(Response::new(v1::StatResponse { entry: Some(wire_entry(entry)) }))
     }
 
@@ -239,18 +247,23 @@ impl Agent for AgentService {
         let permission = self.policy.of(&request)?;
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
-        let permit = self.admit()?;
+        let call = self.stream(&permission, request.caller.as_ref(), self.admit()?)?;
         let sorted = request.sorted;
-        let mut listing = self.on_store(move |store| store.list(&path, sorted)).await?;
+        let opening = move |store: &dyn Store, stop: &CancellationToken| store.list(&path, sorted, stop);
+        let mut listing = call.on_store(Work::Long, opening).await?;
         let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
         let sending = async move {
-            let _permit = permit;
             loop {
-                let step = blocking(move || {
+                let step = call.run(Work::Short, move |_| {
                     let batch = listing.next_batch(LIST_BATCH_ENTRIES_MAX)?;
                     Ok((listing, batch))
                 });
-                let batch = match step.await {
+                let step = tokio::select! {
+                    step = step => step,
+                    // Nobody waits for the rest: dropping the call stops what is under way.
+                    () = sender.closed() => return,
+                };
+                let batch = match step {
                     Ok((rest, batch)) => {
                         listing = rest;
                         batch
@@ -294,7 +307,8 @@ impl Agent for AgentService {
         let permission = self.policy.of(&request)?;
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        self.change(path, |store, path| store.make_directory(path)).await?;
+        let call = self.call(&permission, request.caller.as_ref())?;
+        self.change(&call, path, |store, path| store.make_directory(path)).await?;
         Ok(Response::new(v1::MakeDirectoryResponse {}))
     }
 
@@ -305,7 +319,8 @@ impl Agent for AgentService {
         let permission = self.policy.of(&request)?;
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        self.change(path, |store, path| store.remove(path)).await?;
+        let call = self.call(&permission, request.caller.as_ref())?;
+        self.change(&call, path, |store, path| store.remove(path)).await?;
         Ok(Response::new(v1::RemoveResponse {}))
     }
 
@@ -316,7 +331,8 @@ impl Agent for AgentService {
         let permission = self.policy.of(&request)?;
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        self.change(path, |store, path| store.remove_directory(path)).await?;
+        let call = self.call(&permission, request.caller.as_ref())?;
+        self.change(&call, path, |store, path| store.remove_directory(path)).await?;
         Ok(Response::new(v1::RemoveDirectoryResponse {}))
     }
 
@@ -328,9 +344,14 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let from = authorize(&permission, request.caller.as_ref(), &request.from, Need::Change)?;
         let to = authorize(&permission, request.caller.as_ref(), &request.to, Need::Change)?;
-        let touched = to.clone();
-        self.change(from, move |store, from| store.rename(from, &to)).await?;
-        self.holdings.touched(&touched);
+        let call = self.call(&permission, request.caller.as_ref())?;
+        let holdings = Arc::clone(&self.holdings);
+        let renaming = move |store: &dyn Store, from: &StorePath| {
+            store.rename(from, &to)?;
+            holdings.touched(&to);
+            Ok(())
+        };
+        self.change(&call, from, renaming).await?;
         Ok(Response::new(v1::RenameResponse {}))
     }
 
@@ -342,7 +363,8 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         let modified_ns = request.modified_ns;
-        self.on_store(move |store| store.set_times(&path, modified_ns)).await?;
+        let call = self.call(&permission, request.caller.as_ref())?;
+        call.on_store(Work::Short, move |store, _| store.set_times(&path, modified_ns)).await?;
         Ok(Response::new(v1::SetTimesResponse {}))
     }
 
@@ -356,7 +378,8 @@ impl Agent for AgentService {
         let permissions = Permissions::new(request.unix_mode).ok_or_else(|| {
             portolan_proto::failure::status(Reason::BadRequest, "permission bits are 0777 at most")
         })?;
-        self.on_store(move |store| store.set_mode(&path, permissions)).await?;
+        let call = self.call(&permission, request.caller.as_ref())?;
+        call.on_store(Work::Short, move |store, _| store.set_mode(&path, permissions)).await?;
         Ok(Response::new(v1::SetModeResponse {}))
     }
 

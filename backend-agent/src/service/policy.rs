@@ -72,13 +72,13 @@ impl Policy {
     /// # Errors
     /// It may do nothing at all.
     pub(super) fn of<T>(&self, request: &Request<T>) -> Result<Arc<Permission>, Status> {
-        let Some(rules) = &self.rules else {
-            return Ok(Arc::new(Permission::unlimited()));
-        };
         let certificates = request.peer_certs();
-        let certificate = certificates.as_ref().and_then(|chain| chain.first());
-        let certificate =
-            certificate.ok_or_else(|| status(Reason::NotGranted, "the caller shows no certificate"))?;
+        let Some(certificate) = certificates.as_ref().and_then(|chain| chain.first()) else {
+            return match self.rules {
+                None => Ok(Arc::new(Permission::unlimited())),
+                Some(_) => Err(status(Reason::NotGranted, "the caller shows no certificate")),
+            };
+        };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let permission = match known.get(certificate.as_ref()) {
             Some(permission) => Arc::clone(permission),
@@ -86,13 +86,13 @@ impl Policy {
                 if known.len() >= REMEMBERED_MAX {
                     known.clear();
                 }
-                let permission =
-                    Arc::new(permission(rules, &certificate::names(certificate, CertificateName::Dns)));
+                let names = certificate::names(certificate, CertificateName::Dns);
+                let permission = Arc::new(permission(self.rules.as_deref(), &names));
                 known.insert(certificate.to_vec(), Arc::clone(&permission));
                 permission
             }
         };
-        if permission.backup.is_empty() && permission.restore.is_empty() {
+        if !permission.unlimited && permission.backup.is_empty() && permission.restore.is_empty() {
             tracing::warn!(frontend = permission.frontend, "call refused: no rule allows this front end");
             return Err(status(Reason::NotGranted, "this front end may do nothing on this node"));
         }
@@ -100,9 +100,10 @@ impl Policy {
     }
 }
 
-fn permission(rules: &[AllowRule], names: &[String]) -> Permission {
-    let mut permission = Permission { frontend: names.join(","), ..Permission::default() };
-    for rule in rules.iter().filter(|rule| names.contains(&rule.frontend)) {
+fn permission(rules: Option<&[AllowRule]>, names: &[String]) -> Permission {
+    let (unlimited, frontend) = (rules.is_none(), names.join(","));
+    let mut permission = Permission { unlimited, frontend, ..Permission::default() };
+    for rule in rules.unwrap_or_default().iter().filter(|rule| names.contains(&rule.frontend)) {
         if rule.backup {
             permission.backup.extend(&rule.domains);
         }

@@ -28,6 +28,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::QuotaExceeded { .. } => Reason::QuotaExceeded,
         Error::DiskFault { .. } => Reason::DiskFault,
         Error::Changing { .. } => Reason::Busy,
+        Error::Stopped => Reason::Draining,
         Error::Damaged { .. } | Error::Shrunk { .. } => Reason::Damaged,
     }
 }
@@ -51,6 +52,7 @@ pub fn of(error: &Error) -> Status {
         | Error::IsADirectory { .. }
         | Error::NotEmpty { .. }
         | Error::OffsetBeyondEnd { .. }
+        | Error::Stopped
         | Error::BadName(_) => tracing::debug!(%error, "call refused"),
     }
     failure::status(reason(error), error.to_string())

@@ -9,13 +9,14 @@ use bytes::Bytes;
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::failure::status;
 use portolan_proto::v1::{self, Reason, WriteBegin, WriteResponse, WriteStep, write_request::Part};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use super::caller::{Need, authorize};
-use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream, blocking};
+use super::share::{Call, Work};
+use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream};
 use crate::store::{self, Begin, Committed, Finish, StorePath, Upload};
 
 /// Content gathered before it goes to the disk: a small mail is written and synced in one visit to a blocking
@@ -31,6 +32,8 @@ type Responses = mpsc::Sender<Result<WriteResponse, Status>>;
 /// An upload between two visits to the disk.
 struct Incoming {
     upload: Box<dyn Upload>,
+    /// What the new content begins with has been taken over.
+    prepared: bool,
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
 }
@@ -51,7 +54,7 @@ pub(super) async fn write(
 ) -> Result<Response<ResponseStream<WriteResponse>>, Status> {
     let permission = service.policy.of(&request)?;
     let mut messages = request.into_inner();
-    let permit = service.admit()?;
+    let place = service.admit()?;
     let bad = |what: &str| Err(status(Reason::BadRequest, what));
     let Part::Begin(begin) = next(service, &mut messages).await? else {
         return bad("an upload begins with Begin");
@@ -61,14 +64,15 @@ pub(super) async fn write(
         return bad("an upload is exclusive, or appends, or begins at an offset");
     }
     let path = authorize(&permission, caller.as_ref(), &path, Need::Change)?;
+    let call = service.stream(&permission, caller.as_ref(), place)?;
     let begin = Begin { offset, modified_ns, exclusive, append };
     let target = path.clone();
-    let upload = service.on_store(move |store| store.write(&target, begin)).await?;
+    let upload = call.on_store(Work::Short, move |store, _| store.write(&target, begin)).await?;
     let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
-    let incoming = Incoming { upload, gathered: Vec::new(), gathered_bytes: 0 };
+    let incoming = Incoming { upload, prepared: !begin.goes_on(), gathered: Vec::new(), gathered_bytes: 0 };
     let service_here = service.clone();
     let receiving = async move {
-        let received = receive(&service_here, permit, path, incoming, &mut messages, &sender).await;
+        let received = receive(&service_here, &call, path, incoming, &mut messages, &sender).await;
         if let Err(status) = received {
             // The front end may be gone, and then nobody waits for the error.
             sender.send(Err(status)).await.ok();
@@ -81,7 +85,7 @@ pub(super) async fn write(
 /// Takes the content, and gives it its name when the front end says so.
 async fn receive(
     service: &AgentService,
-    _permit: OwnedSemaphorePermit,
+    call: &Call,
     path: StorePath,
     mut incoming: Incoming,
     messages: &mut Streaming<v1::WriteRequest>,
@@ -89,15 +93,16 @@ async fn receive(
 ) -> Result<(), Status> {
     let bad = |what: &str| Err(status(Reason::BadRequest, what));
     answer(responses, WriteStep::Ready, None).await?;
-    loop {
-        let more;
-        (incoming, more) = on_disk(incoming, |incoming| incoming.upload.prepare()).await?;
-        if !more {
-            break;
-        }
-        if responses.is_closed() || service.cut.is_cancelled() {
-            return Err(Status::cancelled("the upload ended before it was finished; nothing was changed"));
-        }
+    while !incoming.prepared {
+        let preparing = on_disk(call, Work::Long, incoming, |incoming| {
+            incoming.prepared = !incoming.upload.prepare()?;
+            Ok(())
+        });
+        (incoming, ()) = tokio::select! {
+            prepared = preparing => prepared?,
+            // Nobody waits for it any more.
+            () = responses.closed() => return Err(gone()),
+        };
     }
     let finish = loop {
         match next(service, messages).await? {
@@ -110,14 +115,14 @@ async fn receive(
                 incoming.gathered_bytes += chunk.len();
                 incoming.gathered.push(chunk);
                 if incoming.gathered_bytes >= GATHERED_BYTES_MAX {
-                    (incoming, ()) = on_disk(incoming, Incoming::flush).await?;
+                    (incoming, ()) = on_disk(call, Work::Short, incoming, Incoming::flush).await?;
                 }
             }
             Part::Finish(finish) => break Finish { length: finish.length, crc32c: finish.crc32c },
         }
     };
     let begun = Instant::now();
-    (incoming, ()) = on_disk(incoming, move |incoming| {
+    (incoming, ()) = on_disk(call, Work::Short, incoming, move |incoming| {
         incoming.flush()?;
         incoming.upload.sync(finish)
     })
@@ -128,7 +133,7 @@ async fn receive(
         return bad("after Finish there is only Commit");
     };
     let begun = Instant::now();
-    let committed = blocking(move || incoming.upload.commit()).await?;
+    let committed = call.run(Work::Short, move |_| incoming.upload.commit()).await?;
     service.metrics.committed(synced + begun.elapsed(), finish.length);
     service.holdings.touched(&path);
     answer(responses, WriteStep::Committed, Some(committed)).await
@@ -136,14 +141,20 @@ async fn receive(
 
 /// Runs a step of an upload where it may block.
 async fn on_disk<T: Send + 'static>(
+    call: &Call,
+    size: Work,
     mut incoming: Incoming,
     step: impl FnOnce(&mut Incoming) -> store::Result<T> + Send + 'static,
 ) -> Result<(Incoming, T), Status> {
-    blocking(move || {
+    call.run(size, move |_| {
         let done = step(&mut incoming)?;
         Ok((incoming, done))
     })
     .await
+}
+
+fn gone() -> Status {
+    Status::cancelled("the upload ended before it was finished; nothing was changed")
 }
 
 async fn answer(responses: &Responses, step: WriteStep, committed: Option<Committed>) -> Result<(), Status> {
@@ -153,7 +164,7 @@ async fn answer(responses: &Responses, step: WriteStep, committed: Option<Commit
             WriteResponse { size, modified_ns, crc32, step: step.into() }
         }
     };
-    responses.send(Ok(response)).await.map_err(|_| Status::cancelled("the front end is gone"))
+    responses.send(Ok(response)).await.map_err(|_| gone())
 }
 
 /// The next part. The end of the stream before Commit is an abort, like its failure and the end of a drain.
@@ -166,7 +177,6 @@ async fn next(service: &AgentService, messages: &mut Streaming<v1::WriteRequest>
     };
     let message =
         message.map_err(|_| Status::deadline_exceeded("the upload stalled; nothing was changed"))??;
-    let message = message
-        .ok_or_else(|| Status::cancelled("the upload ended before it was finished; nothing was changed"))?;
+    let message = message.ok_or_else(gone)?;
     message.part.ok_or_else(|| status(Reason::BadRequest, "a message of an upload is empty"))
 }

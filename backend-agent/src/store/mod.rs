@@ -12,6 +12,8 @@ pub mod tree;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 pub use disk::path::StorePath;
 pub use error::Error;
 pub use holdings::Holdings;
@@ -160,7 +162,8 @@ pub trait Store: Send + Sync + 'static {
     /// How often changes made by others than this agent are looked for.
     fn rescan_interval(&self) -> Duration;
     fn stat(&self, path: &StorePath) -> Result<Entry>;
-    fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>>;
+    /// Gathers the names of a directory. `stop` ends this, and the listing, with [`Error::Stopped`].
+    fn list(&self, path: &StorePath, sorted: bool, stop: &CancellationToken) -> Result<Box<dyn Listing>>;
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>>;
     fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>>;
     fn make_directory(&self, path: &StorePath) -> Result<()>;

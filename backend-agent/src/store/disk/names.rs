@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Once};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags};
+use tokio_util::sync::CancellationToken;
 
 use super::path::Root;
 use super::recover;
@@ -33,9 +34,33 @@ const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// What ends each name in a run: no name of a file system holds it, and it sorts before all that do.
 const END: u8 = 0;
 
+/// Names that are passed between two looks at whether anybody still waits for them.
+const STEPS_UNSEEN_MAX: usize = 1_024;
+
+/// Whether the work on a set is still wanted.
+#[derive(Debug, Clone, Default)]
+struct Wanted {
+    stop: CancellationToken,
+    steps: usize,
+}
+
+impl Wanted {
+    /// Counts a step.
+    fn step(&mut self) -> io::Result<()> {
+        self.steps = (self.steps + 1) % STEPS_UNSEEN_MAX;
+        if self.steps == 0 && self.stop.is_cancelled() {
+            return Err(io::Error::other("nobody waits for these names any more"));
+        }
+        Ok(())
+    }
+}
+
 /// A set of names that is complete. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Names(Held);
+pub struct Names {
+    held: Held,
+    wanted: Wanted,
+}
 
 #[derive(Debug, Clone)]
 enum Held {
@@ -86,12 +111,19 @@ pub struct Gathering {
     root: Arc<Root>,
     few: Few,
     spill: Option<Spill>,
+    wanted: Wanted,
 }
 
 impl Gathering {
     /// `root` is the store whose staging folder takes what does not fit into memory.
     pub fn new(root: &Arc<Root>) -> Self {
-        Self { root: Arc::clone(root), few: Few::default(), spill: None }
+        Self { root: Arc::clone(root), few: Few::default(), spill: None, wanted: Wanted::default() }
+    }
+
+    /// Has it, and what becomes of it, fail soon after `stop`.
+    pub fn until(mut self, stop: &CancellationToken) -> Self {
+        self.wanted.stop = stop.clone();
+        self
     }
 
     pub fn is_empty(&self) -> bool {
@@ -104,6 +136,7 @@ impl Gathering {
     /// Those of the file, when the name does not fit into memory.
     pub fn push(&mut self, name: &[u8]) -> io::Result<()> {
         debug_assert!(!name.contains(&END), "readdir(3) ends names with it");
+        self.wanted.step()?;
         self.few.push(name);
         if self.few.held_bytes() > GATHERED_BYTES_MAX { self.spill() } else { Ok(()) }
     }
@@ -129,17 +162,17 @@ impl Gathering {
         }
         let Some(mut spill) = self.spill else {
             self.few.sort();
-            return Ok(Names(Held::Memory(Arc::new(self.few))));
+            return Ok(Names { held: Held::Memory(Arc::new(self.few)), wanted: self.wanted });
         };
         drop(self.few);
         let run = spill.merge_from(0)?;
-        Ok(Names(Held::Spilled { file: spill.file, run }))
+        Ok(Names { held: Held::Spilled { file: spill.file, run }, wanted: self.wanted })
     }
 
     fn spill(&mut self) -> io::Result<()> {
         let spill = match self.spill.take() {
             Some(spill) => spill,
-            None => Spill::open(&self.root)?,
+            None => Spill::open(&self.root, self.wanted.clone())?,
         };
         let spill = self.spill.insert(spill);
         self.few.sort();
@@ -161,6 +194,7 @@ struct Spill {
     buffer: Vec<u8>,
     /// Levels never rise from one to the next.
     runs: Vec<Run>,
+    wanted: Wanted,
 }
 
 #[derive(Debug)]
@@ -171,7 +205,7 @@ struct Run {
 }
 
 impl Spill {
-    fn open(root: &Root) -> io::Result<Self> {
+    fn open(root: &Root, wanted: Wanted) -> io::Result<Self> {
         let (file, in_memory) = match unnamed(root) {
             Ok(file) => (file, false),
             Err(error) => {
@@ -179,7 +213,7 @@ impl Spill {
                 (memory_file()?, true)
             }
         };
-        Ok(Self { file: Arc::new(file), in_memory, end: 0, buffer: Vec::new(), runs: Vec::new() })
+        Ok(Self { file: Arc::new(file), in_memory, end: 0, buffer: Vec::new(), runs: Vec::new(), wanted })
     }
 
     fn write_run(&mut self, few: &Few) -> io::Result<()> {
@@ -213,8 +247,10 @@ impl Spill {
             }
         }
         let mut last = Vec::new();
+        let mut wanted = self.wanted.clone();
         let mut out = Out::new(self);
         while let Some(mut head) = heads.peek_mut() {
+            wanted.step()?;
             // No name is empty, so the first differs too.
             if head.name != last {
                 out.push(&head.name)?;
@@ -347,7 +383,7 @@ impl Eq for RunCursor {}
 
 impl Names {
     pub fn empty() -> Self {
-        Self(Held::Memory(Arc::default()))
+        Self { held: Held::Memory(Arc::default()), wanted: Wanted::default() }
     }
 
     /// The names in byte order, without those of `without`.
@@ -357,7 +393,7 @@ impl Names {
     pub fn except(&self, without: &Names) -> io::Result<Walk> {
         let mut without = Cursor::new(without);
         let passed = !without.advance()?;
-        Ok(Walk { names: Cursor::new(self), without, passed })
+        Ok(Walk { names: Cursor::new(self), without, passed, wanted: self.wanted.clone() })
     }
 }
 
@@ -369,6 +405,7 @@ pub struct Walk {
     without: Cursor,
     /// Nothing is left in `without`.
     passed: bool,
+    wanted: Wanted,
 }
 
 impl Walk {
@@ -378,7 +415,9 @@ impl Walk {
     /// Those of the file.
     pub fn advance(&mut self) -> io::Result<bool> {
         while self.names.advance()? {
+            self.wanted.step()?;
             while !self.passed && self.without.name() < self.names.name() {
+                self.wanted.step()?;
                 self.passed = !self.without.advance()?;
             }
             if self.passed || self.without.name() != self.names.name() {
@@ -407,7 +446,7 @@ enum Cursor {
 
 impl Cursor {
     fn new(names: &Names) -> Self {
-        match &names.0 {
+        match &names.held {
             Held::Memory(few) => Self::Memory { few: Arc::clone(few), steps: 0 },
             Held::Spilled { file, run } => Self::Spilled(RunCursor::new(file, run)),
         }
@@ -502,7 +541,7 @@ mod tests {
     }
 
     fn is_spilled(names: &Names) -> bool {
-        matches!(&names.0, Held::Spilled { .. })
+        matches!(&names.held, Held::Spilled { .. })
     }
 
     /// Names in no order, each several times.
@@ -596,7 +635,8 @@ mod tests {
             let mut gathering = Gathering::new(&root);
             for (number, name) in given.iter().enumerate() {
                 if number == full_from {
-                    let spill = gathering.spill.get_or_insert_with(|| Spill::open(&root).unwrap());
+                    let spill =
+                        gathering.spill.get_or_insert_with(|| Spill::open(&root, Wanted::default()).unwrap());
                     assert!(!spill.in_memory);
                     spill.file = Arc::new(full(&spill.file, spill.end));
                 }
@@ -614,5 +654,22 @@ mod tests {
         copy(file, &full, 0..end).unwrap();
         rustix::fs::fcntl_add_seals(&full, rustix::fs::SealFlags::WRITE).unwrap();
         full
+    }
+
+    #[test]
+    fn work_on_names_that_nobody_waits_for_ends_at_each_step() {
+        let (_folder, root, _lock) = store();
+        let stop = CancellationToken::new();
+        let gathering = |count: usize| {
+            let mut gathering = Gathering::new(&root).until(&stop);
+            many(20_000, 100).iter().take(count).try_for_each(|name| gathering.push(name)).map(|()| gathering)
+        };
+        let (whole, unmerged) = (gathering(20_000).unwrap().finish().unwrap(), gathering(20_000).unwrap());
+        assert!(is_spilled(&whole));
+        let mut walk = whole.except(&whole).unwrap();
+        stop.cancel();
+        assert!(walk.advance().is_err(), "a walk that finds nothing for long");
+        assert!(unmerged.finish().is_err(), "a merge");
+        assert!(gathering(STEPS_UNSEEN_MAX).is_err(), "the gathering itself");
     }
 }

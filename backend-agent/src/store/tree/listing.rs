@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::disk::names::{Gathering, Names, Walk};
 use crate::store::disk::path::{Root, entry};
@@ -39,15 +40,22 @@ pub(super) struct TreeListing {
     /// Names that were gone when their turn came.
     missed: Gathering,
     rounds: usize,
+    stop: CancellationToken,
 }
 
 impl TreeListing {
-    pub(super) fn open(root: &Arc<Root>, path: &StorePath, sorted: bool) -> Result<Self> {
+    pub(super) fn open(
+        root: &Arc<Root>,
+        path: &StorePath,
+        sorted: bool,
+        stop: &CancellationToken,
+    ) -> Result<Self> {
         let fd = root.open_directory(path)?;
-        let seen = settled_names(root, &fd, path)?;
-        let pending = seen.except(&Names::empty()).map_err(|error| Error::from_io(path, error))?;
-        let (root, path, missed) = (Arc::clone(root), path.clone(), Gathering::new(root));
-        Ok(Self { root, path, fd, sorted, seen, pending, missed, rounds: 0 })
+        let seen = settled_names(root, &fd, path, stop)?;
+        let pending = seen.except(&Names::empty()).map_err(|error| failed(path, stop, error))?;
+        let missed = Gathering::new(root).until(stop);
+        let (root, path, stop) = (Arc::clone(root), path.clone(), stop.clone());
+        Ok(Self { root, path, fd, sorted, seen, pending, missed, rounds: 0, stop })
     }
 
     /// Looks for names that took the place of missed ones.
@@ -57,17 +65,17 @@ impl TreeListing {
         if self.sorted || self.rounds > ROUNDS_MAX {
             return Err(Error::Changing { path: self.path.to_string() });
         }
-        let present = settled_names(&self.root, &self.fd, &self.path)?;
-        let missed = std::mem::replace(&mut self.missed, Gathering::new(&self.root));
-        self.turn_to(&present, missed).map_err(|error| Error::from_io(&self.path, error))
+        let present = settled_names(&self.root, &self.fd, &self.path, &self.stop)?;
+        let missed = std::mem::replace(&mut self.missed, Gathering::new(&self.root).until(&self.stop));
+        self.turn_to(&present, missed).map_err(|error| failed(&self.path, &self.stop, error))
     }
 
     /// Makes pending what was not told yet. A missed name was not: a file may have got it back.
     fn turn_to(&mut self, present: &Names, missed: Gathering) -> io::Result<()> {
-        let mut told = Gathering::new(&self.root);
+        let mut told = Gathering::new(&self.root).until(&self.stop);
         told.push_all(self.seen.except(&missed.finish()?)?)?;
         let told = told.finish()?;
-        let mut seen = Gathering::new(&self.root);
+        let mut seen = Gathering::new(&self.root).until(&self.stop);
         seen.push_all(told.except(&Names::empty())?)?;
         self.pending = present.except(&told)?;
         seen.push_all(present.except(&told)?)?;
@@ -81,7 +89,11 @@ impl Listing for TreeListing {
         let mut entries = Vec::new();
         let mut name_bytes = 0;
         while entries.len() < entries_max && name_bytes < portolan_proto::LIST_BATCH_NAME_BYTES_MAX {
-            if !self.pending.advance().map_err(|error| Error::from_io(&self.path, error))? {
+            if self.stop.is_cancelled() {
+                return Err(Error::Stopped);
+            }
+            let advanced = self.pending.advance();
+            if !advanced.map_err(|error| failed(&self.path, &self.stop, error))? {
                 if self.missed.is_empty() {
                     break;
                 }
@@ -96,7 +108,7 @@ impl Listing for TreeListing {
                 }
                 // Removed, or there under another name.
                 Err(Errno::NOENT) => {
-                    self.missed.push(name).map_err(|error| Error::from_io(&self.path, error))?;
+                    self.missed.push(name).map_err(|error| failed(&self.path, &self.stop, error))?;
                 }
                 Err(errno) => return Err(Error::from_errno(&self.path, errno)),
             }
@@ -105,18 +117,31 @@ impl Listing for TreeListing {
     }
 }
 
+/// What failed, unless it was told to stop.
+fn failed(path: &StorePath, stop: &CancellationToken, error: io::Error) -> Error {
+    if stop.is_cancelled() { Error::Stopped } else { Error::from_io(path, error) }
+}
+
 /// The names of a directory as they were at one moment.
-fn settled_names(root: &Arc<Root>, fd: &OwnedFd, path: &StorePath) -> Result<Names> {
-    let at_io = |error| Error::from_io(path, error);
+fn settled_names(
+    root: &Arc<Root>,
+    fd: &OwnedFd,
+    path: &StorePath,
+    stop: &CancellationToken,
+) -> Result<Names> {
+    let at_io = |error| failed(path, stop, error);
     let at = |errno| Error::from_errno(path, errno);
     let changed = || {
         let stat = rustix::fs::fstat(fd)?;
         Ok((stat.st_ctime, stat.st_ctime_nsec, stat.st_mtime, stat.st_mtime_nsec))
     };
     for reading in 0..READINGS_MAX {
+        if stop.is_cancelled() {
+            return Err(Error::Stopped);
+        }
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let before = changed().map_err(at)?;
-        let names = names(root, fd).map_err(at_io)?;
+        let names = names(root, fd, stop).map_err(at_io)?;
         let after = changed().map_err(at)?;
         let last = Duration::new(u64::try_from(after.0).unwrap_or(0), u32::try_from(after.1).unwrap_or(0));
         // A directory that never comes to rest for a tick is taken as soon as its stamps agree.
@@ -129,8 +154,8 @@ fn settled_names(root: &Arc<Root>, fd: &OwnedFd, path: &StorePath) -> Result<Nam
     Err(Error::Changing { path: path.to_string() })
 }
 
-fn names(root: &Arc<Root>, fd: &OwnedFd) -> io::Result<Gathering> {
-    let mut names = Gathering::new(root);
+fn names(root: &Arc<Root>, fd: &OwnedFd, stop: &CancellationToken) -> io::Result<Gathering> {
+    let mut names = Gathering::new(root).until(stop);
     for entry in Dir::read_from(fd)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
@@ -147,6 +172,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+
+    fn open(root: &Arc<Root>, path: &[u8], sorted: bool) -> TreeListing {
+        let path = StorePath::new(path).unwrap();
+        TreeListing::open(root, &path, sorted, &CancellationToken::new()).unwrap()
+    }
 
     #[test]
     fn what_is_renamed_meanwhile_is_listed_under_one_of_its_names() {
@@ -170,7 +200,7 @@ mod tests {
                 }
             });
             for _ in 0..10 {
-                let mut listing = TreeListing::open(&root, &StorePath::new(b"").unwrap(), false).unwrap();
+                let mut listing = open(&root, b"", false);
                 let mut found = BTreeSet::new();
                 loop {
                     let batch = listing.next_batch(100).unwrap();
@@ -206,9 +236,8 @@ mod tests {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
-        let path = StorePath::new(b"").unwrap();
         let (back, away) = (folder.path().join("b"), folder.path().join("e"));
-        let mut listing = TreeListing::open(&root, &path, false).unwrap();
+        let mut listing = open(&root, b"", false);
         std::fs::rename(&back, &away).unwrap();
         std::fs::rename(folder.path().join("c"), folder.path().join("f")).unwrap();
         let first = listing.next_batch(3).unwrap();
@@ -218,7 +247,7 @@ mod tests {
             first.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect();
         assert_eq!([told, rest(&mut listing).unwrap()].concat(), ["a", "d", "e", "f"]);
 
-        let mut listing = TreeListing::open(&root, &path, false).unwrap();
+        let mut listing = open(&root, b"", false);
         std::fs::rename(&back, &away).unwrap();
         let told = listing.next_batch(2).unwrap();
         assert_eq!((&told[0].name[..], &told[1].name[..]), (&b"a"[..], &b"d"[..]));
@@ -235,11 +264,10 @@ mod tests {
             std::fs::write(folder.path().join(format!("{number:02}")), "").unwrap();
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
-        let path = StorePath::new(b"").unwrap();
-        let mut listing = TreeListing::open(&root, &path, true).unwrap();
+        let mut listing = open(&root, b"", true);
         let in_order: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
         assert_eq!(rest(&mut listing).unwrap(), in_order);
-        let mut listing = TreeListing::open(&root, &path, true).unwrap();
+        let mut listing = open(&root, b"", true);
         std::fs::remove_file(folder.path().join("07")).unwrap();
         assert!(matches!(rest(&mut listing), Err(Error::Changing { .. })));
     }
@@ -255,7 +283,7 @@ mod tests {
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let (_lock, _) = crate::store::disk::recover::recover(&root).unwrap();
-        let mut listing = TreeListing::open(&root, &StorePath::new(b"domains").unwrap(), false).unwrap();
+        let mut listing = open(&root, b"domains", false);
         let mut found: BTreeSet<String> =
             listing.next_batch(10).unwrap().into_iter().map(|e| String::from_utf8(e.name).unwrap()).collect();
         for number in 0..8_000 {
@@ -265,5 +293,20 @@ mod tests {
         found.extend(rest(&mut listing).unwrap());
         let files: BTreeSet<&str> = found.iter().map(|name| name.split('-').next().unwrap()).collect();
         assert_eq!(files.len(), 8_000);
+    }
+
+    #[test]
+    fn a_listing_that_nobody_waits_for_reads_no_further() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..3_000 {
+            std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let (path, stop) = (StorePath::new(b"").unwrap(), CancellationToken::new());
+        let mut begun = TreeListing::open(&root, &path, false, &stop).unwrap();
+        assert_eq!(begun.next_batch(10).unwrap().len(), 10);
+        stop.cancel();
+        assert!(matches!(begun.next_batch(10), Err(Error::Stopped)));
+        assert!(matches!(TreeListing::open(&root, &path, false, &stop).map(drop), Err(Error::Stopped)));
     }
 }

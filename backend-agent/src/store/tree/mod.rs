@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use portolan_config::checked::agent::Modes;
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
+use tokio_util::sync::CancellationToken;
 
 use super::disk::attributes;
 use super::disk::cache::{self, Found};
@@ -84,8 +85,8 @@ impl Store for TreeStore {
         self.root.stat(path)
     }
 
-    fn list(&self, path: &StorePath, sorted: bool) -> Result<Box<dyn Listing>> {
-        Ok(Box::new(TreeListing::open(&self.root, path, sorted)?))
+    fn list(&self, path: &StorePath, sorted: bool, stop: &CancellationToken) -> Result<Box<dyn Listing>> {
+        Ok(Box::new(TreeListing::open(&self.root, path, sorted, stop)?))
     }
 
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {

@@ -1,0 +1,236 @@
+//! How much of the agent one admin may take, and work that blocks: who it is for, and when it stops.
+//!
+//! Work on a blocking thread goes on after its call was dropped. So what limits a call is held by the work itself until it
+//! has ended, and the work gets a token that is cancelled when nobody waits for it any more. A share belongs to one admin
+//! by one front end; past it that admin waits or is refused (BUSY), and nobody else notices.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use portolan_proto::failure::status;
+use portolan_proto::v1::Reason;
+use portolan_telemetry::trace::TRACE;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Status;
+
+use crate::store::{self, Error, Store};
+
+/// Reads, writes, listings and digests of one admin under way at once; one of its sessions has one of them, or a few where a
+/// listing is one of several nodes. A quarter of what the agent takes in all.
+pub const ADMIN_STREAMS_MAX: usize = 256;
+/// Calls with one answer (stat, rename and so on) of one admin, under way or waiting.
+const ADMIN_CALLS_MAX: usize = 256;
+/// Blocking threads that work for one admin at once; the runtime has 512. Further work of the admin waits.
+const ADMIN_THREADS_MAX: usize = 32;
+/// Of those, the ones whose work grows with what is in the store, such as gathering the names of a folder.
+const ADMIN_LONG_MAX: usize = 8;
+/// The same of all admins together: the other threads are left to short work, whoever it is for.
+const LONG_MAX: usize = 64;
+/// Digests of one admin that are computed at once, of the few of the agent.
+const ADMIN_DIGESTS_MAX: usize = 2;
+/// How long a call waits for its turn before it is refused. A front end waits for 20 s, and takes a node that leaves calls
+/// unanswered for one that is away.
+const TURN_MAX: Duration = Duration::from_secs(10);
+/// Shares that are remembered before those that nobody holds are looked for.
+const CLEANED_FROM: usize = 64;
+
+/// How much work a visit to a blocking thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A few system calls, or one chunk.
+    Short,
+    /// As much as the store holds at the path.
+    Long,
+}
+
+/// The shares of all admins.
+#[derive(Debug)]
+pub(super) struct Shares {
+    known: Mutex<Known>,
+    long: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// By the names of front end and admin.
+    shares: HashMap<(String, String), Weak<Share>>,
+    cleaned_from: usize,
+}
+
+/// What one admin may take.
+#[derive(Debug)]
+struct Share {
+    streams: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
+    long: Arc<Semaphore>,
+    digests: Arc<Semaphore>,
+    /// Of all admins.
+    long_in_all: Arc<Semaphore>,
+}
+
+/// Held by a call and by each piece of its work.
+#[derive(Debug)]
+struct Held {
+    share: Arc<Share>,
+    _own: OwnedSemaphorePermit,
+    /// Of a stream: its place among those of the agent.
+    _stream: Option<OwnedSemaphorePermit>,
+}
+
+/// A call that is let in. Dropping it stops its work.
+pub(super) struct Call {
+    store: Arc<dyn Store>,
+    held: Arc<Held>,
+    is_stream: bool,
+    stop: CancellationToken,
+    _dropped: DropGuard,
+}
+
+impl Shares {
+    pub(super) fn new() -> Self {
+        let known = Known { shares: HashMap::new(), cleaned_from: CLEANED_FROM };
+        Self { known: Mutex::new(known), long: Arc::new(Semaphore::new(LONG_MAX)) }
+    }
+
+    fn of(&self, frontend: &str, admin: &str) -> Arc<Share> {
+        let who = (frontend.to_owned(), admin.to_owned());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = known.shares.get(&who).and_then(Weak::upgrade) {
+            return share;
+        }
+        if known.shares.len() >= known.cleaned_from {
+            known.shares.retain(|_, share| share.strong_count() > 0);
+            known.cleaned_from = CLEANED_FROM.max(2 * known.shares.len());
+        }
+        let places = |count| Arc::new(Semaphore::new(count));
+        let share = Arc::new(Share {
+            streams: places(ADMIN_STREAMS_MAX),
+            calls: places(ADMIN_CALLS_MAX),
+            threads: places(ADMIN_THREADS_MAX),
+            long: places(ADMIN_LONG_MAX),
+            digests: places(ADMIN_DIGESTS_MAX),
+            long_in_all: Arc::clone(&self.long),
+        });
+        known.shares.insert(who, Arc::downgrade(&share));
+        share
+    }
+
+    /// Lets a call of an admin in. `stream` is its place among the streams of the agent; `None` for a call with one answer.
+    /// Its work stops with `cut` too.
+    ///
+    /// # Errors
+    /// The admin's share is used up.
+    pub(super) fn admit(
+        &self,
+        store: &Arc<dyn Store>,
+        (frontend, admin): (&str, &str),
+        stream: Option<OwnedSemaphorePermit>,
+        cut: &CancellationToken,
+    ) -> Result<Call, Status> {
+        let share = self.of(frontend, admin);
+        let (places, count, what) = match stream {
+            Some(_) => (&share.streams, ADMIN_STREAMS_MAX, "transfers of this admin are under way"),
+            None => (&share.calls, ADMIN_CALLS_MAX, "calls of this admin wait"),
+        };
+        let own = Arc::clone(places).try_acquire_owned().map_err(|_| {
+            tracing::warn!(
+                frontend,
+                admin,
+                count,
+                "call refused: the admin's share of this agent is used up"
+            );
+            status(Reason::Busy, format!("{count} {what} on this node"))
+        })?;
+        let is_stream = stream.is_some();
+        let held = Arc::new(Held { share, _own: own, _stream: stream });
+        let stop = cut.child_token();
+        let dropped = stop.clone().drop_guard();
+        Ok(Call { store: Arc::clone(store), held, is_stream, stop, _dropped: dropped })
+    }
+}
+
+impl Call {
+    /// Cancelled when the call is dropped, or cut at the end of a drain.
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Runs `work` on a thread that may block, when it is this admin's turn. It should look at its token at each step whose
+    /// number a client or a folder chooses.
+    ///
+    /// # Errors
+    /// Those of the work; BUSY where the turn did not come.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        size: Work,
+        work: impl FnOnce(&CancellationToken) -> store::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let share = &self.held.share;
+        let turn = async {
+            let long = match size {
+                Work::Short => None,
+                Work::Long => Some((place(&share.long).await, place(&share.long_in_all).await)),
+            };
+            (long, place(&share.threads).await)
+        };
+        // A stream that is under way waits as long as its front end does.
+        let turn = if self.is_stream && size == Work::Short {
+            turn.await
+        } else {
+            tokio::time::timeout(TURN_MAX, turn)
+                .await
+                .map_err(|_| status(Reason::Busy, "too much of this admin's work waits on this node"))?
+        };
+        self.run_now(turn, work).await
+    }
+
+    /// The same at once, for work that has a turn of its own kind, which is held until the work has ended.
+    pub(super) async fn run_now<T: Send + 'static>(
+        &self,
+        turn: impl Send + 'static,
+        work: impl FnOnce(&CancellationToken) -> store::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (held, stop) = (Arc::clone(&self.held), self.stop.clone());
+        blocking(move || {
+            let _held = (held, turn);
+            if stop.is_cancelled() { Err(Error::Stopped) } else { work(&stop) }
+        })
+        .await
+    }
+
+    /// A turn to compute a digest: among the admin's own, then among those of all.
+    pub(super) async fn digest_turn(&self, in_all: &Arc<Semaphore>) -> impl Send + 'static + use<> {
+        (place(&self.held.share.digests).await, place(in_all).await)
+    }
+
+    /// [`Call::run`] on the store.
+    pub(super) async fn on_store<T: Send + 'static>(
+        &self,
+        size: Work,
+        work: impl FnOnce(&dyn Store, &CancellationToken) -> store::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let store = Arc::clone(&self.store);
+        self.run(size, move |stop| work(&*store, stop)).await
+    }
+}
+
+async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(places).acquire_owned().await.expect("never closed")
+}
+
+/// Runs `work` on a thread that may block and turns its failure into a status.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> store::Result<T> + Send + 'static,
+) -> Result<T, Status> {
+    let span = tracing::info_span!(target: TRACE, "disk");
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
+        Ok(done) => done.map_err(|error| super::status::of(&error)),
+        Err(stopped) => {
+            tracing::error!(error = %stopped, "a store task did not end in order");
+            Err(status(Reason::DiskFault, "the agent failed inside"))
+        }
+    }
+}
