@@ -11,8 +11,8 @@ use portolan_agent::service::status;
 use portolan_agent::store::error::Damage;
 use portolan_agent::store::tree::TreeStore;
 use portolan_agent::store::{
-    Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
-    Version,
+    Begin, Content, Directory, Entry, Error, Holdings, ListOptions, Listing, Permissions, Result, Store,
+    StorePath, Upload, Usage, Version,
 };
 use portolan_config::checked::agent::Modes;
 use portolan_frontend::{Frontend, Host};
@@ -55,9 +55,14 @@ impl Store for FaultStore {
         self.next()?;
         self.tree.stat(path)
     }
-    fn list(&self, path: &StorePath, sorted: bool, stop: &CancellationToken) -> Result<Box<dyn Listing>> {
+    fn list(
+        &self,
+        path: &StorePath,
+        options: ListOptions,
+        stop: &CancellationToken,
+    ) -> Result<Box<dyn Listing>> {
         self.next()?;
-        let listing = self.tree.list(path, sorted, stop)?;
+        let listing = self.tree.list(path, options, stop)?;
         Ok(Box::new(FaultListing { listing, fault: self.next().err() }))
     }
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
@@ -102,6 +107,10 @@ struct FaultListing {
 }
 
 impl Listing for FaultListing {
+    fn directory(&self) -> Directory {
+        self.listing.directory()
+    }
+
     fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>> {
         let batch = self.listing.next_batch(entries_max)?;
         match self.fault.take() {

@@ -1,12 +1,14 @@
 //! Listings: what they cost other sessions, whether they are whole, and what they show of links and special files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portolan_tests::client::Control;
-use portolan_tests::{Cluster, tree};
+use portolan_tests::client::{Control, lftp, succeeded};
+use portolan_tests::{Cluster, PASSWORD, tree};
+use rustix::fs::{Mode, OFlags};
 
 /// What another session may wait for the reply to a NOOP while listings are under way. On a machine that has other work
 /// too, one in fifty may take longer, but none [`NOOP_LATE_MAX`].
@@ -105,4 +107,171 @@ fn a_listing_by_pattern_that_is_aborted_stops() {
     assert_eq!((control.reply().0, control.reply().0), (426, 226));
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert!(data.read_to_end(&mut Vec::new()).is_err(), "the data connection is reset");
+}
+
+/// The folder of mail of a user on the first node, and its path for clients.
+const FOLDERS: &str = "one.example/users/alice/folders";
+
+/// Names of files in what NLST -R or LIST -R has sent.
+fn files(listing: &[u8]) -> BTreeSet<String> {
+    let text = String::from_utf8_lossy(listing);
+    let last = |line: &str| line.rsplit(['/', ' ']).next().unwrap_or_default().to_owned();
+    text.lines().map(last).filter(|name| name.ends_with(".eml")).collect()
+}
+
+#[test]
+fn a_tree_of_70_levels_is_listed_and_fetched_whole() {
+    let cluster = Cluster::start(tree::fill);
+    let mut folder = cluster.domains(1).join(FOLDERS).join("deep");
+    for level in 0..70 {
+        folder = folder.join(format!("d{level}"));
+        tree::put(&folder.join(format!("{level}.eml")), b"mail");
+    }
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    for command in ["LIST -R", "NLST -R"] {
+        let (code, listing) = control.fetch(&format!("{command} /domains/{FOLDERS}/deep"));
+        assert_eq!((code, files(&listing).len()), (226, 70), "{command}");
+    }
+    let found = succeeded(&lftp(&cluster, &format!("find /domains/{FOLDERS}/deep")));
+    assert_eq!(files(found.as_bytes()).len(), 70);
+    let expected = tree::read(&cluster.domains(1).join(FOLDERS).join("deep"));
+    let address = cluster.frontend.address;
+    let copy = cluster.path().join("copy");
+    let mirrored = lftp(&cluster, &format!("mirror /domains/{FOLDERS}/deep {}", copy.display()));
+    succeeded(&mirrored);
+    tree::assert_same(&expected, &tree::read(&copy));
+    let fetched = |program: &str, arguments: &[&str]| {
+        let folder = cluster.path().join(program);
+        fs::create_dir(&folder).unwrap();
+        let mut command = std::process::Command::new("timeout");
+        let output = command.args(["60", program]).args(arguments).current_dir(&folder).output().unwrap();
+        succeeded(&output);
+        tree::assert_same(&expected, &tree::read(&folder.join("deep")));
+    };
+    let url = format!("ftp://admin:{PASSWORD}@{address}/domains/{FOLDERS}/deep/");
+    fetched("wget", &["-q", "-r", "-l", "inf", "-nH", "--cut-dirs=5", "--no-parent", &url]);
+}
+
+#[test]
+fn a_folder_that_no_path_can_name_fails_only_the_listing_that_would_hold_it() {
+    let cluster = Cluster::start(tree::fill);
+    let folders = cluster.domains(1).join(FOLDERS);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut open = rustix::fs::open(&folders, flags, Mode::empty()).unwrap();
+    let mut names = Vec::new();
+    for level in 10..27 {
+        let name = format!("{level}{}", "d".repeat(248));
+        rustix::fs::mkdirat(&open, &name, Mode::RWXU).unwrap();
+        open = rustix::fs::openat(&open, &name, flags, Mode::empty()).unwrap();
+        names.push(name);
+    }
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    assert_eq!(control.ask("CWD /domains/one.example/users/alice/folders").0, 250);
+    for name in &names[..15] {
+        assert_eq!(control.ask(&format!("CWD {name}")).0, 250);
+    }
+    // Its last folder has a path of more than 4,096 bytes; the folder above shows it.
+    let (code, listing) = control.fetch("LIST");
+    assert_eq!(code, 226);
+    assert!(String::from_utf8_lossy(&listing).contains(&names[15]));
+    for command in ["LIST -R /domains/one.example", "NLST -R"] {
+        let mut data = control.passive();
+        assert_eq!(control.ask(command).0, 150, "{command}");
+        data.read_to_end(&mut Vec::new()).ok();
+        let (code, text) = control.reply();
+        assert_eq!(code, 553, "{text}");
+        assert!(text.contains("cannot be listed: the path is longer than 4096 bytes"), "{text}");
+    }
+    let log = cluster.frontend.wait_for_log("cannot be listed");
+    assert!(log.contains(&names[15]), "the log names it");
+    let (code, listing) = control.fetch("LIST -R /domains/two.example");
+    assert_eq!((code, files(&listing).is_empty()), (226, false));
+}
+
+#[test]
+fn folders_that_are_renamed_or_removed_during_a_recursive_listing_are_not_missed() {
+    let cluster = Cluster::start(tree::fill);
+    let folders = cluster.domains(1).join(FOLDERS).join("busy");
+    // What is sent first, and fills the buffers until it is read.
+    let large = folders.join("a");
+    fs::create_dir_all(&large).unwrap();
+    for number in 0..20_000 {
+        fs::write(large.join(format!("{number}{}", "n".repeat(245))), "").unwrap();
+    }
+    for name in ["b-removed", "c", "d/deeper", "e", "f", "g", "h/inner"] {
+        let folder = folders.join(name);
+        tree::put(&folder.join(format!("{}.eml", name.replace('/', "-"))), b"mail");
+    }
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let mut data = control.passive();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&data, 64 * 1024).unwrap();
+    assert_eq!(control.ask(&format!("NLST -R /domains/{FOLDERS}/busy")).0, 150);
+    let mut listing = vec![0; 4_096];
+    data.read_exact(&mut listing).unwrap();
+    fs::remove_dir_all(folders.join("b-removed")).unwrap();
+    let rename = |from: &str, to: &str| fs::rename(folders.join(from), folders.join(to)).unwrap();
+    rename("c", "c-renamed");
+    rename("d", "z");
+    // Two change places, and one goes into another.
+    rename("e", "swap");
+    rename("f", "e");
+    rename("swap", "f");
+    rename("g", "a/g");
+    rename("h/inner", "inner");
+    data.read_to_end(&mut listing).unwrap();
+    assert_eq!(control.reply().0, 226);
+    let expected = ["c", "d-deeper", "e", "f", "g", "h-inner"].map(|name| format!("{name}.eml"));
+    assert_eq!(files(&listing), BTreeSet::from(expected));
+    let text = String::from_utf8_lossy(&listing);
+    for name in
+        ["c-renamed/c.eml", "z/deeper/d-deeper.eml", "e/f.eml", "f/e.eml", "a/g/g.eml", "/inner/h-inner.eml"]
+    {
+        assert_eq!(text.lines().filter(|line| line.ends_with(name)).count(), 1, "{name}");
+    }
+}
+
+#[test]
+fn recursive_listings_while_folders_are_renamed_all_the_time_are_whole_or_fail() {
+    let cluster = Cluster::start(tree::fill);
+    let folders = cluster.domains(1).join(FOLDERS).join("busy");
+    let homes = ["one", "two"].map(|home| folders.join(home));
+    for number in 0..60 {
+        tree::put(&homes[number % 2].join(format!("f{number}/sub/{number}.eml")), b"mail");
+    }
+    let done = AtomicBool::new(false);
+    let (mut whole, mut failed) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in (0..60).cycle() {
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+                let from = homes[number % 2].join(format!("f{number}"));
+                // Under another name, and every third time in another folder.
+                let home = if number % 3 == 0 { &homes[(number + 1) % 2] } else { &homes[number % 2] };
+                let to = home.join(format!("g{number}"));
+                fs::rename(&from, &to).unwrap();
+                std::thread::sleep(Duration::from_millis(10));
+                fs::rename(&to, &from).unwrap();
+            }
+        });
+        let mut control = Control::login(cluster.frontend.address, "admin");
+        for round in 0..25 {
+            let command = if round % 2 == 0 { "LIST -R" } else { "NLST -R" };
+            let (code, listing) = control.fetch(&format!("{command} /domains/{FOLDERS}/busy"));
+            match code {
+                226 => {
+                    whole += 1;
+                    assert_eq!(files(&listing).len(), 60, "{command}");
+                }
+                code => {
+                    failed += 1;
+                    assert!([426, 450].contains(&code), "{code}");
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    println!("{whole} listings were whole, {failed} failed");
+    assert!(whole > 0);
 }

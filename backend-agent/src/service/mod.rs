@@ -31,7 +31,9 @@ use tracing::Instrument as _;
 
 use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
-use crate::store::{self, Entry, Holdings, Kind, Permissions, Store, StorePath};
+use crate::store::{
+    self, Directory, DirectoryId, Entry, Holdings, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
+};
 use caller::{Need, authorize};
 use digest::Digests;
 use policy::{Permission, Policy};
@@ -175,6 +177,11 @@ fn wire_entry(entry: Entry) -> v1::Entry {
     }
 }
 
+fn wire_directory(directory: Directory) -> v1::ListedDirectory {
+    let Directory { id: DirectoryId { device, inode }, name, changed_ns } = directory;
+    v1::ListedDirectory { device, inode, changed_ns, name: name.into() }
+}
+
 #[tonic::async_trait]
 impl Agent for AgentService {
     async fn describe(
@@ -248,9 +255,14 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
         let call = self.stream(&permission, request.caller.as_ref(), self.admit()?)?;
-        let sorted = request.sorted;
-        let opening = move |store: &dyn Store, stop: &CancellationToken| store.list(&path, sorted, stop);
+        let options = ListOptions {
+            sorted: request.sorted,
+            wanted: if request.directories_only { Wanted::Directories } else { Wanted::All },
+            was: request.was.map(|v1::DirectoryId { device, inode }| DirectoryId { device, inode }),
+        };
+        let opening = move |store: &dyn Store, stop: &CancellationToken| store.list(&path, options, stop);
         let mut listing = call.on_store(Work::Long, opening).await?;
+        let mut directory = Some(wire_directory(listing.directory()));
         let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
         let sending = async move {
             loop {
@@ -276,7 +288,12 @@ impl Agent for AgentService {
                 };
                 let last = batch.is_empty();
                 let entries = batch.into_iter().map(wire_entry).collect();
-                if sender.send(Ok(v1::ListResponse { entries, last })).await.is_err() || last {
+                if sender
+                    .send(Ok(v1::ListResponse { entries, last, directory: directory.take() }))
+                    .await
+                    .is_err()
+                    || last
+                {
                     return;
                 }
             }

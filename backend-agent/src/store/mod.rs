@@ -105,8 +105,44 @@ pub struct Committed {
     pub crc32: u32,
 }
 
+/// What tells a directory from all others while it exists, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectoryId {
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// A directory as it was when its names were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    pub id: DirectoryId,
+    /// Its present name; empty for the root.
+    pub name: Vec<u8>,
+    /// Nanoseconds since 1970, as the system sets it.
+    pub changed_ns: i64,
+}
+
+/// Which entries a listing has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    All,
+    Directories,
+}
+
+/// How a directory is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListOptions {
+    /// In byte order of the names.
+    pub sorted: bool,
+    pub wanted: Wanted,
+    /// The directory that was at the path, and may have another name by now.
+    pub was: Option<DirectoryId>,
+}
+
 /// A directory being listed. Each call does a bounded piece of work.
 pub trait Listing: Send {
+    /// The directory, which keeps its identity when it is renamed.
+    fn directory(&self) -> Directory;
     /// The next entries, `entries_max` of them at most; empty at the end. An error means that the listing is
     /// not whole. What is there from the opening to the end is told, under one of its names.
     fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>>;
@@ -163,7 +199,12 @@ pub trait Store: Send + Sync + 'static {
     fn rescan_interval(&self) -> Duration;
     fn stat(&self, path: &StorePath) -> Result<Entry>;
     /// Gathers the names of a directory. `stop` ends this, and the listing, with [`Error::Stopped`].
-    fn list(&self, path: &StorePath, sorted: bool, stop: &CancellationToken) -> Result<Box<dyn Listing>>;
+    fn list(
+        &self,
+        path: &StorePath,
+        options: ListOptions,
+        stop: &CancellationToken,
+    ) -> Result<Box<dyn Listing>>;
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>>;
     fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>>;
     fn make_directory(&self, path: &StorePath) -> Result<()>;

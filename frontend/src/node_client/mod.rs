@@ -83,6 +83,16 @@ pub enum Begins {
     New,
 }
 
+/// How a directory is listed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ListOptions {
+    /// In byte order of the names.
+    pub sorted: bool,
+    pub directories_only: bool,
+    /// The directory that was at the path, and may have another name by now.
+    pub was: Option<v1::DirectoryId>,
+}
+
 /// All nodes since the start. A place, once given, stays its node's; a node that is taken out keeps it, and a node that comes
 /// back under its name gets another one.
 #[derive(Debug, Default)]
@@ -322,11 +332,15 @@ impl NodeClient {
     }
 
     /// The batches of a directory.
-    pub async fn list(&self, caller: v1::Caller, path: &[u8], sorted: bool) -> Result<Batches> {
+    pub async fn list(&self, caller: v1::Caller, path: &[u8], options: ListOptions) -> Result<Batches> {
         let mut client = self.ready()?;
-        let request = v1::ListRequest { caller: Some(caller), path: path.to_vec().into(), sorted };
-        let stream = self.call(&self.span("List"), client.list(request)).await?;
-        Ok(Batches { node: self.name.clone(), stream, whole: false })
+        let path = path.to_vec().into();
+        let ListOptions { sorted, directories_only, was } = options;
+        let request = v1::ListRequest { caller: Some(caller), path, sorted, directories_only, was };
+        let mut stream = self.call(&self.span("List"), client.list(request)).await?;
+        let mut first = next_message(&self.name, &mut stream).await?;
+        let directory = first.as_mut().and_then(|message| message.directory.take());
+        Ok(Batches { node: self.name.clone(), stream, first, directory, whole: false })
     }
 
     /// The content of a file from `offset` on: `length` bytes, or all.
@@ -496,15 +510,27 @@ fn with_transfer<T>(message: T, transfer: TransferId) -> Request<T> {
 pub struct Batches {
     node: NodeId,
     stream: Streaming<v1::ListResponse>,
+    /// The first message, until it is taken.
+    first: Option<v1::ListResponse>,
+    directory: Option<v1::ListedDirectory>,
     /// The agent has said that nothing more comes.
     whole: bool,
 }
 
 impl Batches {
+    /// The directory that is listed; `None`: the agent does not say.
+    pub fn directory(&self) -> Option<&v1::ListedDirectory> {
+        self.directory.as_ref()
+    }
+
     /// The next entries; `None` when the listing is whole, which only the agent's own word tells.
     pub async fn next(&mut self) -> Result<Option<Vec<v1::Entry>>> {
         while !self.whole {
-            let Some(batch) = next_message(&self.node, &mut self.stream).await? else {
+            let next = match self.first.take() {
+                Some(first) => Some(first),
+                None => next_message(&self.node, &mut self.stream).await?,
+            };
+            let Some(batch) = next else {
                 let node = self.node.clone();
                 return Err(Error::Nonsense { node, what: "a listing that ends without its last message" });
             };

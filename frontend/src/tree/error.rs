@@ -50,6 +50,11 @@ impl Error {
         matches!(self, Error::NotFound { .. }) || self.reason() == Some(Reason::NotFound)
     }
 
+    /// The directory that was at the path is there no more.
+    pub fn is_gone(&self) -> bool {
+        self.is_not_found() || self.is_not_a_directory() || self.reason() == Some(Reason::NotAFile)
+    }
+
     /// What was to be listed is there, and is no directory.
     pub fn is_not_a_directory(&self) -> bool {
         matches!(self, Error::NotADirectory { .. }) || self.reason() == Some(Reason::NotADirectory)

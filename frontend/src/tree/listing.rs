@@ -19,6 +19,16 @@ pub struct Listing {
     source: Source,
 }
 
+/// A directory as it was when its names were read.
+#[derive(Debug, Clone, Copy)]
+pub struct Directory<'a> {
+    pub identity: Identity,
+    /// Its present name.
+    pub name: &'a [u8],
+    /// Nanoseconds since 1970: any change of its entries, as the node's system sets it.
+    pub changed_ns: i64,
+}
+
 #[derive(Debug)]
 enum Source {
     Whole(Option<Vec<Entry>>),
@@ -164,6 +174,18 @@ impl Listing {
         map.domains_after(None, 1).map_err(|error| Error::from_route(path, error))?;
         let domains = Domains { path: path.clone(), map, login: login.clone(), modified, last: None };
         Ok(Self { source: Source::Domains(domains) })
+    }
+
+    /// The directory, where it lies on one node.
+    pub fn directory(&self) -> Option<Directory<'_>> {
+        match &self.source {
+            Source::One(node, batches) => {
+                let v1::ListedDirectory { device, inode, changed_ns, name } = batches.directory()?;
+                let identity = Identity { node: node.0, device: *device, inode: *inode };
+                Some(Directory { identity, name, changed_ns: *changed_ns })
+            }
+            Source::Whole(_) | Source::Domains(_) | Source::Merged(_) => None,
+        }
     }
 
     pub(super) fn one(node: NodeIndex, batches: Batches) -> Self {

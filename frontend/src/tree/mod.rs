@@ -21,7 +21,7 @@ use portolan_proto::path::{DOMAINS, domain_of};
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
-use crate::node_client::{self, Batches, NodeClient, Nodes, Upload};
+use crate::node_client::{self, Batches, ListOptions, NodeClient, Nodes, Upload};
 use crate::router::{self, NodeIndex, Route, Router, Site, Snapshot};
 
 pub use crate::node_client::Begins;
@@ -68,7 +68,7 @@ impl Entry {
 }
 
 /// What tells one file of the cluster from all others while it exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// Its node's place in the configuration.
     pub node: usize,
@@ -287,9 +287,10 @@ impl Tree {
         login: &Login,
         path: &[u8],
         node: NodeIndex,
-        sorted: bool,
+        options: ListOptions,
     ) -> node_client::Result<Batches> {
-        self.ask(node, |node| async move { node.list(login.caller(path), path, sorted).await }).await
+        let list = |node: Arc<NodeClient>| async move { node.list(login.caller(path), path, options).await };
+        self.ask(node, list).await
     }
 
     /// What stands at `path`.
@@ -341,12 +342,31 @@ impl Tree {
 
     /// The entries of a directory. It is known to be complete only when [`Listing::next_batch`] has said so.
     pub async fn list(&self, login: &Login, path: &VirtualPath) -> Result<Listing> {
+        self.list_again(login, path, None, false).await
+    }
+
+    /// The same, of a directory that was met before: also if it has another name in its parent by now. With
+    /// `directories_only` nodes tell no other entries.
+    pub async fn list_again(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        was: Option<Identity>,
+        directories_only: bool,
+    ) -> Result<Listing> {
         Self::authorize(login, path, Need::Look)?;
         let wire = path.as_wire();
         match self.find(login, path, Need::Look).await? {
             Route::Virtual => self.list_virtual(login, path).await,
-            Route::Node(node) => Ok(Listing::one(node, self.list_on(login, wire, node, false).await?)),
-            Route::Union(nodes) | Route::Search(nodes) => self.list_union(login, path, &nodes).await,
+            Route::Node(node) => {
+                let was = was.filter(|was| was.node == node.0);
+                let was = was.map(|Identity { device, inode, .. }| v1::DirectoryId { device, inode });
+                let options = ListOptions { sorted: false, directories_only, was };
+                Ok(Listing::one(node, self.list_on(login, wire, node, options).await?))
+            }
+            Route::Union(nodes) | Route::Search(nodes) => {
+                self.list_union(login, path, &nodes, directories_only).await
+            }
         }
     }
 
@@ -404,9 +424,16 @@ impl Tree {
         Ok((text, size))
     }
 
-    async fn list_union(&self, login: &Login, path: &VirtualPath, nodes: &[NodeIndex]) -> Result<Listing> {
+    async fn list_union(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        nodes: &[NodeIndex],
+        directories_only: bool,
+    ) -> Result<Listing> {
         let wire = path.as_wire();
-        let parts = nodes.iter().map(|node| self.list_on(login, wire, *node, true));
+        let options = ListOptions { sorted: true, directories_only, was: None };
+        let parts = nodes.iter().map(|node| self.list_on(login, wire, *node, options));
         let map = self.router.snapshot();
         let mut present = Vec::new();
         for (node, part) in nodes.iter().zip(join_all(parts).await) {
@@ -607,7 +634,7 @@ impl Tree {
                     return Err(Error::NotFound { path: path.to_string() });
                 }
                 // Nothing is removed anywhere while there is an entry anywhere.
-                let mut entries = self.list_union(login, path, &nodes).await?;
+                let mut entries = self.list_union(login, path, &nodes, false).await?;
                 if entries.next_batch().await?.is_some() {
                     return Err(Error::NotEmpty { path: path.to_string() });
                 }

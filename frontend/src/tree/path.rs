@@ -69,6 +69,24 @@ impl VirtualPath {
         Ok(Self { bytes, root: cwd.root })
     }
 
+    /// The path of an entry of this directory.
+    ///
+    /// # Errors
+    /// The name or the whole path breaks a limit of the wire.
+    pub fn child(&self, name: &[u8]) -> Result<Self, PathFault> {
+        path::check_component(name)?;
+        let mut bytes = Vec::with_capacity(self.bytes.len() + 1 + name.len());
+        bytes.extend_from_slice(&self.bytes);
+        if !bytes.is_empty() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name);
+        if bytes.len() > path::PATH_BYTES_MAX {
+            return Err(PathFault::TooLong);
+        }
+        Ok(Self { bytes, root: self.root })
+    }
+
     /// The path as it goes over the wire: relative, no leading slash, from the very root on.
     pub fn as_wire(&self) -> &[u8] {
         &self.bytes
@@ -234,6 +252,11 @@ mod tests {
         assert_eq!((parent.name(), parent.to_string()), (&b"domains"[..], "/domains".to_owned()));
         assert_eq!(parent.parent(), Some(root.clone()));
         assert_eq!((root.name(), root.parent()), (&b""[..], None));
+        assert_eq!(parent.child(b"a"), Ok(path.clone()));
+        assert_eq!(root.child(b"domains"), Ok(parent));
+        assert_eq!(path.child(b".."), Err(PathFault::NotPlain));
+        let long = (0..15).fold(path, |path, _| path.child(&[b'n'; 255]).unwrap());
+        assert_eq!(long.child(&[b'n'; 255]), Err(PathFault::TooLong));
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use portolan_config::checked::agent::Modes;
 use portolan_proto::path::{self, PathFault};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes;
-use crate::store::{Entry, Error, Kind, Result, Version};
+use crate::store::{DirectoryId, Entry, Error, Kind, Result, Version};
 
 /// A path below the store's root: checked, relative, components joined by '/'; empty is the root.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +59,9 @@ impl fmt::Display for StorePath {
 
 /// How often a look-up is repeated when the kernel says that a concurrent rename disturbed it.
 const LOOKUP_TRIES_MAX: usize = 32;
+
+/// How often the names of a parent are read for a directory that was renamed.
+const SAME_TRIES_MAX: usize = 8;
 
 /// Levels of a path that are made when missing: `domains/<domain>/<container>`.
 const STRUCTURE_DEPTH: usize = 3;
@@ -144,6 +147,48 @@ impl Root {
     /// Opens a directory for reading its entries.
     pub fn open_directory(&self, path: &StorePath) -> Result<OwnedFd> {
         self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Opens the directory that was at `path`, also under the name that it has got in the same parent since; with that
+    /// name. A domain is not looked for: another name of it is another one's grant.
+    pub fn open_same_directory(&self, path: &StorePath, id: DirectoryId) -> Result<(OwnedFd, Vec<u8>)> {
+        let at = |errno| Error::from_errno(path, errno);
+        let gone = || Error::NotFound { path: path.to_string() };
+        let is_same = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd).map_err(at)?;
+            Ok::<_, Error>(DirectoryId { device: stat.st_dev, inode: stat.st_ino } == id)
+        };
+        let Some((parent, name)) = path.split_last() else { return Err(root_is_fixed(path)) };
+        match self.open_directory(path) {
+            Ok(fd) if is_same(&fd)? => return Ok((fd, name.to_vec())),
+            Ok(_) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+        if path::domain_of(parent.as_bytes()).is_none() {
+            return Err(gone());
+        }
+        let parent = self.open_directory(&parent).map_err(|error| match error {
+            Error::NotFound { .. } => gone(),
+            other => other,
+        })?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // A reading of the names may pass over one that is renamed meanwhile.
+        for _ in 0..SAME_TRIES_MAX {
+            let Some(name) = name_of(&parent, id.inode).map_err(at)? else { continue };
+            match rustix::fs::openat2(&parent, &name[..], flags, Mode::empty(), resolve) {
+                Ok(fd) if is_same(&fd)? => return Ok((fd, name)),
+                Ok(_) => {}
+                Err(errno) => {
+                    let error = Error::from_errno(path, errno);
+                    if !is_gone(&error) && errno != Errno::AGAIN && errno != Errno::INTR {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Err(gone())
     }
 
     /// Opens a regular file for reading; anything else is refused before it is opened for real, so that a
@@ -237,6 +282,23 @@ impl Root {
             .map_err(|errno| Error::from_errno(path, errno))?;
         Ok(entry(name.to_vec(), &stat))
     }
+}
+
+/// Something else stands where a directory was, or nothing.
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::NotFound { .. } | Error::NotADirectory { .. } | Error::NotAFile { .. })
+}
+
+/// The name of a directory in its parent, by its inode.
+fn name_of(parent: &OwnedFd, inode: u64) -> rustix::io::Result<Option<Vec<u8>>> {
+    for entry in Dir::read_from(parent)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if entry.ino() == inode && name != b"." && name != b".." {
+            return Ok(Some(name.to_vec()));
+        }
+    }
+    Ok(None)
 }
 
 pub(crate) fn root_is_fixed(path: &StorePath) -> Error {

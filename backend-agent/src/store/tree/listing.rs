@@ -10,13 +10,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Dir};
+use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::disk::names::{Gathering, Names, Walk};
-use crate::store::disk::path::{Root, entry};
-use crate::store::{Entry, Error, Listing, Result, StorePath};
+use crate::store::disk::path::{Root, entry, version};
+use crate::store::{
+    Directory, DirectoryId, Entry, Error, Kind, ListOptions, Listing, Result, StorePath, Version, Wanted,
+};
 
 /// Readings of the names at most; a directory that changed during each of them is told to be busy.
 const READINGS_MAX: usize = 200;
@@ -33,6 +35,8 @@ pub(super) struct TreeListing {
     fd: OwnedFd,
     /// Must the entries come in byte order?
     sorted: bool,
+    wanted: Wanted,
+    directory: Directory,
     /// The names of all readings, save those that were missed in an earlier round.
     seen: Names,
     /// Names still to be told.
@@ -47,15 +51,24 @@ impl TreeListing {
     pub(super) fn open(
         root: &Arc<Root>,
         path: &StorePath,
-        sorted: bool,
+        options: ListOptions,
         stop: &CancellationToken,
     ) -> Result<Self> {
-        let fd = root.open_directory(path)?;
-        let seen = settled_names(root, &fd, path, stop)?;
+        let ListOptions { sorted, wanted, was } = options;
+        let (fd, name) = match was {
+            Some(id) => root.open_same_directory(path, id)?,
+            None => {
+                let name = path.split_last().map(|(_, name)| name.to_vec()).unwrap_or_default();
+                (root.open_directory(path)?, name)
+            }
+        };
+        let (seen, at_rest) = settled_names(root, &fd, path, wanted, stop)?;
+        let Version { device, inode, changed_ns, .. } = version(&at_rest);
+        let directory = Directory { id: DirectoryId { device, inode }, name, changed_ns };
         let pending = seen.except(&Names::empty()).map_err(|error| failed(path, stop, error))?;
         let missed = Gathering::new(root).until(stop);
         let (root, path, stop) = (Arc::clone(root), path.clone(), stop.clone());
-        Ok(Self { root, path, fd, sorted, seen, pending, missed, rounds: 0, stop })
+        Ok(Self { root, path, fd, sorted, wanted, directory, seen, pending, missed, rounds: 0, stop })
     }
 
     /// Looks for names that took the place of missed ones.
@@ -65,7 +78,7 @@ impl TreeListing {
         if self.sorted || self.rounds > ROUNDS_MAX {
             return Err(Error::Changing { path: self.path.to_string() });
         }
-        let present = settled_names(&self.root, &self.fd, &self.path, &self.stop)?;
+        let (present, _) = settled_names(&self.root, &self.fd, &self.path, self.wanted, &self.stop)?;
         let missed = std::mem::replace(&mut self.missed, Gathering::new(&self.root).until(&self.stop));
         self.turn_to(&present, missed).map_err(|error| failed(&self.path, &self.stop, error))
     }
@@ -85,6 +98,10 @@ impl TreeListing {
 }
 
 impl Listing for TreeListing {
+    fn directory(&self) -> Directory {
+        self.directory.clone()
+    }
+
     fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         let mut name_bytes = 0;
@@ -103,8 +120,11 @@ impl Listing for TreeListing {
             let name = self.pending.name();
             match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
-                    name_bytes += name.len();
-                    entries.push(entry(name.to_vec(), &stat));
+                    let entry = entry(name.to_vec(), &stat);
+                    if self.wanted == Wanted::All || entry.kind == Kind::Directory {
+                        name_bytes += name.len();
+                        entries.push(entry);
+                    }
                 }
                 // Removed, or there under another name.
                 Err(Errno::NOENT) => {
@@ -122,44 +142,46 @@ fn failed(path: &StorePath, stop: &CancellationToken, error: io::Error) -> Error
     if stop.is_cancelled() { Error::Stopped } else { Error::from_io(path, error) }
 }
 
-/// The names of a directory as they were at one moment.
+/// The names of a directory as they were at one moment, and what it was then.
 fn settled_names(
     root: &Arc<Root>,
     fd: &OwnedFd,
     path: &StorePath,
+    wanted: Wanted,
     stop: &CancellationToken,
-) -> Result<Names> {
+) -> Result<(Names, Stat)> {
     let at_io = |error| failed(path, stop, error);
     let at = |errno| Error::from_errno(path, errno);
-    let changed = || {
-        let stat = rustix::fs::fstat(fd)?;
-        Ok((stat.st_ctime, stat.st_ctime_nsec, stat.st_mtime, stat.st_mtime_nsec))
-    };
+    let changed = |stat: &Stat| (stat.st_ctime, stat.st_ctime_nsec, stat.st_mtime, stat.st_mtime_nsec);
     for reading in 0..READINGS_MAX {
         if stop.is_cancelled() {
             return Err(Error::Stopped);
         }
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let before = changed().map_err(at)?;
-        let names = names(root, fd, stop).map_err(at_io)?;
-        let after = changed().map_err(at)?;
-        let last = Duration::new(u64::try_from(after.0).unwrap_or(0), u32::try_from(after.1).unwrap_or(0));
+        let before = rustix::fs::fstat(fd).map_err(at)?;
+        let names = names(root, fd, wanted, stop).map_err(at_io)?;
+        let after = rustix::fs::fstat(fd).map_err(at)?;
+        let seconds = u64::try_from(after.st_ctime).unwrap_or(0);
+        let last = Duration::new(seconds, u32::try_from(after.st_ctime_nsec).unwrap_or(0));
         // A directory that never comes to rest for a tick is taken as soon as its stamps agree.
         let at_rest = last + STAMP_TICK < started || reading > READINGS_MAX / 4;
-        if before == after && at_rest {
-            return names.finish().map_err(at_io);
+        if changed(&before) == changed(&after) && at_rest {
+            return Ok((names.finish().map_err(at_io)?, after));
         }
         std::thread::sleep(READING_PAUSE * u32::try_from(reading.min(20)).unwrap_or(20));
     }
     Err(Error::Changing { path: path.to_string() })
 }
 
-fn names(root: &Arc<Root>, fd: &OwnedFd, stop: &CancellationToken) -> io::Result<Gathering> {
+fn names(root: &Arc<Root>, fd: &OwnedFd, wanted: Wanted, stop: &CancellationToken) -> io::Result<Gathering> {
     let mut names = Gathering::new(root).until(stop);
     for entry in Dir::read_from(fd)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
+        // Some file systems do not tell the type here.
+        let may_be_wanted =
+            wanted == Wanted::All || matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
+        if may_be_wanted && name != b"." && name != b".." {
             names.push(name)?;
         }
     }
@@ -173,9 +195,15 @@ mod tests {
 
     use super::*;
 
-    fn open(root: &Arc<Root>, path: &[u8], sorted: bool) -> TreeListing {
-        let path = StorePath::new(path).unwrap();
-        TreeListing::open(root, &path, sorted, &CancellationToken::new()).unwrap()
+    const ANY: ListOptions = ListOptions { sorted: false, wanted: Wanted::All, was: None };
+    const SORTED: ListOptions = ListOptions { sorted: true, ..ANY };
+
+    fn open(root: &Arc<Root>, path: &[u8], options: ListOptions) -> TreeListing {
+        try_open(root, &StorePath::new(path).unwrap(), options).unwrap()
+    }
+
+    fn try_open(root: &Arc<Root>, path: &StorePath, options: ListOptions) -> Result<TreeListing> {
+        TreeListing::open(root, path, options, &CancellationToken::new())
     }
 
     #[test]
@@ -200,7 +228,7 @@ mod tests {
                 }
             });
             for _ in 0..10 {
-                let mut listing = open(&root, b"", false);
+                let mut listing = open(&root, b"", ANY);
                 let mut found = BTreeSet::new();
                 loop {
                     let batch = listing.next_batch(100).unwrap();
@@ -237,7 +265,7 @@ mod tests {
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let (back, away) = (folder.path().join("b"), folder.path().join("e"));
-        let mut listing = open(&root, b"", false);
+        let mut listing = open(&root, b"", ANY);
         std::fs::rename(&back, &away).unwrap();
         std::fs::rename(folder.path().join("c"), folder.path().join("f")).unwrap();
         let first = listing.next_batch(3).unwrap();
@@ -247,7 +275,7 @@ mod tests {
             first.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect();
         assert_eq!([told, rest(&mut listing).unwrap()].concat(), ["a", "d", "e", "f"]);
 
-        let mut listing = open(&root, b"", false);
+        let mut listing = open(&root, b"", ANY);
         std::fs::rename(&back, &away).unwrap();
         let told = listing.next_batch(2).unwrap();
         assert_eq!((&told[0].name[..], &told[1].name[..]), (&b"a"[..], &b"d"[..]));
@@ -258,16 +286,77 @@ mod tests {
     }
 
     #[test]
+    fn directories_alone_are_listed_where_they_alone_are_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(format!("{name}.eml")), "").unwrap();
+        }
+        std::os::unix::fs::symlink("a", folder.path().join("link")).unwrap();
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let path = StorePath::new(b"").unwrap();
+        let directories = ListOptions { wanted: Wanted::Directories, ..SORTED };
+        let mut listing = try_open(&root, &path, directories).unwrap();
+        assert_eq!(rest(&mut listing).unwrap(), ["a", "b"]);
+        let before = listing.directory();
+        let again = |options| try_open(&root, &path, options).unwrap().directory();
+        assert_eq!(again(ANY), before);
+        std::fs::remove_dir(folder.path().join("b")).unwrap();
+        let after = again(directories);
+        assert_eq!(after.id, before.id);
+        assert!(after.changed_ns > before.changed_ns);
+    }
+
+    #[test]
+    fn a_directory_is_found_under_the_name_that_it_has_got() {
+        let folder = tempfile::tempdir().unwrap();
+        let domain = folder.path().join("domains/a");
+        for name in ["one", "other"] {
+            std::fs::create_dir_all(domain.join(name)).unwrap();
+            std::fs::write(domain.join(name).join(format!("{name}.eml")), "").unwrap();
+        }
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let path = StorePath::new(b"domains/a/one").unwrap();
+        let id = try_open(&root, &path, ANY).unwrap().directory().id;
+        let was = ListOptions { was: Some(id), ..ANY };
+        let found = || {
+            let mut listing = try_open(&root, &path, was)?;
+            Ok::<_, Error>((listing.directory().name, rest(&mut listing)?))
+        };
+        let expected = |name: &str| (name.as_bytes().to_vec(), vec!["one.eml".to_owned()]);
+        assert_eq!(found().unwrap(), expected("one"));
+        std::fs::rename(domain.join("one"), domain.join("two")).unwrap();
+        assert_eq!(found().unwrap(), expected("two"));
+        std::fs::rename(domain.join("other"), domain.join("one")).unwrap();
+        assert_eq!(found().unwrap(), expected("two"));
+        std::fs::remove_dir_all(domain.join("two")).unwrap();
+        assert!(matches!(found(), Err(Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_domain_is_not_looked_for_under_the_name_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let domains = folder.path().join("domains");
+        std::fs::create_dir_all(domains.join("a")).unwrap();
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let path = StorePath::new(b"domains/a").unwrap();
+        let id = try_open(&root, &path, ANY).unwrap().directory().id;
+        std::fs::rename(domains.join("a"), domains.join("b")).unwrap();
+        let found = try_open(&root, &path, ListOptions { was: Some(id), ..ANY });
+        assert!(matches!(found, Err(Error::NotFound { .. })));
+    }
+
+    #[test]
     fn in_byte_order_a_vanished_name_is_told_as_busy() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..20 {
             std::fs::write(folder.path().join(format!("{number:02}")), "").unwrap();
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
-        let mut listing = open(&root, b"", true);
+        let mut listing = open(&root, b"", SORTED);
         let in_order: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
         assert_eq!(rest(&mut listing).unwrap(), in_order);
-        let mut listing = open(&root, b"", true);
+        let mut listing = open(&root, b"", SORTED);
         std::fs::remove_file(folder.path().join("07")).unwrap();
         assert!(matches!(rest(&mut listing), Err(Error::Changing { .. })));
     }
@@ -283,7 +372,7 @@ mod tests {
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let (_lock, _) = crate::store::disk::recover::recover(&root).unwrap();
-        let mut listing = open(&root, b"domains", false);
+        let mut listing = open(&root, b"domains", ANY);
         let mut found: BTreeSet<String> =
             listing.next_batch(10).unwrap().into_iter().map(|e| String::from_utf8(e.name).unwrap()).collect();
         for number in 0..8_000 {
@@ -303,10 +392,10 @@ mod tests {
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let (path, stop) = (StorePath::new(b"").unwrap(), CancellationToken::new());
-        let mut begun = TreeListing::open(&root, &path, false, &stop).unwrap();
+        let mut begun = TreeListing::open(&root, &path, ANY, &stop).unwrap();
         assert_eq!(begun.next_batch(10).unwrap().len(), 10);
         stop.cancel();
         assert!(matches!(begun.next_batch(10), Err(Error::Stopped)));
-        assert!(matches!(TreeListing::open(&root, &path, false, &stop).map(drop), Err(Error::Stopped)));
+        assert!(matches!(TreeListing::open(&root, &path, ANY, &stop).map(drop), Err(Error::Stopped)));
     }
 }

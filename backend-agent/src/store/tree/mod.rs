@@ -23,8 +23,8 @@ use super::disk::commit::{Staged, set_modified};
 use super::disk::path::{Root, root_is_fixed, version};
 use super::disk::recover;
 use super::{
-    Begin, Content, Entry, Error, Holdings, Listing, Permissions, Result, Store, StorePath, Upload, Usage,
-    Version,
+    Begin, Content, Entry, Error, Holdings, ListOptions, Listing, Permissions, Result, Store, StorePath,
+    Upload, Usage, Version,
 };
 use listing::TreeListing;
 
@@ -85,8 +85,13 @@ impl Store for TreeStore {
         self.root.stat(path)
     }
 
-    fn list(&self, path: &StorePath, sorted: bool, stop: &CancellationToken) -> Result<Box<dyn Listing>> {
-        Ok(Box::new(TreeListing::open(&self.root, path, sorted, stop)?))
+    fn list(
+        &self,
+        path: &StorePath,
+        options: ListOptions,
+        stop: &CancellationToken,
+    ) -> Result<Box<dyn Listing>> {
+        Ok(Box::new(TreeListing::open(&self.root, path, options, stop)?))
     }
 
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {

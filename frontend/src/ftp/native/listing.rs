@@ -1,10 +1,16 @@
 //! LIST, NLST and MLSD: directories over a data connection, batch by batch.
+//!
+//! With `-R` directories may be renamed while they are listed, so they are known by what they are (node, device, inode)
+//! and not by their path alone. After the walk they are looked at once more, until a look finds none that was not
+//! listed: what is there all the time is listed, or the listing fails.
 
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use portolan_proto::path::domain_of;
+use portolan_proto::path::{PathFault, display, domain_of};
 
 use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line};
@@ -14,10 +20,16 @@ use crate::auth::Login;
 use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::Transfer;
-use crate::tree::{self, Entry, Kind, Listing, Permissions, Tree, VirtualPath};
+use crate::tree::{self, Entry, Identity, Kind, Listing, Permissions, Tree, VirtualPath};
 
 /// Bytes that `-R` may spend on remembering directories that it has seen and not yet entered.
 const REMEMBERED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Directories that `-R` may list, which are remembered in up to 5 MiB.
+const DIRECTORIES_MAX: usize = 220_000;
+/// Looks for directories that were moved while they were listed. Where nothing moves, one is enough.
+const LOOKS_MAX: usize = 8;
+/// Pause between two looks: time stamps of file systems are coarse.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Steps of work, of some nanoseconds each, after which a listing lets other sessions have its thread.
 const TURN_STEPS: usize = 50_000;
@@ -108,7 +120,14 @@ impl Job {
                     Ok(connection) => connection,
                     Err(reply) => return Outcome::Done(reply),
                 };
-                let mut sending = Sending { login, connection, transfer, form, now: SystemTime::now() };
+                let mut sending = Sending {
+                    login,
+                    connection,
+                    transfer,
+                    form,
+                    now: SystemTime::now(),
+                    turn: Turn::default(),
+                };
                 let sent = sending.all(&tree, source, path, prefix, recursive).await;
                 let Sending { connection, transfer, .. } = sending;
                 Outcome::Done(match sent {
@@ -127,6 +146,19 @@ impl Job {
                     Err(Error::TooWide) => {
                         transfer.broken_off(&"too many directories for a recursive listing");
                         Reply::new(451, "There are too many directories for -R; list them one by one.")
+                    }
+                    Err(Error::Moving) => {
+                        transfer.broken_off(&"directories were moved or removed while they were listed");
+                        Reply::new(
+                            426,
+                            "Directories were moved or removed while they were listed; the listing is not whole, try again.",
+                        )
+                    }
+                    Err(Error::Unnamed { path, fault }) => {
+                        let path = display(&path);
+                        transfer.broken_off(&format!("/{path} cannot be listed: {fault}"));
+                        let name = path.rsplit('/').next().unwrap_or_default();
+                        Reply::with(553, format!("The directory {name} cannot be listed: {fault}."))
                     }
                 })
             };
@@ -194,40 +226,132 @@ impl Turn {
     }
 }
 
+/// A directory that is still to be listed.
+#[derive(Debug)]
+struct Place {
+    path: VirtualPath,
+    /// What stands before the names in it.
+    said: Vec<u8>,
+    /// `None`: it lies on several nodes, or on no disk, and is known by its path.
+    identity: Option<Identity>,
+}
+
+impl Place {
+    fn cost(&self) -> usize {
+        self.path.as_wire().len() + self.said.len() + size_of::<Self>()
+    }
+
+    /// An entry of the directory at `path`.
+    fn below(
+        path: &VirtualPath,
+        said: &[u8],
+        name: &[u8],
+        identity: Option<Identity>,
+    ) -> Result<Self, Error> {
+        let unnamed = |fault| Error::Unnamed { path: [path.as_wire(), b"/", name].concat(), fault };
+        let path = path.child(name).map_err(unnamed)?;
+        Ok(Self { path, said: [said, name, b"/"].concat(), identity })
+    }
+
+    /// Takes the name that the directory has got in its parent.
+    fn rename(&mut self, name: &[u8]) -> Result<(), Error> {
+        if let Some(parent) = self.path.parent() {
+            let said = &self.said[..self.said.len() - self.path.name().len() - 1];
+            *self = Self::below(&parent, said, name, self.identity)?;
+        }
+        Ok(())
+    }
+}
+
 /// Directories that are still to be listed.
 #[derive(Debug, Default)]
 struct Pending {
     /// Those found in the directory being listed, in its order.
-    found: Vec<(VirtualPath, Vec<u8>)>,
+    found: Vec<Place>,
     /// Those found before, the next one last.
-    older: Vec<(VirtualPath, Vec<u8>)>,
+    older: Vec<Place>,
     bytes: usize,
 }
 
 impl Pending {
-    fn cost((path, said): &(VirtualPath, Vec<u8>)) -> usize {
-        path.as_wire().len() + said.len() + size_of::<(VirtualPath, Vec<u8>)>()
-    }
-
-    fn add(&mut self, path: VirtualPath, said: Vec<u8>) -> Result<(), Error> {
-        let directory = (path, said);
-        self.bytes += Self::cost(&directory);
-        self.found.push(directory);
+    fn add(&mut self, place: Place) -> Result<(), Error> {
+        self.bytes += place.cost();
+        self.found.push(place);
         if self.bytes > REMEMBERED_BYTES_MAX { Err(Error::TooWide) } else { Ok(()) }
     }
 
-    fn next(&mut self) -> Option<(VirtualPath, Vec<u8>)> {
+    fn next(&mut self) -> Option<Place> {
         self.older.extend(self.found.drain(..).rev());
         let next = self.older.pop()?;
-        self.bytes -= Self::cost(&next);
+        self.bytes -= next.cost();
         Some(next)
     }
+}
+
+/// The directories of a recursive listing, by the hashes of what they are.
+#[derive(Debug, Default)]
+struct Walk {
+    hasher: RandomState,
+    /// Those that were listed, with the last look that met them.
+    listed: HashMap<u64, usize>,
+    /// Those that were to be listed and were not found again.
+    lost: HashSet<u64>,
+    look: usize,
+}
+
+impl Walk {
+    fn key(&self, identity: Option<Identity>, path: &VirtualPath) -> u64 {
+        match identity {
+            Some(identity) => self.hasher.hash_one(identity),
+            None => self.hasher.hash_one(path.as_wire()),
+        }
+    }
+
+    /// Notes a directory that is about to be listed; false if it was already.
+    fn add(&mut self, key: u64) -> Result<bool, Error> {
+        self.lost.remove(&key);
+        let is_new = self.listed.insert(key, self.look).is_none();
+        self.check()?;
+        Ok(is_new)
+    }
+
+    fn lose(&mut self, key: u64) -> Result<(), Error> {
+        self.lost.insert(key);
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.listed.len() + self.lost.len() > DIRECTORIES_MAX { Err(Error::TooWide) } else { Ok(()) }
+    }
+}
+
+/// Where a recursive listing begins.
+struct Start {
+    path: VirtualPath,
+    said: Vec<u8>,
+    /// Only these entries are listed.
+    pattern: Option<Pattern>,
+}
+
+/// What a look at all directories came to.
+struct Seen {
+    /// Each was found at its place, and had been listed.
+    is_whole: bool,
+    /// Equal for two looks between which no directory had its entries changed.
+    state: u64,
 }
 
 enum Error {
     Tree(tree::Error),
     Data(std::io::Error),
     TooWide,
+    /// Directories are renamed or removed faster than they are found again.
+    Moving,
+    /// No path can name a directory, so nothing can be listed below it.
+    Unnamed {
+        path: Vec<u8>,
+        fault: PathFault,
+    },
 }
 
 impl From<tree::Error> for Error {
@@ -242,6 +366,7 @@ struct Sending {
     transfer: Arc<Transfer>,
     form: Form,
     now: SystemTime,
+    turn: Turn,
 }
 
 impl Sending {
@@ -254,24 +379,132 @@ impl Sending {
         prefix: Vec<u8>,
         recursive: bool,
     ) -> Result<(), Error> {
-        // Directories that are still to be listed, the next one last.
-        let mut pending = recursive.then(Pending::default);
-        self.one(source, &path, &prefix, pending.as_mut()).await?;
-        let Some(mut pending) = pending else { return Ok(()) };
-        while let Some((path, prefix)) = pending.next() {
-            let listing = match tree.list(&self.login, &path).await {
-                Ok(listing) => listing,
-                // Removed since it was seen.
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error.into()),
-            };
-            if self.form == Form::List {
-                let heading = [&b"\r\n"[..], &on_one_line(&prefix[..prefix.len() - 1]), b":\r\n"].concat();
-                self.send(heading).await?;
+        let pattern = match &source {
+            Source::Matching(_, pattern) => Some(pattern.clone()),
+            Source::Directory(_) => None,
+            Source::Single(_) => return self.one(source, &path, &prefix, None).await,
+        };
+        if !recursive {
+            return self.one(source, &path, &prefix, None).await;
+        }
+        let mut walk = Walk::default();
+        if let Source::Directory(listing) = &source {
+            walk.add(walk.key(listing.directory().map(|directory| directory.identity), &path))?;
+        }
+        let mut pending = Pending::default();
+        self.one(source, &path, &prefix, Some(&mut pending)).await?;
+        self.below(tree, &mut walk, pending).await?;
+        let start = Start { path, said: prefix, pattern };
+        let mut before = None;
+        for _ in 0..LOOKS_MAX {
+            let seen = self.look(tree, &mut walk, &start).await?;
+            // A directory that is lost was removed if it was nowhere at one moment: two looks saw the same, and no
+            // directory had a change between them.
+            if seen.is_whole && (walk.lost.is_empty() || before == Some(seen.state)) {
+                return Ok(());
             }
-            self.one(Source::Directory(listing), &path, &prefix, Some(&mut pending)).await?;
+            before = seen.is_whole.then_some(seen.state);
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        Err(Error::Moving)
+    }
+
+    /// Sends these directories and all below them, but for those that were listed already.
+    async fn below(&mut self, tree: &Tree, walk: &mut Walk, mut pending: Pending) -> Result<(), Error> {
+        while let Some(mut place) = pending.next() {
+            let key = walk.key(place.identity, &place.path);
+            if walk.listed.contains_key(&key) {
+                continue;
+            }
+            let Some(listing) = self.open(tree, &mut place, false).await? else {
+                walk.lose(key)?;
+                continue;
+            };
+            walk.add(key)?;
+            if self.form == Form::List {
+                let heading = &place.said[..place.said.len() - 1];
+                self.send([&b"\r\n"[..], &on_one_line(heading), b":\r\n"].concat()).await?;
+            }
+            self.one(Source::Directory(listing), &place.path, &place.said, Some(&mut pending)).await?;
         }
         Ok(())
+    }
+
+    /// Meets all directories once more, and sends those that were not listed.
+    async fn look(&mut self, tree: &Tree, walk: &mut Walk, start: &Start) -> Result<Seen, Error> {
+        walk.look += 1;
+        let mut seen = Seen { is_whole: true, state: 0 };
+        let mut pattern = start.pattern.clone();
+        let place = Place { path: start.path.clone(), said: start.said.clone(), identity: None };
+        let mut next = Some(place);
+        let mut pending = Pending::default();
+        while let Some(mut place) = next.take().or_else(|| pending.next()) {
+            let Some(mut listing) = self.open(tree, &mut place, true).await? else {
+                seen.is_whole = false;
+                continue;
+            };
+            let directory = listing.directory();
+            let identity = place.identity.or(directory.map(|directory| directory.identity));
+            let key = walk.key(identity, &place.path);
+            let changed = directory.map(|directory| directory.changed_ns);
+            seen.state = seen.state.wrapping_add(walk.hasher.hash_one((key, changed)));
+            let pattern = pattern.take();
+            match walk.listed.get_mut(&key) {
+                // It is there under two names: renamed meanwhile, or mounted twice.
+                Some(look) if *look == walk.look => continue,
+                Some(look) => *look = walk.look,
+                // The directory of a pattern is not listed itself.
+                None if pattern.is_some() => {}
+                None => {
+                    seen.is_whole = false;
+                    let mut new = Pending::default();
+                    new.add(Place { identity, ..place })?;
+                    self.below(tree, walk, new).await?;
+                    continue;
+                }
+            }
+            let mut pattern = pattern;
+            while let Some(batch) = listing.next_batch().await? {
+                for entry in batch.iter().filter(|entry| entry.kind == Kind::Directory) {
+                    self.turn.take(ENTRY_STEPS + place.path.as_wire().len()).await;
+                    if let Some(pattern) = &mut pattern {
+                        let fits = pattern.matches(&entry.name);
+                        self.turn.take(pattern.take_work()).await;
+                        if !fits {
+                            continue;
+                        }
+                    }
+                    pending.add(Place::below(&place.path, &place.said, &entry.name, entry.identity)?)?;
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Opens a directory, under the name that it has by now; `None`: it is in its parent no more.
+    async fn open(
+        &mut self,
+        tree: &Tree,
+        place: &mut Place,
+        directories_only: bool,
+    ) -> Result<Option<Listing>, Error> {
+        let Place { path, identity, .. } = &*place;
+        let listing = match tree.list_again(&self.login, path, *identity, directories_only).await {
+            Ok(listing) => listing,
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (Some(identity), Some(directory)) = (identity, listing.directory()) else {
+            return Ok(Some(listing));
+        };
+        // Of an agent that knows no identities.
+        if directory.identity != *identity {
+            return Ok(None);
+        }
+        if directory.name != path.name() && !directory.name.is_empty() {
+            place.rename(directory.name)?;
+        }
+        Ok(Some(listing))
     }
 
     /// Sends one directory, and notes the directories in it.
@@ -292,16 +525,15 @@ impl Sending {
             Source::Directory(listing) => (listing, None),
             Source::Matching(listing, pattern) => (listing, Some(pattern)),
         };
-        let mut turn = Turn::default();
         // Only the levels down to the containers allow different things to different entries.
         let mut shared = None;
         while let Some(batch) = listing.next_batch().await? {
             let mut lines = Vec::with_capacity(batch.len() * 96);
             for entry in batch {
-                turn.take(ENTRY_STEPS).await;
+                self.turn.take(ENTRY_STEPS).await;
                 if let Some(pattern) = &mut pattern {
                     let fits = pattern.matches(&entry.name);
-                    turn.take(pattern.take_work()).await;
+                    self.turn.take(pattern.take_work()).await;
                     if !fits {
                         continue;
                     }
@@ -316,9 +548,9 @@ impl Sending {
                 self.write(&mut lines, &entry, prefix, permissions);
                 if let Some(directories) = &mut directories
                     && entry.kind == Kind::Directory
-                    && let Ok(path) = VirtualPath::resolve(path, &entry.name)
                 {
-                    directories.add(path, [prefix, &entry.name, b"/"].concat())?;
+                    self.turn.take(path.as_wire().len()).await;
+                    directories.add(Place::below(path, prefix, &entry.name, entry.identity)?)?;
                 }
             }
             self.send(lines).await?;
@@ -351,7 +583,7 @@ impl Sending {
 
 /// What an admin may do with an entry of a directory.
 fn permissions(login: &Login, directory: &VirtualPath, entry: &Entry) -> Permissions {
-    match VirtualPath::resolve(directory, &entry.name) {
+    match directory.child(&entry.name) {
         Ok(path) => Tree::permissions(login, &path),
         // A name that no command can say.
         Err(_) => Permissions { read: false, change: false },

@@ -23,7 +23,7 @@ const STEPS_MAX: usize = 4_096;
 const LOOKUP_WORK: usize = 10;
 
 /// A pattern, compiled.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Pattern {
     states: Vec<State>,
     /// Those that it begins in.
@@ -62,7 +62,7 @@ impl Set {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum State {
     One(Sign),
     /// `?`
