@@ -79,8 +79,8 @@ pub struct Agent {
 impl Agent {
     /// Opens the store, sweeps its staging folder and binds the port.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let StoreConfig::Tree { root, rescan_interval, modes } = &config.store;
-        let store = TreeStore::open(root, *rescan_interval, *modes).map_err(|source| {
+        let StoreConfig::Tree { root, rescan_interval, modes, links } = &config.store;
+        let store = TreeStore::open(root, *rescan_interval, *modes, *links).map_err(|source| {
             let path = root.display().to_string();
             if source.kind() == std::io::ErrorKind::WouldBlock {
                 Error::StoreTaken { path }

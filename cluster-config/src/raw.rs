@@ -403,6 +403,7 @@ pub(crate) struct Store {
     pub(crate) rescan_interval: Text,
     pub(crate) file_mode: Text,
     pub(crate) directory_mode: Text,
+    pub(crate) links: Text,
 }
 
 /// A file that was read and is TOML.

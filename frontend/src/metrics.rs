@@ -104,6 +104,7 @@ pub struct Metrics {
     transfer_seconds: Seconds,
     first_byte_seconds: Seconds,
     changes: Family<Two, Counter>,
+    special_entries: Counter,
     reloads: Family<One, Counter>,
 }
 
@@ -143,6 +144,7 @@ impl Default for Metrics {
             transfer_seconds: Family::new_with_constructor(seconds),
             first_byte_seconds: Family::new_with_constructor(seconds),
             changes: Family::default(),
+            special_entries: Counter::default(),
             reloads,
         }
     }
@@ -174,6 +176,8 @@ impl Metrics {
             "Commands that change names, times or permissions",
             self.changes.clone(),
         );
+        let help = "Entries of listings that no client can fetch: links, sockets, pipes, devices";
+        registry.register("special_entries", help, self.special_entries.clone());
         registry.register("reloads", "Times that the configuration was read again", self.reloads.clone());
     }
 
@@ -215,6 +219,10 @@ impl Metrics {
 
     pub fn changed(&self, verb: &'static str, outcome: Outcome) {
         self.changes.get_or_create(&[("verb", verb), ("outcome", outcome.word())]).inc();
+    }
+
+    pub fn met_special(&self, entries: usize) {
+        self.special_entries.inc_by(entries as u64);
     }
 
     pub fn reloaded(&self, outcome: Outcome) {

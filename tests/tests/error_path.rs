@@ -14,7 +14,7 @@ use portolan_agent::store::{
     Begin, Content, Directory, Entry, Error, Holdings, ListOptions, Listing, Permissions, Result, Store,
     StorePath, Upload, Usage, Version,
 };
-use portolan_config::checked::agent::Modes;
+use portolan_config::checked::agent::{Links, Modes};
 use portolan_frontend::{Frontend, Host};
 use portolan_proto::path::PathFault;
 use portolan_proto::v1::agent_client::AgentClient;
@@ -203,7 +203,8 @@ impl Site {
         std::fs::write(&agent_file, text).expect("our file");
         let faults = Arc::default();
         let store = FaultStore {
-            tree: TreeStore::open(&root, Duration::from_secs(3_600), Modes::default()).expect("a new store"),
+            tree: TreeStore::open(&root, Duration::from_secs(3_600), Modes::default(), Links::Show)
+                .expect("a new store"),
             faults: Arc::clone(&faults),
         };
         let config = portolan_config::Agent::load(&agent_file).expect("a good configuration");

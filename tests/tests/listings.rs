@@ -6,9 +6,9 @@ use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portolan_tests::client::{Control, lftp, succeeded};
-use portolan_tests::{Cluster, PASSWORD, tree};
-use rustix::fs::{Mode, OFlags};
+use portolan_tests::client::{Control, curl, lftp, succeeded};
+use portolan_tests::{Cluster, PASSWORD, http, tree};
+use rustix::fs::{FileType, Mode, OFlags};
 
 /// What another session may wait for the reply to a NOOP while listings are under way. On a machine that has other work
 /// too, one in fifty may take longer, but none [`NOOP_LATE_MAX`].
@@ -274,4 +274,168 @@ fn recursive_listings_while_folders_are_renamed_all_the_time_are_whole_or_fail()
     });
     println!("{whole} listings were whole, {failed} failed");
     assert!(whole > 0);
+}
+
+/// A folder with one mail, links and special files; what MLSD says of the type, LIST as first letter, and of what name.
+fn special_folder(cluster: &Cluster) -> Vec<(&'static str, char, String)> {
+    let folder = cluster.domains(1).join(FOLDERS).join("special");
+    tree::put(&folder.join("mail.eml"), b"mail");
+    let mut expected = vec![("file", '-', "mail.eml".to_owned())];
+    for number in 0..40 {
+        let name = format!("link{number}.eml");
+        std::os::unix::fs::symlink("mail.eml", folder.join(&name)).unwrap();
+        expected.push(("OS.unix=symlink", 'l', name));
+    }
+    std::os::unix::fs::symlink("..", folder.join("up")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", folder.join("away")).unwrap();
+    expected.extend([("OS.unix=symlink", 'l', "up".to_owned()), ("OS.unix=symlink", 'l', "away".to_owned())]);
+    let directory = fs::File::open(&folder).unwrap();
+    rustix::fs::mknodat(&directory, "pipe", FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+    expected.extend([("OS.unix=other", 'p', "pipe".to_owned()), ("OS.unix=other", 's', "socket".to_owned())]);
+    expected
+}
+
+#[test]
+fn links_and_special_files_are_listed_as_what_they_are_and_never_fetched() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| config + http::TABLE);
+    let expected = special_folder(&cluster);
+    let special = expected.len() - 1;
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    assert_eq!(control.ask(&format!("CWD /domains/{FOLDERS}/special")).0, 250);
+    let mut fetch = |command: &str| {
+        let (code, listing) = control.fetch(command);
+        assert_eq!(code, 226, "{command}");
+        let mut lines: Vec<String> = String::from_utf8(listing).unwrap().lines().map(str::to_owned).collect();
+        lines.sort();
+        assert_eq!(lines.len(), expected.len(), "{command}");
+        lines
+    };
+    let facts = fetch("MLSD");
+    let (list, names) = (fetch("LIST"), fetch("NLST"));
+    for (kind, letter, name) in &expected {
+        let line = facts.iter().find(|line| line.ends_with(&format!(" {name}"))).unwrap();
+        assert!(line.starts_with(&format!("type={kind};")), "{line}");
+        assert_eq!(line.contains("size="), *kind == "file", "{line}");
+        let target = match name.as_str() {
+            "up" => " -> ..",
+            "away" => " -> /etc/passwd",
+            _ if *letter == 'l' => " -> mail.eml",
+            _ => "",
+        };
+        let end = format!(" {name}{target}");
+        assert!(list.iter().any(|line| line.starts_with(*letter) && line.ends_with(&end)), "{end}: {list:?}");
+        assert!(names.contains(name));
+        let (code, text) = control.ask(&format!("MLST {name}"));
+        assert!(code == 250 && text.contains(&format!("type={kind};")), "{text}");
+        let (code, content) = control.fetch(&format!("RETR {name}"));
+        assert_eq!(code, if *kind == "file" { 226 } else { 550 }, "{name}");
+        assert_eq!(content.is_empty(), *kind != "file");
+        let code = control.ask(&format!("SIZE {name}")).0;
+        assert_eq!(code, if *kind == "file" { 213 } else { 550 }, "{name}");
+    }
+    let (code, text) = control.ask("STAT up");
+    assert!(code == 213 && text.contains("up -> .."), "{text}");
+    control.ask("QUIT");
+    let log = cluster.frontend.wait_for_log("session ended");
+    assert_eq!(log.matches("a listing has entries that no client can fetch").count(), 3);
+    assert!(log.contains(&format!("\"special\":{},", special * 3)), "{log}");
+    let counted = http::metric(http::address(&cluster.frontend), "portolan_special_entries_total");
+    assert_eq!(counted, Some((special * 3) as f64));
+}
+
+#[test]
+fn clients_make_no_file_of_a_link_and_those_that_ask_for_it_fail() {
+    let cluster = Cluster::start(tree::fill);
+    special_folder(&cluster);
+    let copy = |name: &str| cluster.path().join(name);
+    let only_mail = |name: &str| {
+        let names: Vec<_> =
+            fs::read_dir(copy(name)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["mail.eml"], "{name}");
+        assert_eq!(fs::read(copy(name).join("mail.eml")).unwrap(), b"mail");
+    };
+    let mirrored = lftp(&cluster, &format!("mirror /domains/{FOLDERS}/special {}", copy("lftp").display()));
+    succeeded(&mirrored);
+    only_mail("lftp");
+    // What is restored from there makes nothing of a link, and removes none.
+    let back = format!("mirror -R {} /domains/{FOLDERS}/restored", copy("lftp").display());
+    succeeded(&lftp(&cluster, &back));
+    let restored = tree::read(&cluster.domains(1).join(FOLDERS).join("restored"));
+    assert_eq!(restored.len(), 1);
+
+    let address = cluster.frontend.address;
+    let run = |program: &str, arguments: &[&str]| {
+        fs::create_dir_all(copy(program)).unwrap();
+        let mut command = std::process::Command::new("timeout");
+        command.args(["60", program]).args(arguments).current_dir(copy(program)).output().unwrap()
+    };
+    let secret = succeeded(&run("rclone", &["obscure", PASSWORD]));
+    let remote = format!(
+        ":ftp,host={},port={},user=admin,pass={}:domains/{FOLDERS}/special",
+        address.ip(),
+        address.port(),
+        secret.trim()
+    );
+    for verb in ["copy", "sync"] {
+        let copied = run("rclone", &["--config", "/dev/null", "--retries", "1", verb, &remote, "."]);
+        assert!(!copied.status.success(), "rclone {verb} says that not all was copied");
+        only_mail("rclone");
+    }
+    let url = format!("ftp://admin:{PASSWORD}@{address}/domains/{FOLDERS}/special/");
+    let fetched = run("wget", &["-nv", "-r", "-nH", "--cut-dirs=6", "--no-parent", &url]);
+    // wget names each of them, and ends with 0 all the same.
+    let missing = String::from_utf8_lossy(&fetched.stderr).matches("No such file").count();
+    assert!(missing >= 42, "{missing}");
+    only_mail("wget");
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let remote = format!("/domains/{FOLDERS}/special");
+    let fetched =
+        run("ncftpget", &["-V", "-R", "-u", "admin", "-p", PASSWORD, "-P", &port, &host, ".", &remote]);
+    succeeded(&fetched);
+    assert_eq!(fs::read_dir(copy("ncftpget/special")).unwrap().count(), 1);
+    let fetched = curl(&cluster, &["--output", "link"], &format!("/domains/{FOLDERS}/special/link0.eml"));
+    assert!(!fetched.status.success());
+    let listed = succeeded(&curl(&cluster, &[], &format!("/domains/{FOLDERS}/special/")));
+    assert_eq!(listed.lines().filter(|line| line.ends_with(" -> mail.eml")).count(), 40);
+}
+
+#[test]
+fn followed_links_are_read_as_their_files_and_never_changed() {
+    let mut cluster = Cluster::start(tree::fill);
+    special_folder(&cluster);
+    let folder = cluster.domains(1).join(FOLDERS).join("special");
+    std::os::unix::fs::symlink("../../../../../spread.example/domainRegistry.bin", folder.join("other"))
+        .unwrap();
+    cluster.restart_agent(1, |config| config.replace("[log]", "links = \"follow\"\n[log]"));
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let path = format!("/domains/{FOLDERS}/special");
+    portolan_tests::eventually("the agent is there again", || {
+        (control.ask(&format!("CWD {path}")).0 == 250).then_some(())
+    });
+    let (code, listing) = control.fetch("MLSD");
+    let listing = String::from_utf8(listing).unwrap();
+    assert_eq!(
+        (code, listing.lines().filter(|line| line.starts_with("type=file;size=4;")).count()),
+        (226, 41)
+    );
+    for name in ["up", "away", "other"] {
+        let line = listing.lines().find(|line| line.ends_with(&format!(" {name}"))).unwrap();
+        assert!(line.starts_with("type=OS.unix=symlink;"), "{line}");
+        assert_eq!(control.fetch(&format!("RETR {name}")).0, 550, "{name}");
+    }
+    assert_eq!(control.fetch("RETR link7.eml"), (226, b"mail".to_vec()));
+    assert_eq!(control.ask("SIZE link7.eml").1, "213 4");
+    assert_eq!(control.store("link7.eml", b"new"), 550);
+    for command in ["DELE link7.eml", "MFMT 20200101000000 link7.eml", "SITE CHMOD 600 link7.eml"] {
+        assert_eq!(control.ask(command).0, 550, "{command}");
+    }
+    for (from, to) in [("link7.eml", "new.eml"), ("mail.eml", "link7.eml")] {
+        assert_eq!(control.ask(&format!("RNFR {from}")).0, 350);
+        assert_eq!(control.ask(&format!("RNTO {to}")).0, 550, "{from} to {to}");
+    }
+    assert_eq!(fs::read_link(folder.join("link7.eml")).unwrap(), std::path::Path::new("mail.eml"));
+    assert_eq!(fs::read(folder.join("mail.eml")).unwrap(), b"mail");
+    assert_eq!(control.fetch("LIST -R").0, 226);
 }

@@ -164,6 +164,11 @@ fn wire_entry(entry: Entry) -> v1::Entry {
     let kind = match entry.kind {
         Kind::File => v1::EntryKind::File,
         Kind::Directory => v1::EntryKind::Directory,
+        Kind::Symlink => v1::EntryKind::Symlink,
+        Kind::Socket => v1::EntryKind::Socket,
+        Kind::Pipe => v1::EntryKind::Pipe,
+        Kind::BlockDevice => v1::EntryKind::BlockDevice,
+        Kind::CharacterDevice => v1::EntryKind::CharacterDevice,
         Kind::Other => v1::EntryKind::Other,
     };
     v1::Entry {
@@ -174,6 +179,7 @@ fn wire_entry(entry: Entry) -> v1::Entry {
         unix_mode: entry.unix_mode,
         device: entry.device,
         inode: entry.inode,
+        target: entry.target.into(),
     }
 }
 
@@ -421,15 +427,16 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 
-    use portolan_config::checked::agent::Modes;
+    use portolan_config::checked::agent::{Links, Modes};
     use portolan_proto::failure::reason_of;
 
     use super::*;
     use crate::store::tree::TreeStore;
 
     async fn service(folder: &std::path::Path) -> AgentService {
-        let store: Arc<dyn Store> =
-            Arc::new(TreeStore::open(folder, Duration::from_secs(3_600), Modes::default()).unwrap());
+        let store: Arc<dyn Store> = Arc::new(
+            TreeStore::open(folder, Duration::from_secs(3_600), Modes::default(), Links::Show).unwrap(),
+        );
         let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
         AgentService::new("mail-1".parse().unwrap(), store, holdings, None, TaskTracker::new(), draining, cut)

@@ -24,7 +24,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Kind {
     File,
     Directory,
-    /// Symbolic link, socket, pipe or device: listed, so that nothing is skipped silently; never opened.
+    // What has no content is listed, so that nothing is skipped silently; it is never opened.
+    Symlink,
+    Socket,
+    Pipe,
+    BlockDevice,
+    CharacterDevice,
+    /// What the system has no name for.
     Other,
 }
 
@@ -43,6 +49,8 @@ pub struct Entry {
     /// The file system and the inode: equal for two names of one file.
     pub device: u64,
     pub inode: u64,
+    /// Of a symbolic link; empty where it could not be read, and for all else.
+    pub target: Vec<u8>,
 }
 
 /// Room on the store's file system, in bytes.

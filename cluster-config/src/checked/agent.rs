@@ -52,7 +52,7 @@ pub struct AllowRule {
 
 #[derive(Debug, Clone)]
 pub enum Store {
-    Tree { root: PathBuf, rescan_interval: Duration, modes: Modes },
+    Tree { root: PathBuf, rescan_interval: Duration, modes: Modes, links: Links },
 }
 
 /// Permission bits of what a store makes, where the folder that it is made in does not decide.
@@ -66,6 +66,15 @@ impl Default for Modes {
     fn default() -> Self {
         Self { file: 0o600, directory: 0o700 }
     }
+}
+
+/// What symbolic links below a store's root are to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Themselves.
+    Show,
+    /// For reading the file that they lead to, where that lies in the store.
+    Follow,
 }
 
 impl Agent {
@@ -185,5 +194,7 @@ fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
         file: checker.mode(&raw.store.file_mode, "store.file_mode", default.file, 0o666),
         directory: checker.mode(&raw.store.directory_mode, "store.directory_mode", default.directory, 0o777),
     };
-    Some(Store::Tree { root: root?, rescan_interval, modes })
+    let links = [("show", Links::Show), ("follow", Links::Follow)];
+    let links = checker.choice(&raw.store.links, "store.links", &links, Links::Show);
+    Some(Store::Tree { root: root?, rescan_interval, modes, links })
 }

@@ -88,6 +88,8 @@ pub struct Tally {
     bytes: [AtomicU64; 3],
     /// Of every kind, and not complete for any reason.
     failed: AtomicU64,
+    /// Entries of listings that no client can fetch.
+    special: AtomicU64,
 }
 
 impl Tally {
@@ -97,9 +99,13 @@ impl Tally {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub fn met_special(&self, entries: usize) {
+        self.special.fetch_add(entries as u64, Ordering::Relaxed);
+    }
+
     /// What follows is another's.
     fn reset(&self) {
-        let counts = self.complete.iter().chain(&self.bytes).chain([&self.failed]);
+        let counts = self.complete.iter().chain(&self.bytes).chain([&self.failed, &self.special]);
         counts.for_each(|count| count.store(0, Ordering::Relaxed));
     }
 }
@@ -257,11 +263,12 @@ impl ControlConnection {
         let [down_bytes, up_bytes, _] =
             self.tally.bytes.each_ref().map(|count| count.load(Ordering::Relaxed));
         let failed = self.tally.failed.load(Ordering::Relaxed);
+        let special = self.tally.special.load(Ordering::Relaxed);
         let seconds = self.opened.elapsed().as_secs();
         tracing::info!(
             target: AUDIT,
             parent: &self.span,
-            event = "session", admin, downloads, down_bytes, uploads, up_bytes, listings, failed, seconds, "session ended"
+            event = "session", admin, downloads, down_bytes, uploads, up_bytes, listings, failed, special, seconds, "session ended"
         );
     }
 

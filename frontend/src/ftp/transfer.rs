@@ -50,6 +50,8 @@ pub struct Transfer {
     node: OnceLock<NodeId>,
     started: Instant,
     bytes: AtomicU64,
+    /// Entries of a listing that no client can fetch.
+    special: AtomicU64,
     /// All was received and the node has been told to keep it: nothing can call it back.
     committing: AtomicBool,
     end: AtomicU8,
@@ -95,6 +97,7 @@ impl Transfer {
             node: OnceLock::new(),
             started: Instant::now(),
             bytes: AtomicU64::new(0),
+            special: AtomicU64::new(0),
             committing: AtomicBool::new(false),
             end: AtomicU8::new(Stand::UnderWay as u8),
         }
@@ -114,6 +117,15 @@ impl Transfer {
             self.control.metrics.first_byte(self.verb, self.elapsed());
         }
         self.control.metrics.moved(self.way, bytes);
+    }
+
+    /// Counts entries of a listing that no client can fetch: links, sockets, pipes, devices.
+    pub fn met_special(&self, entries: usize) {
+        if entries > 0 {
+            self.special.fetch_add(entries as u64, Ordering::Relaxed);
+            self.control.metrics.met_special(entries);
+            self.control.tally.met_special(entries);
+        }
     }
 
     /// Content that has moved so far.
@@ -175,6 +187,15 @@ impl Transfer {
             self.span.record("otel.status_code", "ERROR");
         }
         let (direction, result) = (way.word(), outcome.word());
+        let special = self.special.load(Ordering::Relaxed);
+        if special > 0 {
+            tracing::warn!(
+                target: AUDIT,
+                parent: &self.control.span,
+                event = "special", transfer = %id, verb, path, admin, special,
+                "a listing has entries that no client can fetch"
+            );
+        }
         let quiet = matches!((way, outcome), (Way::Listing, Outcome::Complete | Outcome::Refused));
         let message = match outcome {
             _ if quiet => {

@@ -45,6 +45,7 @@ impl ClusterFile {
             modified: map.since,
             unix_mode: 0o644,
             identity: None,
+            target: Vec::new(),
         }
     }
 }

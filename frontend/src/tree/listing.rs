@@ -291,6 +291,11 @@ pub(super) fn entry(node: NodeIndex, entry: v1::Entry) -> Entry {
     let kind = match entry.kind() {
         v1::EntryKind::File => Kind::File,
         v1::EntryKind::Directory => Kind::Directory,
+        v1::EntryKind::Symlink => Kind::Symlink,
+        v1::EntryKind::Socket => Kind::Socket,
+        v1::EntryKind::Pipe => Kind::Pipe,
+        v1::EntryKind::BlockDevice => Kind::BlockDevice,
+        v1::EntryKind::CharacterDevice => Kind::CharacterDevice,
         v1::EntryKind::Other | v1::EntryKind::Unspecified => Kind::Other,
     };
     Entry {
@@ -305,6 +310,7 @@ pub(super) fn entry(node: NodeIndex, entry: v1::Entry) -> Entry {
             inode: entry.inode,
         }),
         name: entry.name.into(),
+        target: entry.target.into(),
     }
 }
 

@@ -41,8 +41,29 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Kind {
     File,
     Directory,
-    /// A symbolic link or special file of a node: seen, never opened.
+    // What stands on a node and has no content: seen, never opened.
+    Symlink,
+    Socket,
+    Pipe,
+    BlockDevice,
+    CharacterDevice,
+    /// One of these, of an agent that does not say which.
     Other,
+}
+
+impl Kind {
+    /// True for what no client can fetch.
+    pub fn is_special(self) -> bool {
+        match self {
+            Kind::File | Kind::Directory => false,
+            Kind::Symlink
+            | Kind::Socket
+            | Kind::Pipe
+            | Kind::BlockDevice
+            | Kind::CharacterDevice
+            | Kind::Other => true,
+        }
+    }
 }
 
 /// One name of the tree.
@@ -57,13 +78,22 @@ pub struct Entry {
     pub unix_mode: u32,
     /// `None` for the levels that exist on no disk.
     pub identity: Option<Identity>,
+    /// Of a symbolic link, as bytes; empty where it is not known, and for all else.
+    pub target: Vec<u8>,
 }
 
 impl Entry {
     /// A level that no disk has. Its mode lets a mirror that copies modes write into its copy.
     fn level(name: &[u8], modified: SystemTime) -> Self {
-        let name = name.to_vec();
-        Self { name, kind: Kind::Directory, size: 0, modified, unix_mode: 0o755, identity: None }
+        Self {
+            name: name.to_vec(),
+            kind: Kind::Directory,
+            size: 0,
+            modified,
+            unix_mode: 0o755,
+            identity: None,
+            target: Vec::new(),
+        }
     }
 }
 

@@ -1,16 +1,18 @@
 //! Paths of a store and their resolution beneath its root.
 //!
 //! Every look-up goes through `openat2` with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS: whatever symbolic links
-//! stand in the tree, and however they change meanwhile, the kernel does not leave the root.
+//! stand in the tree, and however they change meanwhile, the kernel does not leave the root. With `links = "follow"` the last
+//! name of a path may be a link when it is read; then the kernel does not leave the root either, and where the file lies is
+//! asked of the open file.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use portolan_config::checked::agent::Modes;
+use portolan_config::checked::agent::{Links, Modes};
 use portolan_proto::path::{self, PathFault};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -71,6 +73,7 @@ const STRUCTURE_DEPTH: usize = 3;
 pub struct Root {
     fd: OwnedFd,
     modes: Modes,
+    links: Links,
     replacing: Mutex<()>,
 }
 
@@ -109,12 +112,17 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { fd, modes: Modes::default(), replacing: Mutex::default() })
+        Ok(Self { fd, modes: Modes::default(), links: Links::Show, replacing: Mutex::default() })
     }
 
     /// Sets the modes of what is new where no folder decides.
     pub fn with_modes(self, modes: Modes) -> Self {
         Self { modes, ..self }
+    }
+
+    /// What links below the root are to be from now on.
+    pub fn with_links(self, links: Links) -> Self {
+        Self { links, ..self }
     }
 
     pub fn modes(&self) -> Modes {
@@ -203,6 +211,81 @@ impl Root {
         }
     }
 
+    /// As [`Root::open_file`], for clients: also a link that is followed.
+    pub fn open_content(&self, path: &StorePath) -> Result<(File, Stat)> {
+        let refused = match self.open_file(path) {
+            Err(refused @ Error::NotAFile { .. }) if self.links == Links::Follow => refused,
+            opened => return opened,
+        };
+        let Some((parent, name)) = path.split_last() else { return Err(refused) };
+        let directory = self.open_directory(&parent)?;
+        let target = target_of(&directory, name);
+        let Some((found, stat)) = self.followed(&parent, &target) else { return Err(refused) };
+        // The very file, whatever its names lead to by now.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(own_path(&found), flags, Mode::empty())
+            .map_err(|errno| Error::from_errno(path, errno))?;
+        Ok((File::from(fd), stat))
+    }
+
+    /// An entry of an open directory. A link has its target, or is what it points to where it is followed.
+    pub fn entry_in(
+        &self,
+        parent: &StorePath,
+        directory: &OwnedFd,
+        name: &[u8],
+    ) -> std::result::Result<Entry, Errno> {
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mut found = entry(name.to_vec(), &stat);
+        if found.kind != Kind::Symlink {
+            return Ok(found);
+        }
+        found.target = target_of(directory, name);
+        match self.followed(parent, &found.target) {
+            Some((_, stat)) if self.links == Links::Follow => Ok(entry(found.name, &stat)),
+            Some(_) | None => Ok(found),
+        }
+    }
+
+    /// Refuses a change of a link that is shown as a file.
+    pub fn refuse_followed(&self, path: &StorePath) -> Result<()> {
+        // A path that leads nowhere is refused by what asks for it.
+        if self.links == Links::Follow
+            && let Ok((parent, name)) = self.open_parent(path)
+        {
+            let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW);
+            if stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink) {
+                return Err(Error::NotAFile { path: path.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that a link in `parent` leads to, not opened: a regular file of the store, in the same domain or outside
+    /// of all domains. Directories are never followed, so there are no loops, and no mail is met twice.
+    fn followed(&self, parent: &StorePath, target: &[u8]) -> Option<(OwnedFd, Stat)> {
+        if self.links == Links::Show || target.is_empty() || target.starts_with(b"/") {
+            return None;
+        }
+        let path =
+            if parent.0.is_empty() { target.to_vec() } else { [&parent.0, &b"/"[..], target].concat() };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve).ok()?;
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        let where_it_is = |fd: BorrowedFd<'_>| rustix::fs::readlink(own_path(fd), Vec::new()).ok();
+        let (root, found) = (where_it_is(self.fd.as_fd())?, where_it_is(fd.as_fd())?);
+        let found = found.to_bytes().strip_prefix(root.to_bytes())?;
+        let found = found.strip_prefix(b"/").unwrap_or(found);
+        let may_be_seen = match path::domain_of(found) {
+            Some(domain) => path::domain_of(&parent.0) == Some(domain),
+            // Not the agent's own folder either.
+            None => !found.starts_with(b"."),
+        };
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        (may_be_seen && is_file).then_some((fd, stat))
+    }
+
     /// The directory that holds `path`, and the last name. The root has neither.
     pub fn open_parent<'a>(&self, path: &'a StorePath) -> Result<(OwnedFd, &'a [u8])> {
         let (parent, name) = path.split_last().ok_or_else(|| root_is_fixed(path))?;
@@ -268,7 +351,7 @@ impl Root {
         Ok(())
     }
 
-    /// What stands at `path`; a symbolic link is told as itself.
+    /// What stands at `path`. A symbolic link stands for itself, unless it is followed.
     pub fn stat(&self, path: &StorePath) -> Result<Entry> {
         let Some((_, name)) = path.split_last() else {
             let stat = rustix::fs::fstat(&self.fd).map_err(|errno| Error::from_errno(path, errno))?;
@@ -278,10 +361,19 @@ impl Root {
             Error::NotFound { .. } => Error::NotFound { path: path.to_string() },
             other => other,
         })?;
-        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| Error::from_errno(path, errno))?;
-        Ok(entry(name.to_vec(), &stat))
+        let (directory, _) = path.split_last().ok_or_else(|| root_is_fixed(path))?;
+        self.entry_in(&directory, &parent, name).map_err(|errno| Error::from_errno(path, errno))
     }
+}
+
+/// The target of a link; empty where there is none by now.
+fn target_of(directory: &OwnedFd, name: &[u8]) -> Vec<u8> {
+    rustix::fs::readlinkat(directory, name, Vec::new()).map(|target| target.into_bytes()).unwrap_or_default()
+}
+
+/// The name of an open file in /proc, which leads to that very file.
+fn own_path(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 /// Something else stands where a directory was, or nothing.
@@ -310,7 +402,12 @@ pub fn entry(name: Vec<u8>, stat: &Stat) -> Entry {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Kind::File,
         FileType::Directory => Kind::Directory,
-        _ => Kind::Other,
+        FileType::Symlink => Kind::Symlink,
+        FileType::Socket => Kind::Socket,
+        FileType::Fifo => Kind::Pipe,
+        FileType::BlockDevice => Kind::BlockDevice,
+        FileType::CharacterDevice => Kind::CharacterDevice,
+        FileType::Unknown => Kind::Other,
     };
     Entry {
         name,
@@ -320,6 +417,7 @@ pub fn entry(name: Vec<u8>, stat: &Stat) -> Entry {
         unix_mode: stat.st_mode & 0o7777,
         device: stat.st_dev,
         inode: stat.st_ino,
+        target: Vec::new(),
     }
 }
 
@@ -371,7 +469,8 @@ mod tests {
             root.open_directory(&path("out")),
             Err(Error::NotAFile { .. } | Error::NotADirectory { .. })
         ));
-        assert_eq!(root.stat(&path("link")).unwrap().kind, Kind::Other);
+        let link = root.stat(&path("link")).unwrap();
+        assert_eq!((link.kind, &link.target[..]), (Kind::Symlink, &b"inside/file"[..]));
         assert!(root.open_file(&path("inside/file")).is_ok());
     }
 
@@ -443,5 +542,63 @@ mod tests {
         let root = Root::open(folder.path()).unwrap();
         rustix::fs::mknodat(&root.fd, "pipe", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         assert!(matches!(root.open_file(&path("pipe")), Err(Error::NotAFile { .. })));
+    }
+
+    #[test]
+    fn links_are_followed_to_files_of_the_same_domain_or_of_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for folder in ["domains/a/users/x", "domains/b", "shared", ".portolan"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        for file in ["domains/a/mail", "domains/b/mail", "shared/mail", ".portolan/own"] {
+            std::fs::write(at(file), file).unwrap();
+        }
+        std::fs::write(outside.path().join("secret"), "x").unwrap();
+        let outside = outside.path().join("secret");
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, at(name)).unwrap();
+        link("../../mail", "domains/a/users/x/own");
+        link("own", "domains/a/users/x/chain");
+        link("../../../../shared/mail", "domains/a/users/x/shared");
+        let kept = [
+            ("domain", "../../../b/mail"),
+            ("agent", "../../../../.portolan/own"),
+            ("folder", "../../users"),
+            ("loop", "loop"),
+            ("nothing", "missing"),
+            ("away", "../../../../../../../../../../etc/passwd"),
+            ("outside", outside.to_str().unwrap()),
+            ("magic", "/proc/self/root/etc/passwd"),
+        ];
+        for (name, target) in kept {
+            link(target, &format!("domains/a/users/x/{name}"));
+        }
+        let root = Root::open(folder.path()).unwrap().with_links(Links::Follow);
+        let inside = |name: &str| path(&format!("domains/a/users/x/{name}"));
+        for (name, size) in [("own", 14), ("chain", 14), ("shared", 11)] {
+            let entry = root.stat(&inside(name)).unwrap();
+            assert_eq!(
+                (entry.kind, entry.size, &entry.name[..]),
+                (Kind::File, size, name.as_bytes()),
+                "{name}"
+            );
+            assert_eq!(root.open_content(&inside(name)).unwrap().1.st_size.unsigned_abs(), size);
+            assert!(matches!(root.open_file(&inside(name)), Err(Error::NotAFile { .. })));
+            assert!(matches!(root.refuse_followed(&inside(name)), Err(Error::NotAFile { .. })));
+        }
+        for (name, target) in kept {
+            let entry = root.stat(&inside(name)).unwrap();
+            assert_eq!((entry.kind, &entry.target[..]), (Kind::Symlink, target.as_bytes()), "{name}");
+            assert!(matches!(root.open_content(&inside(name)), Err(Error::NotAFile { .. })), "{name}");
+        }
+        let below = path("domains/a/users/x/folder/x/own");
+        assert!(matches!(
+            root.open_content(&below),
+            Err(Error::NotAFile { .. } | Error::NotADirectory { .. })
+        ));
+        let root = Root::open(folder.path()).unwrap();
+        assert_eq!(root.stat(&inside("own")).unwrap().kind, Kind::Symlink);
+        assert!(root.open_content(&inside("own")).is_err());
     }
 }

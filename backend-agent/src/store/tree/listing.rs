@@ -10,12 +10,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{AtFlags, Dir, FileType, Stat};
+use rustix::fs::{Dir, FileType, Stat};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::disk::names::{Gathering, Names, Walk};
-use crate::store::disk::path::{Root, entry, version};
+use crate::store::disk::path::{Root, version};
 use crate::store::{
     Directory, DirectoryId, Entry, Error, Kind, ListOptions, Listing, Result, StorePath, Version, Wanted,
 };
@@ -118,11 +118,10 @@ impl Listing for TreeListing {
                 continue;
             }
             let name = self.pending.name();
-            match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => {
-                    let entry = entry(name.to_vec(), &stat);
+            match self.root.entry_in(&self.path, &self.fd, name) {
+                Ok(entry) => {
                     if self.wanted == Wanted::All || entry.kind == Kind::Directory {
-                        name_bytes += name.len();
+                        name_bytes += name.len() + entry.target.len();
                         entries.push(entry);
                     }
                 }

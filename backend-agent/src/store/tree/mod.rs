@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portolan_config::checked::agent::Modes;
+use portolan_config::checked::agent::{Links, Modes};
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
 use tokio_util::sync::CancellationToken;
 
@@ -38,8 +38,8 @@ pub struct TreeStore {
 
 impl TreeStore {
     /// Opens the store at `root`, sweeping what a crash left in its staging folder.
-    pub fn open(root: &Path, rescan_interval: Duration, modes: Modes) -> std::io::Result<Self> {
-        let root = Arc::new(Root::open(root)?.with_modes(modes));
+    pub fn open(root: &Path, rescan_interval: Duration, modes: Modes, links: Links) -> std::io::Result<Self> {
+        let root = Arc::new(Root::open(root)?.with_modes(modes).with_links(links));
         let (lock, swept) = recover::recover(&root)?;
         if swept > 0 {
             tracing::warn!(
@@ -95,7 +95,7 @@ impl Store for TreeStore {
     }
 
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
-        let (file, stat) = self.root.open_file(path)?;
+        let (file, stat) = self.root.open_content(path)?;
         Ok(Box::new(TreeContent { path: path.clone(), file, version: version(&stat), found: None }))
     }
 
@@ -108,6 +108,7 @@ impl Store for TreeStore {
     }
 
     fn remove(&self, path: &StorePath) -> Result<()> {
+        self.root.refuse_followed(path)?;
         // unlink(2) on a directory is EISDIR on Linux and EPERM by POSIX.
         self.unlink(path, AtFlags::empty())
     }
@@ -120,6 +121,8 @@ impl Store for TreeStore {
         let at_from = |errno| Error::from_errno(from, errno);
         let at_to = |errno| Error::from_errno(to, errno);
         let (from_parent, from_name) = self.root.open_parent(from)?;
+        self.root.refuse_followed(from)?;
+        self.root.refuse_followed(to)?;
         let (to_parent, to_name, made) = self.root.make_parent(to)?;
         // A directory replaces nothing, not even an empty one; NOREPLACE makes that one step.
         let directory = self.root.stat(from)?.kind == super::Kind::Directory;
@@ -228,7 +231,8 @@ mod tests {
     #[test]
     fn permissions_are_set_on_files_and_directories_and_through_no_link() {
         let folder = tempfile::tempdir().unwrap();
-        let store = TreeStore::open(folder.path(), Duration::from_secs(3_600), Modes::default()).unwrap();
+        let store = TreeStore::open(folder.path(), Duration::from_secs(3_600), Modes::default(), Links::Show)
+            .unwrap();
         let domain = folder.path().join("domains/a");
         std::fs::create_dir_all(domain.join("folder")).unwrap();
         std::fs::write(domain.join("file"), "x").unwrap();

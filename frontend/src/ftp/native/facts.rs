@@ -60,12 +60,9 @@ fn write_fact(
     permissions: Permissions,
 ) -> Result<(), std::fmt::Error> {
     match fact {
-        // A special file is told as a file whose download is refused: a link would be re-created by a mirror
-        // as if it had been saved.
-        "type" if entry.kind == Kind::Directory => write!(text, "type=dir;"),
-        "type" => write!(text, "type=file;"),
-        "size" if entry.kind == Kind::Directory => Ok(()),
-        "size" => write!(text, "size={};", entry.size),
+        "type" => write!(text, "type={};", type_of(entry.kind)),
+        "size" if entry.kind == Kind::File => write!(text, "size={};", entry.size),
+        "size" => Ok(()),
         "modify" => write!(text, "modify={};", timestamp(entry.modified)),
         "perm" => write!(text, "perm={};", perm(entry.kind, permissions)),
         "unique" => match entry.identity {
@@ -76,15 +73,43 @@ fn write_fact(
     }
 }
 
+/// The type fact (RFC 3659 section 7.5.1). Mirrors that know `OS.unix=symlink` make no file of a link, and without its
+/// target no link; for what they do not know they ask, and are refused aloud.
+fn type_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Directory => "dir",
+        Kind::Symlink => "OS.unix=symlink",
+        Kind::Socket | Kind::Pipe | Kind::BlockDevice | Kind::CharacterDevice | Kind::Other => {
+            "OS.unix=other"
+        }
+    }
+}
+
+/// The first letter of a line of LIST, as `ls` has it.
+fn letter(kind: Kind) -> char {
+    match kind {
+        Kind::File => '-',
+        Kind::Directory => 'd',
+        Kind::Symlink => 'l',
+        Kind::Socket => 's',
+        // What is not known is nothing to fetch.
+        Kind::Pipe | Kind::Other => 'p',
+        Kind::BlockDevice => 'b',
+        Kind::CharacterDevice => 'c',
+    }
+}
+
 /// The perm fact (RFC 3659 section 7.5.5).
 fn perm(kind: Kind, permissions: Permissions) -> &'static str {
     match (kind, permissions.read, permissions.change) {
         (Kind::Directory, _, false) => "el",
         (Kind::Directory, _, true) => "cdeflmp",
-        (Kind::File | Kind::Other, true, true) => "adfrw",
-        (Kind::File | Kind::Other, true, false) => "r",
-        (Kind::File | Kind::Other, false, true) => "adfw",
-        (Kind::File | Kind::Other, false, false) => "",
+        (Kind::File, true, true) => "adfrw",
+        (Kind::File, true, false) => "r",
+        (Kind::File, false, true) => "adfw",
+        (_, _, true) => "df",
+        (_, _, false) => "",
     }
 }
 
@@ -94,7 +119,7 @@ const RECENT: Duration = Duration::from_secs(182 * 86_400);
 /// Appends a line of LIST, without its end, as `ls -l` writes it and all clients read it.
 pub(super) fn list_line(out: &mut Vec<u8>, entry: &Entry, name: &[u8], now: SystemTime) {
     let mut text = String::with_capacity(80);
-    text.push(if entry.kind == Kind::Directory { 'd' } else { '-' });
+    text.push(letter(entry.kind));
     for shift in [6, 3, 0] {
         let bits = entry.unix_mode >> shift;
         for (bit, letter) in [(4, 'r'), (2, 'w'), (1, 'x')] {
@@ -107,6 +132,10 @@ pub(super) fn list_line(out: &mut Vec<u8>, entry: &Entry, name: &[u8], now: Syst
     write!(text, " 1 mail mail {:>12} {} ", entry.size, modified.format(form)).ok();
     out.extend_from_slice(text.as_bytes());
     out.extend_from_slice(&on_one_line(name));
+    if entry.kind == Kind::Symlink && !entry.target.is_empty() {
+        out.extend_from_slice(b" -> ");
+        out.extend_from_slice(&on_one_line(&entry.target));
+    }
 }
 
 /// A name that fits a line. What had to be replaced is seen, and its download fails aloud.
@@ -161,7 +190,8 @@ mod tests {
 
     fn entry(kind: Kind) -> Entry {
         let modified = UNIX_EPOCH + Duration::from_secs(1_600_000_000);
-        Entry { name: b"a b".to_vec(), kind, size: 5, modified, unix_mode: 0o640, identity: None }
+        let (name, target) = (b"a b".to_vec(), b"else\nwhere".to_vec());
+        Entry { name, kind, size: 5, modified, unix_mode: 0o640, identity: None, target }
     }
 
     #[test]
@@ -198,6 +228,15 @@ mod tests {
         let some = Facts::parse("Size;TYPE;nonsense");
         some.write(&mut out, &entry(Kind::Directory), all);
         assert_eq!(out, b"type=dir; ");
+        for (kind, expected) in [
+            (Kind::Symlink, "type=OS.unix=symlink; "),
+            (Kind::Socket, "type=OS.unix=other; "),
+            (Kind::Other, "type=OS.unix=other; "),
+        ] {
+            out.clear();
+            some.write(&mut out, &entry(kind), all);
+            assert_eq!(String::from_utf8_lossy(&out), expected);
+        }
         assert_eq!(some.feature(), "type*;size*;modify;perm;unique;UNIX.mode;");
         assert_eq!(some.names(), "type;size;");
     }
@@ -208,6 +247,20 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(1_600_000_060);
         list_line(&mut out, &entry(Kind::File), b"a\nb", now);
         assert_eq!(out, b"-rw-r----- 1 mail mail            5 Sep 13 12:26 a?b");
+        out.clear();
+        list_line(&mut out, &entry(Kind::Symlink), b"a", now);
+        assert_eq!(out, b"lrw-r----- 1 mail mail            5 Sep 13 12:26 a -> else?where");
+        for (kind, letter) in [
+            (Kind::Socket, b's'),
+            (Kind::Pipe, b'p'),
+            (Kind::BlockDevice, b'b'),
+            (Kind::CharacterDevice, b'c'),
+            (Kind::Other, b'p'),
+        ] {
+            out.clear();
+            list_line(&mut out, &entry(kind), b"a", now);
+            assert!(out[0] == letter && out.ends_with(b" a"));
+        }
         out.clear();
         list_line(&mut out, &entry(Kind::Directory), b"d", now + 2 * RECENT);
         assert_eq!(out, b"drw-r----- 1 mail mail            5 Sep 13  2020 d");

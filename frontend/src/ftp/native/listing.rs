@@ -520,6 +520,7 @@ impl Sending {
                 let mut lines = Vec::new();
                 let permissions = permissions(&self.login, path, &entry);
                 self.write(&mut lines, &entry, prefix, permissions);
+                self.transfer.met_special(usize::from(entry.kind.is_special()));
                 return self.send(lines).await;
             }
             Source::Directory(listing) => (listing, None),
@@ -529,6 +530,7 @@ impl Sending {
         let mut shared = None;
         while let Some(batch) = listing.next_batch().await? {
             let mut lines = Vec::with_capacity(batch.len() * 96);
+            let mut special = 0;
             for entry in batch {
                 self.turn.take(ENTRY_STEPS).await;
                 if let Some(pattern) = &mut pattern {
@@ -546,6 +548,7 @@ impl Sending {
                     shared = Some(permissions);
                 }
                 self.write(&mut lines, &entry, prefix, permissions);
+                special += usize::from(entry.kind.is_special());
                 if let Some(directories) = &mut directories
                     && entry.kind == Kind::Directory
                 {
@@ -553,6 +556,7 @@ impl Sending {
                     directories.add(Place::below(path, prefix, &entry.name, entry.identity)?)?;
                 }
             }
+            self.transfer.met_special(special);
             self.send(lines).await?;
         }
         Ok(())
