@@ -10,6 +10,8 @@
 //! What it calls: `service`, `holdings`, `store`; tonic for the server.
 //! What it never does: know of FTP, admins' passwords or other nodes.
 
+#![forbid(unsafe_code)]
+
 mod console;
 pub mod holdings;
 pub mod metrics;

@@ -7,6 +7,8 @@
 //! A file is read in two steps: `raw` has the shape of the file and tolerates everything but broken TOML;
 //! [`checked`] turns it into structs that cannot be wrong and collects the faults on the way.
 
+#![forbid(unsafe_code)]
+
 pub mod admins;
 pub mod certificate;
 pub mod checked;

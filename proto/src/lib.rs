@@ -5,6 +5,8 @@
 //! What it calls: prost and tonic.
 //! What it never does: I/O. It holds no policy, only shapes and limits.
 
+#![forbid(unsafe_code)]
+
 pub mod failure;
 pub mod id;
 pub mod path;

@@ -4,6 +4,8 @@
 //! What it calls: log targets and collectors; its HTTP server answers whoever scrapes it.
 //! What it never does: let the work wait for whoever watches it.
 
+#![forbid(unsafe_code)]
+
 mod collector;
 pub mod http;
 pub mod log;

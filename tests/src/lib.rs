@@ -4,6 +4,8 @@
 //! What it calls: the programs beside the test's own executable, and clients of the system.
 //! What it never does: reach beyond loopback, or wait for time where it can wait for a condition.
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 pub mod collector;
 pub mod http;

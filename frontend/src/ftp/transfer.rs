@@ -20,7 +20,7 @@ use crate::metrics::{Outcome, Way};
 use crate::tree::{self, Changed, VirtualPath};
 
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
-const STALL_MAX: Duration = Duration::from_secs(300);
+pub(super) const STALL_MAX: Duration = Duration::from_secs(300);
 
 /// The end of a data connection looks the same whether the client is done or dead: a client that gives up may
 /// still end its TLS in order. When it is dead its control connection ends too, but perhaps a moment later. So such

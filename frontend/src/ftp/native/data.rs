@@ -10,17 +10,18 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use portolan_config::checked::listener::{CloseNotify, ProxiedData, ProxyProtocol, SessionReuse};
 use portolan_proto::CHUNK_BYTES_MAX;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, sockopt};
+use rustix::net::{RecvFlags, SendFlags, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::Stream;
 use super::deflate::{Deflate, Inflate};
 use super::shared::Slot;
+use super::socket::unacknowledged;
 use super::tls::{self, SessionTls};
 use crate::ftp::bandwidth::{Direction, Pace};
 use crate::ftp::reply::Reply;
-use crate::ftp::transfer::in_time;
+use crate::ftp::transfer::{STALL_MAX, in_time};
 use crate::ftp::{Origin, keep_alive, proxy};
 
 /// How long a client may take to connect after its transfer was answered with 150, and we to it.
@@ -28,6 +29,18 @@ const CONNECT_MAX: Duration = Duration::from_secs(30);
 
 /// How long content of an upload is gathered before it goes on.
 const GATHER_MAX: Duration = Duration::from_secs(10);
+
+/// What a client may send on the data connection of a download, where nothing is expected. It is read away: closing a socket
+/// with unread input is a reset, which destroys what the client has not read yet.
+const STRAY_BYTES_MAX: usize = 1024 * 1024;
+
+/// The end of the stream, as [`unacknowledged`] counts it. It carries no content, and Linux takes 40 ms to acknowledge it
+/// where the client waits for the reply before it closes its own side.
+const END_BYTES: usize = 1;
+
+/// Pauses between two looks at what is not acknowledged yet: an eighth of the time waited so far, within these.
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// What client and server have agreed on for the next transfer.
 #[derive(Debug, Default)]
@@ -248,14 +261,67 @@ impl Connection {
         Ok(())
     }
 
-    /// Ends what was sent in order: the client knows that it has all.
+    /// Ends what was sent in order, and waits until the client's system has acknowledged all of it.
+    ///
+    /// # Errors
+    /// The connection broke, or nothing more is acknowledged: the client may not have all.
     pub(super) async fn finish(mut self) -> io::Result<()> {
         if let Some(deflate) = &mut self.compression {
             let rest = deflate.finish().await;
             self.write(&rest).await?;
         }
         in_time(self.stream.shutdown()).await?;
+        self.acknowledged().await?;
         self.linger(None)
+    }
+
+    /// Waits until all that was sent is acknowledged, and reads away what the client has sent. That the client has closed its
+    /// side proves nothing: it may have closed the other one too.
+    async fn acknowledged(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
+        let mut moved = (begun, usize::MAX);
+        let (mut stray, mut buffer) = (0, [0; 4096]);
+        // TLS of the client ends with its close_notify; what follows is no record.
+        let mut reading = true;
+        loop {
+            // A reset, also one that came when all was acknowledged.
+            if let Some(error) = self.tcp().take_error()? {
+                return Err(error);
+            }
+            let waiting = peek(self.tcp())?;
+            let rest = unacknowledged(self.tcp())?;
+            if !waiting && rest <= END_BYTES {
+                return Ok(());
+            }
+            if rest < moved.1 {
+                moved = (Instant::now(), rest);
+            } else if moved.0.elapsed() > STALL_MAX {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let read = if reading {
+                let pause = (begun.elapsed() / 8).clamp(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX);
+                match tokio::time::timeout(pause, self.stream.read(&mut buffer)).await {
+                    Err(_) => continue,
+                    Ok(Ok(count)) => count,
+                    // TLS that ends without close_notify: the client's own matter.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                    Ok(Err(error)) => return Err(error),
+                }
+            } else if waiting {
+                receive_now(self.tcp(), &mut buffer)?
+            } else {
+                tokio::time::sleep((begun.elapsed() / 8).clamp(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX)).await;
+                continue;
+            };
+            reading &= read > 0;
+            stray += read;
+            if stray > STRAY_BYTES_MAX {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the client sends where it should receive",
+                ));
+            }
+        }
     }
 
     /// The next content of an upload: a full chunk, or what is left; empty at its end. `moved` counts it as it
@@ -329,17 +395,45 @@ impl Connection {
 
     /// Ends an upload in order, after its last byte was read.
     pub(super) async fn acknowledge_end(mut self) {
-        // The client has sent all; that it may be gone already changes nothing.
+        // The client has sent all; that it may be gone already changes nothing. What it sent behind the end of TLS is read
+        // away, so that it does not find a reset in place of ours.
+        let mut buffer = [0; 4096];
+        let behind = receive_now(self.tcp(), &mut buffer).is_ok_and(|count| count > 0);
+        if behind {
+            tracing::debug!("the client sent more behind the end of its content");
+        }
         if in_time(self.stream.shutdown()).await.and_then(|()| self.linger(None)).is_err() {
             tracing::debug!("the client did not wait for the end of its data connection");
         }
     }
 
-    fn linger(&self, time: Option<Duration>) -> io::Result<()> {
+    fn tcp(&self) -> &TcpStream {
         match &self.stream {
-            Stream::Left(stream) => linger(stream, time),
-            Stream::Right(stream) => linger(stream.get_ref().0, time),
+            Stream::Left(stream) => stream,
+            Stream::Right(stream) => stream.get_ref().0,
         }
+    }
+
+    fn linger(&self, time: Option<Duration>) -> io::Result<()> {
+        linger(self.tcp(), time)
+    }
+}
+
+/// True where the client has sent something that was not read.
+fn peek(stream: &TcpStream) -> io::Result<bool> {
+    match rustix::net::recv(stream, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((count, _)) => Ok(count > 0),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Reads what is there; 0 where that is nothing.
+fn receive_now(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    match rustix::net::recv(stream, buffer, RecvFlags::DONTWAIT) {
+        Ok((count, _)) => Ok(count),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -18,6 +18,7 @@ mod listing;
 mod pattern;
 mod session;
 mod shared;
+mod socket;
 mod tls;
 mod transfer;
 
