@@ -1,0 +1,227 @@
+//! One admin who asks for much and waits for nothing: what it leaves behind is bounded, and others are served meanwhile.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use portolan_tests::client::{Control, succeed};
+use portolan_tests::tree::{self, put};
+use portolan_tests::{Cluster, Server, eventually};
+
+/// Enough names that gathering them takes longer than asking for it.
+const NAMES: usize = 200_000;
+const HUGE: &str = "/domains/one.example/users/alice/folders/huge";
+const MAIL: &str = "/domains/one.example/users/alice/folders/INBOX/small.eml";
+/// Asked for and given up in each way.
+const ROUNDS: usize = 300;
+/// Sessions that do so at once.
+const SESSIONS: usize = 6;
+
+/// A store in memory: no disk is measured.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn mount(folder: PathBuf) -> Self {
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1g", "tmpfs"]).arg(&folder));
+        Self(folder)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+fn start(names: usize) -> (Memory, Cluster) {
+    let mut memory = None;
+    let cluster = Cluster::start(|folder: &Path| {
+        memory = Some(Memory::mount(folder.join("node-1")));
+        let huge = folder.join(format!("node-1{HUGE}"));
+        fs::create_dir_all(&huge).unwrap();
+        for number in 0..names {
+            fs::File::create(huge.join(format!("{number}.M1P2.host,S=3:2,"))).unwrap();
+        }
+        put(&folder.join(format!("node-1{MAIL}")), &tree::noise(20_000));
+    });
+    (memory.unwrap(), cluster)
+}
+
+fn threads(server: &Server) -> usize {
+    fs::read_dir(format!("/proc/{}/task", server.id())).unwrap().count()
+}
+
+/// How long each of the calls of an ordinary session takes.
+fn serve(control: &mut Control, may_write: bool) -> Duration {
+    let begun = Instant::now();
+    assert_eq!(control.ask(&format!("SIZE {MAIL}")).0, 213);
+    assert_eq!(control.fetch(&format!("RETR {MAIL}")), (226, tree::noise(20_000)));
+    assert_eq!(control.fetch("MLSD /domains/one.example/users/alice/folders/INBOX").0, 226);
+    let mut calls = 3;
+    if may_write {
+        assert_eq!(control.ask(&format!("MFMT 20200101000000 {MAIL}")).0, 213);
+        calls += 1;
+    }
+    begun.elapsed() / calls
+}
+
+/// How a listing is given up.
+#[derive(Debug, Clone, Copy)]
+enum GivenUp {
+    Abor,
+    DataClosed,
+    SessionClosed,
+}
+
+/// Asks for listings and gives them up, all of one admin.
+fn give_up(address: SocketAddr, verb: &str, how: GivenUp, rounds: usize) {
+    let mut session = None;
+    for round in 0..rounds {
+        let mut control = session.take().unwrap_or_else(|| Control::login(address, "reader"));
+        let data = control.passive();
+        // Some of the listings are given up when they have begun, the others before.
+        let ask = format!("{verb} {HUGE}\r\n");
+        control.send(ask.as_bytes()).unwrap();
+        if round % 3 == 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        match how {
+            GivenUp::Abor => {
+                control.send(b"ABOR\r\n").unwrap();
+                while control.reply().0 != 226 {}
+                session = Some(control);
+            }
+            GivenUp::DataClosed => {
+                assert_eq!(control.reply().0, 150);
+                drop(data);
+                assert_eq!(control.reply().0, 426);
+                session = Some(control);
+            }
+            GivenUp::SessionClosed => drop(control),
+        }
+    }
+}
+
+#[test]
+fn listings_that_are_given_up_leave_nothing_behind_and_hold_up_nobody() {
+    let (_memory, cluster) = start(NAMES);
+    let address = cluster.frontend.address;
+    let agent = cluster.agent(1);
+    let (mut other, mut own) = (Control::login(address, "admin"), Control::login(address, "reader"));
+    serve(&mut other, true);
+    let before = agent.resident_kib();
+    for (verb, how) in [
+        ("LIST", GivenUp::Abor),
+        ("MLSD", GivenUp::Abor),
+        ("NLST", GivenUp::SessionClosed),
+        ("MLSD", GivenUp::DataClosed),
+    ] {
+        let rounds = match how {
+            GivenUp::Abor => ROUNDS,
+            // One waits for each listing to begin, the other logs in each time.
+            GivenUp::DataClosed | GivenUp::SessionClosed => ROUNDS / 10,
+        };
+        let done = AtomicBool::new(false);
+        let (mut took, mut most_threads, mut most_kib) = (Vec::new(), 0, 0);
+        std::thread::scope(|scope| {
+            let givers: Vec<_> = (0..SESSIONS)
+                .map(|_| scope.spawn(move || give_up(address, verb, how, rounds / SESSIONS)))
+                .collect();
+            scope.spawn(|| {
+                givers.into_iter().for_each(|giver| giver.join().unwrap());
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                took.push(serve(&mut other, true));
+                took.push(serve(&mut own, false));
+                most_threads = most_threads.max(threads(agent));
+                most_kib = most_kib.max(agent.resident_kib());
+            }
+        });
+        took.sort();
+        let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+        println!(
+            "{verb} {how:?}: {} times, median {median:?}, worst {worst:?}, {most_threads} threads, {before} to {most_kib} KiB",
+            took.len()
+        );
+        assert!(median < Duration::from_millis(100), "{verb} {how:?}: {median:?}");
+        assert!(worst < Duration::from_secs(2), "{verb} {how:?}: {worst:?}");
+        assert!(most_threads < 40, "{verb} {how:?}: {most_threads} threads");
+        assert!(most_kib < before + 96 * 1024, "{verb} {how:?}: {before} to {most_kib} KiB");
+    }
+    // Nothing goes on for those who have left.
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    eventually("the agent is at rest", || {
+        let before = ticks();
+        std::thread::sleep(Duration::from_millis(300));
+        (ticks() - before < 5).then_some(())
+    });
+    let listed = own.fetch(&format!("NLST {HUGE}"));
+    assert_eq!((listed.0, listed.1.iter().filter(|byte| **byte == b'\n').count()), (226, NAMES));
+}
+
+#[test]
+fn downloads_and_uploads_that_are_given_up_hold_up_nobody() {
+    let (_memory, cluster) = start(1);
+    let address = cluster.frontend.address;
+    let big = "/domains/one.example/users/alice/big.bin";
+    put(&cluster.path().join(format!("node-1{big}")), &tree::noise(64 << 20));
+    let (mut other, mut own) = (Control::login(address, "admin"), Control::login(address, "admin"));
+    let agent = cluster.agent(1);
+    let done = AtomicBool::new(false);
+    let (mut took, mut most_threads) = (Vec::new(), 0);
+    std::thread::scope(|scope| {
+        let givers: Vec<_> = ["RETR", "HASH", "STOR", "RETR"]
+            .map(|verb| {
+                scope.spawn(move || {
+                    let mut control = Control::login(address, "admin");
+                    for _ in 0..40 {
+                        let mut data = (verb != "HASH").then(|| control.passive());
+                        let name =
+                            if verb == "STOR" { "/domains/one.example/users/alice/new.bin" } else { big };
+                        control.send(format!("{verb} {name}\r\n").as_bytes()).unwrap();
+                        if verb == "STOR" {
+                            assert_eq!(control.reply().0, 150);
+                            data.as_mut().unwrap().write_all(&tree::noise(300_000)).ok();
+                        }
+                        control.send(b"ABOR\r\n").unwrap();
+                        while control.reply().0 != 226 {}
+                    }
+                })
+            })
+            .into();
+        scope.spawn(|| {
+            givers.into_iter().for_each(|giver| giver.join().unwrap());
+            done.store(true, Ordering::Relaxed);
+        });
+        while !done.load(Ordering::Relaxed) {
+            took.push(serve(&mut other, true));
+            took.push(serve(&mut own, true));
+            most_threads = most_threads.max(threads(agent));
+        }
+    });
+    took.sort();
+    let median = took[took.len() / 2];
+    println!(
+        "{} times, median {median:?}, worst {:?}, {most_threads} threads",
+        took.len(),
+        took[took.len() - 1]
+    );
+    assert!(median < Duration::from_millis(100), "{median:?}");
+    assert!(most_threads < 60, "{most_threads} threads");
+    assert!(!fs::exists(cluster.domains(1).join("one.example/users/alice/new.bin")).unwrap());
+    eventually("no staging file is left", || {
+        let staging = cluster.path().join("node-1/.portolan/staging");
+        (fs::read_dir(staging).unwrap().count() == 0).then_some(())
+    });
+}
