@@ -281,6 +281,23 @@ fn an_offset_or_range_holds_for_one_transfer() {
     assert_eq!(control.fetch("RETR kept.eml"), (226, Vec::new()));
     assert_eq!(control.ask("REST 16").0, 350);
     assert_eq!(control.fetch("RETR kept.eml").0, 550);
+    // No offset and no range are none for those either that begin at a place of their own.
+    for none in ["REST 0", "RANG 1 0"] {
+        for command in ["APPE made.eml", "STOU", "STOR made.eml"] {
+            assert_eq!(control.ask("RANG 4 6").0, 350);
+            assert_eq!(control.ask(none).0, 350);
+            assert_eq!(control.upload(command, b"x"), 226, "{none}, {command}");
+        }
+    }
+    assert_eq!(control.ask("REST 4").0, 350);
+    assert_eq!(control.ask("RANG 1 0").0, 350);
+    assert_eq!(control.fetch("RETR kept.eml"), whole);
+    for some in ["REST 1", "RANG 0 0"] {
+        for command in ["APPE made.eml", "STOU"] {
+            assert_eq!(control.ask(some).0, 350);
+            assert_eq!(control.upload(command, b"x"), 503, "{some}, {command}");
+        }
+    }
     assert_eq!(control.ask("RANG 0 3").0, 350);
     assert_eq!(control.store("kept.eml", b"x"), 503);
     for bad in ["REST -1", "REST x", "REST 18446744073709551616", "RANG 2 1", "RANG 1", "ALLO", "ALLO 1 2"] {

@@ -33,7 +33,7 @@ pub(super) fn rang(session: &mut Session, argument: &[u8]) -> Step {
     let numbers: Vec<Option<u64>> = words(argument).into_iter().map(number).collect();
     match &numbers[..] {
         [Some(1), Some(0)] => {
-            session.next.range = None;
+            (session.next.range, session.next.restart) = (None, None);
             Reply::new(350, "No range.").into()
         }
         [Some(first), Some(last)] if first <= last => {

@@ -122,7 +122,7 @@ pub(super) fn stor(session: &mut Session, argument: &[u8]) -> Step {
 /// STOU: a name that is free, in the working directory.
 pub(super) fn stou(session: &mut Session) -> Step {
     let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
-    if range.is_some() || restart.is_some() {
+    if range.is_some() || restart.is_some_and(|offset| offset > 0) {
         return Reply::new(503, "A new file begins at its beginning; no REST, no RANG.").into();
     }
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -139,7 +139,7 @@ pub(super) fn stou(session: &mut Session) -> Step {
 
 pub(super) fn appe(session: &mut Session, argument: &[u8]) -> Step {
     let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
-    if range.is_some() || restart.is_some() {
+    if range.is_some() || restart.is_some_and(|offset| offset > 0) {
         return Reply::new(503, "APPE begins at the end of the file; no REST, no RANG.").into();
     }
     let prepared = path(session, argument).and_then(|path| job(session, Verb::APPE, &path)).map(|job| {
