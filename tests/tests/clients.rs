@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use portolan_tests::client::{Protection, converse, curl_over, lftp_over, script, succeed, succeeded};
-use portolan_tests::tree::{self, Contents, assert_same, fill_awkward, noise, times};
+use portolan_tests::tree::{self, Contents, assert_same, fill_awkward, noise, put, times};
 use portolan_tests::{Cluster, PASSWORD};
 
 /// Where the sample lies.
@@ -348,4 +348,32 @@ fn perl_net_ftp_copies_both_ways() {
 #[test]
 fn node_basic_ftp_copies_both_ways() {
     in_all_ways("node", "basic_ftp_all.js", |_| {});
+}
+
+/// These convert line ends themselves, and say TYPE A or nothing at all.
+#[test]
+fn clients_in_text_mode_are_refused_and_in_binary_mode_keep_every_byte() {
+    let setup = Setup::start();
+    let (local, content) = (setup.local("mixed"), b"a\r\nb\nc\r\xff\0\r\n");
+    fs::write(&local, content).unwrap();
+    let folder = setup.stored(COPY);
+    for (program, name) in [("perl", "text_mode.pl"), ("php", "text_mode.php"), ("ruby", "text_mode.rb")] {
+        put(&folder.join("kept.eml"), b"kept\n");
+        let address = setup.cluster.frontend.address;
+        let mut command = script(program, name);
+        command.args([&address.ip().to_string(), &address.port().to_string(), PASSWORD]);
+        let printed = succeed(command.arg(&local).arg(COPY));
+        let expected = "listed: 1\ntext get: refused, 504\ntext put: refused, 504\nsaid text put: refused, 504\n\
+                        binary put: done\nbinary get: done\n";
+        assert_eq!(printed, expected, "{program}");
+        for (path, expected) in [
+            (folder.join("kept.eml"), &b"kept\n"[..]),
+            (folder.join("copy.eml"), content),
+            (setup.local("mixed.back"), content),
+        ] {
+            assert_eq!(fs::read(&path).unwrap(), expected, "{program}: {}", path.display());
+        }
+        fs::remove_dir_all(&folder).unwrap();
+        fs::remove_file(setup.local("mixed.back")).unwrap();
+    }
 }

@@ -460,13 +460,20 @@ fn mode_z_packs_both_ways_and_a_cut_stream_changes_nothing() {
 
 #[test]
 fn line_ends_are_converted_only_where_the_listener_says_so() {
-    let (mut cluster, mut control, folder) = cluster();
+    let (mut cluster, _, folder) = cluster();
+    cluster.restart_with("ascii = \"verbatim\"");
+    let mut control = without_type(cluster.frontend.address);
+    assert_eq!(control.store("text", b"a\r\nb\r\n"), 226);
     assert_eq!(control.ask("TYPE A").0, 200);
     assert_eq!(control.store("text", b"a\r\nb\r\n"), 226);
     assert_eq!(fs::read(folder.join("text")).unwrap(), b"a\r\nb\r\n");
     assert_eq!(control.ask("SIZE text").0, 213);
-    cluster.restart_with("ascii = \"convert\"");
-    let mut control = standing(cluster.frontend.address);
+    cluster.restart_frontend(|config| config.replace("verbatim", "convert"));
+    // Who has sent no TYPE has TYPE A (RFC 959 section 5.1).
+    let mut control = without_type(cluster.frontend.address);
+    assert_eq!(control.store("unsaid", b"a\r\n"), 226);
+    assert_eq!(fs::read(folder.join("unsaid")).unwrap(), b"a\n");
+    assert_eq!(control.fetch("RETR unsaid"), (226, b"a\r\n".to_vec()));
     assert_eq!(control.ask("TYPE A").0, 200);
     assert_eq!(control.store("text", b"a\r\nb\r\nc\r"), 226);
     assert_eq!(fs::read(folder.join("text")).unwrap(), b"a\nb\nc\r");

@@ -160,10 +160,12 @@ pub enum CloseNotify {
     Optional,
 }
 
-/// What TYPE A does to content.
+/// What TYPE A does to files, also where the client has said no TYPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ascii {
-    /// Nothing: bytes are never altered.
+    /// There is none: files go as TYPE I, or not at all.
+    Refuse,
+    /// Nothing. A client that converts on its side alters files all the same.
     Verbatim,
     /// Line ends become CR LF on the way out and LF on the way in (RFC 959 section 3.1.1.1).
     Convert,
@@ -305,8 +307,8 @@ fn listener(
     let close_notify =
         checker.choice(&raw.close_notify, &key("close_notify"), &notifies, CloseNotify::Required);
     let active = checker.optional(&raw.active, &key("active")).copied().unwrap_or(false);
-    let asciis = [("verbatim", Ascii::Verbatim), ("convert", Ascii::Convert)];
-    let ascii = checker.choice(&raw.ascii, &key("ascii"), &asciis, Ascii::Verbatim);
+    let asciis = [("refuse", Ascii::Refuse), ("verbatim", Ascii::Verbatim), ("convert", Ascii::Convert)];
+    let ascii = checker.choice(&raw.ascii, &key("ascii"), &asciis, Ascii::Refuse);
     let passive_ports = checker
         .parse::<PortRange>(&raw.passive_ports, &key("passive_ports"))
         .unwrap_or(PortRange { first: 50_000, last: 50_999 });

@@ -87,11 +87,19 @@ pub(super) struct NextTransfer {
     pub(super) declared: Option<u64>,
 }
 
+/// What the client has said of its content (RFC 959 section 3.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DataType {
+    /// Nothing: it may take TYPE A for agreed on, or never think of it.
+    Unsaid,
+    Ascii,
+    Image,
+}
+
 /// What holds for all transfers until changed.
 #[derive(Debug)]
 pub(super) struct Modes {
-    /// TYPE A.
-    pub(super) ascii: bool,
+    pub(super) data_type: DataType,
     /// MODE Z.
     pub(super) deflate: bool,
     pub(super) level: u32,
@@ -102,9 +110,23 @@ pub(super) struct Modes {
 }
 
 impl Modes {
+    /// What counts as TYPE A.
+    pub(super) fn ascii(&self) -> bool {
+        match self.data_type {
+            DataType::Unsaid | DataType::Ascii => true,
+            DataType::Image => false,
+        }
+    }
+
     /// `protected` is for data connections.
     pub(super) fn at_start(protected: bool) -> Self {
-        Self { ascii: true, deflate: false, level: COMPRESSION_LEVEL, sized: protected, protected }
+        Self {
+            data_type: DataType::Unsaid,
+            deflate: false,
+            level: COMPRESSION_LEVEL,
+            sized: protected,
+            protected,
+        }
     }
 }
 

@@ -26,7 +26,7 @@ async fn entry(session: &Session, verb: Verb, argument: &[u8]) -> Result<(Virtua
 }
 
 pub(super) async fn size(session: &Session, argument: &[u8]) -> Step {
-    if session.modes.ascii && session.service.listener.ascii == Ascii::Convert {
+    if session.modes.ascii() && session.service.listener.ascii == Ascii::Convert {
         return Reply::new(550, "The size after conversion is not known; use TYPE I.").into();
     }
     match entry(session, Verb::SIZE, argument).await {

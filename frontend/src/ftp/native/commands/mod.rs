@@ -108,7 +108,7 @@ pub(super) fn status(session: &Session, transfer: Option<&Transfer>) -> Reply {
         format!("Control connection: {}; data connections: {}", tls(session.protected), tls(modes.protected)),
         format!(
             "TYPE {}, MODE {}, STRU F",
-            if modes.ascii { "A" } else { "I" },
+            if modes.ascii() { "A" } else { "I" },
             if modes.deflate { "Z" } else { "S" }
         ),
     ];

@@ -5,7 +5,7 @@ use portolan_config::checked::listener::Ascii;
 use super::digest::{ALGORITHMS, algorithm_name};
 use crate::ftp::native::command::{Verb, number, words};
 use crate::ftp::native::facts::Facts;
-use crate::ftp::native::session::{Session, Step};
+use crate::ftp::native::session::{DataType, Session, Step};
 use crate::ftp::reply::Reply;
 
 /// FEAT (RFC 2389): what works here, and nothing else.
@@ -106,13 +106,14 @@ pub(super) fn lang(argument: &[u8]) -> Step {
 pub(super) fn data_type(session: &mut Session, argument: &[u8]) -> Step {
     let words: Vec<Vec<u8>> = words(argument).iter().map(|word| word.to_ascii_uppercase()).collect();
     let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
-    session.modes.ascii = match &words[..] {
-        [b"A"] | [b"A", b"N"] => true,
-        [b"I"] | [b"L", b"8"] => false,
+    session.modes.data_type = match &words[..] {
+        [b"A"] | [b"A", b"N"] => DataType::Ascii,
+        [b"I"] | [b"L", b"8"] => DataType::Image,
         _ => return Reply::new(504, "Allowed: TYPE I, TYPE A, TYPE L 8.").into(),
     };
-    let text = match (session.modes.ascii, session.service.listener.ascii) {
+    let text = match (session.modes.ascii(), session.service.listener.ascii) {
         (false, _) => "TYPE I: bytes are sent as they are.",
+        (true, Ascii::Refuse) => "TYPE A: listings are sent, files are not.",
         (true, Ascii::Verbatim) => "TYPE A: bytes are sent as they are all the same.",
         (true, Ascii::Convert) => "TYPE A: line ends are converted.",
     };

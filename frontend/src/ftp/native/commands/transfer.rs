@@ -44,7 +44,7 @@ pub(super) fn rest(session: &mut Session, argument: &[u8]) -> Step {
 }
 
 fn converts(session: &Session) -> bool {
-    session.modes.ascii && session.service.listener.ascii == Ascii::Convert
+    session.modes.ascii() && session.service.listener.ascii == Ascii::Convert
 }
 
 /// What the data connection of a transfer needs, taken from the session: it serves one transfer.
@@ -69,15 +69,21 @@ fn plan(session: &mut Session) -> Result<Plan, Reply> {
 }
 
 fn job(session: &mut Session, verb: Verb, path: &VirtualPath) -> Result<Job, Reply> {
-    let plan = plan(session)?;
+    // Taken first: whatever comes of a transfer, the next one needs a data connection of its own.
+    let plan = plan(session);
+    let ascii = session.modes.ascii().then_some(session.service.listener.ascii);
+    if ascii == Some(Ascii::Refuse) {
+        return Err(Reply::new(504, "Send TYPE I first: TYPE A would alter mail."));
+    }
+    let plan = plan?;
     let login = login(session);
     Ok(Job {
         tree: Arc::clone(&session.service.shared.tree),
         control: Arc::clone(&session.control),
         plan,
-        transfer: Arc::new(Transfer::begin(&session.control, &login, verb.name(), path, session.modes.ascii)),
+        transfer: Arc::new(Transfer::begin(&session.control, &login, verb.name(), path, ascii.is_some())),
         login,
-        ascii: session.modes.ascii.then_some(session.service.listener.ascii),
+        ascii,
     })
 }
 
@@ -165,7 +171,7 @@ pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
         let plan = plan(session)?;
         let login = login(session);
         let transfer =
-            Arc::new(Transfer::begin(&session.control, &login, verb.name(), &path, session.modes.ascii));
+            Arc::new(Transfer::begin(&session.control, &login, verb.name(), &path, session.modes.ascii()));
         let tree = Arc::clone(&session.service.shared.tree);
         let running = Arc::clone(&transfer);
         let job = listing::Job { tree, login, plan, transfer, form, recursive, itself, prefix: said };
