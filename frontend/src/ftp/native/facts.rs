@@ -1,12 +1,14 @@
 //! What is said of an entry: the facts of MLST and MLSD (RFC 3659 section 7), the lines of LIST, and times.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, NaiveDate, Utc};
 
 use super::command::number;
-use crate::tree::{Entry, Kind, Permissions};
+use crate::auth::Login;
+use crate::tree::{self, Entry, Kind, Permissions, Tree, VirtualPath};
 
 /// The facts that a session wants to see (OPTS MLST). Type, size and so on are told in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +140,31 @@ pub(super) fn list_line(out: &mut Vec<u8>, entry: &Entry, name: &[u8], now: Syst
     }
 }
 
-/// A name that fits a line. What had to be replaced is seen, and its download fails aloud.
+/// The name of an entry as a listing of its directory shows it. A line break, which no command can have, is shown as
+/// `?`. Where that is the name of another entry, more of them follow: what is shown is never another file's name, and
+/// so its download fails aloud.
+pub(super) async fn shown<'a>(
+    tree: &Tree,
+    login: &Login,
+    directory: &VirtualPath,
+    name: &'a [u8],
+) -> tree::Result<Cow<'a, [u8]>> {
+    if !name.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+        return Ok(name.into());
+    }
+    let mut shown = on_one_line(name);
+    // It ends at the latest where the name is too long to be one.
+    while let Ok(path) = VirtualPath::resolve(directory, &shown) {
+        match tree.stat(login, &path).await {
+            Ok(_) => shown.push(b'?'),
+            Err(error) if error.is_not_found() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(shown.into())
+}
+
+/// A text that fits a line.
 pub(super) fn on_one_line(name: &[u8]) -> Vec<u8> {
     name.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b'?' } else { *byte }).collect()
 }

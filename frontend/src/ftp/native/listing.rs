@@ -13,7 +13,7 @@ use bytes::Bytes;
 use portolan_proto::path::{PathFault, display, domain_of};
 
 use super::data::{Connection, Plan};
-use super::facts::{Facts, list_line, on_one_line};
+use super::facts::{Facts, list_line, on_one_line, shown};
 use super::pattern::{Pattern, is_pattern};
 use super::transfer::{Outcome, Work, broken, open};
 use crate::auth::Login;
@@ -241,25 +241,17 @@ impl Place {
         self.path.as_wire().len() + self.said.len() + size_of::<Self>()
     }
 
-    /// An entry of the directory at `path`.
+    /// An entry of the directory at `path`; `shown` is its name in a listing.
     fn below(
         path: &VirtualPath,
         said: &[u8],
         name: &[u8],
+        shown: &[u8],
         identity: Option<Identity>,
     ) -> Result<Self, Error> {
         let unnamed = |fault| Error::Unnamed { path: [path.as_wire(), b"/", name].concat(), fault };
         let path = path.child(name).map_err(unnamed)?;
-        Ok(Self { path, said: [said, name, b"/"].concat(), identity })
-    }
-
-    /// Takes the name that the directory has got in its parent.
-    fn rename(&mut self, name: &[u8]) -> Result<(), Error> {
-        if let Some(parent) = self.path.parent() {
-            let said = &self.said[..self.said.len() - self.path.name().len() - 1];
-            *self = Self::below(&parent, said, name, self.identity)?;
-        }
-        Ok(())
+        Ok(Self { path, said: [said, shown, b"/"].concat(), identity })
     }
 }
 
@@ -382,17 +374,17 @@ impl Sending {
         let pattern = match &source {
             Source::Matching(_, pattern) => Some(pattern.clone()),
             Source::Directory(_) => None,
-            Source::Single(_) => return self.one(source, &path, &prefix, None).await,
+            Source::Single(_) => return self.one(tree, source, &path, &prefix, None).await,
         };
         if !recursive {
-            return self.one(source, &path, &prefix, None).await;
+            return self.one(tree, source, &path, &prefix, None).await;
         }
         let mut walk = Walk::default();
         if let Source::Directory(listing) = &source {
             walk.add(walk.key(listing.directory().map(|directory| directory.identity), &path))?;
         }
         let mut pending = Pending::default();
-        self.one(source, &path, &prefix, Some(&mut pending)).await?;
+        self.one(tree, source, &path, &prefix, Some(&mut pending)).await?;
         self.below(tree, &mut walk, pending).await?;
         let start = Start { path, said: prefix, pattern };
         let mut before = None;
@@ -425,7 +417,7 @@ impl Sending {
                 let heading = &place.said[..place.said.len() - 1];
                 self.send([&b"\r\n"[..], &on_one_line(heading), b":\r\n"].concat()).await?;
             }
-            self.one(Source::Directory(listing), &place.path, &place.said, Some(&mut pending)).await?;
+            self.one(tree, Source::Directory(listing), &place.path, &place.said, Some(&mut pending)).await?;
         }
         Ok(())
     }
@@ -474,7 +466,14 @@ impl Sending {
                             continue;
                         }
                     }
-                    pending.add(Place::below(&place.path, &place.said, &entry.name, entry.identity)?)?;
+                    let name = shown(tree, &self.login, &place.path, &entry.name).await?;
+                    pending.add(Place::below(
+                        &place.path,
+                        &place.said,
+                        &entry.name,
+                        &name,
+                        entry.identity,
+                    )?)?;
                 }
             }
         }
@@ -501,8 +500,14 @@ impl Sending {
         if directory.identity != *identity {
             return Ok(None);
         }
-        if directory.name != path.name() && !directory.name.is_empty() {
-            place.rename(directory.name)?;
+        if directory.name != path.name()
+            && !directory.name.is_empty()
+            && let Some(parent) = path.parent()
+        {
+            // The name that it has got in its parent.
+            let name = shown(tree, &self.login, &parent, directory.name).await?;
+            let said = without_name(&place.said);
+            *place = Place::below(&parent, &said, directory.name, &name, place.identity)?;
         }
         Ok(Some(listing))
     }
@@ -510,6 +515,7 @@ impl Sending {
     /// Sends one directory, and notes the directories in it.
     async fn one(
         &mut self,
+        tree: &Tree,
         source: Source,
         path: &VirtualPath,
         prefix: &[u8],
@@ -519,7 +525,7 @@ impl Sending {
             Source::Single(entry) => {
                 let mut lines = Vec::new();
                 let permissions = permissions(&self.login, path, &entry);
-                self.write(&mut lines, &entry, prefix, permissions);
+                self.write(&mut lines, &entry, &entry.name, prefix, permissions);
                 self.transfer.met_special(usize::from(entry.kind.is_special()));
                 return self.send(lines).await;
             }
@@ -547,13 +553,14 @@ impl Sending {
                 if domain_of(path.as_wire()).is_some() {
                     shared = Some(permissions);
                 }
-                self.write(&mut lines, &entry, prefix, permissions);
+                let name = shown(tree, &self.login, path, &entry.name).await?;
+                self.write(&mut lines, &entry, &name, prefix, permissions);
                 special += usize::from(entry.kind.is_special());
                 if let Some(directories) = &mut directories
                     && entry.kind == Kind::Directory
                 {
                     self.turn.take(path.as_wire().len()).await;
-                    directories.add(Place::below(path, prefix, &entry.name, entry.identity)?)?;
+                    directories.add(Place::below(path, prefix, &entry.name, &name, entry.identity)?)?;
                 }
             }
             self.transfer.met_special(special);
@@ -562,16 +569,24 @@ impl Sending {
         Ok(())
     }
 
-    fn write(&self, lines: &mut Vec<u8>, entry: &Entry, prefix: &[u8], permissions: Permissions) {
+    /// `name` is that of the entry as it is shown.
+    fn write(
+        &self,
+        lines: &mut Vec<u8>,
+        entry: &Entry,
+        name: &[u8],
+        prefix: &[u8],
+        permissions: Permissions,
+    ) {
         match self.form {
-            Form::List => list_line(lines, entry, &entry.name, self.now),
+            Form::List => list_line(lines, entry, name, self.now),
             Form::Names => {
                 lines.extend_from_slice(&on_one_line(prefix));
-                lines.extend_from_slice(&on_one_line(&entry.name));
+                lines.extend_from_slice(&on_one_line(name));
             }
             Form::Facts(facts) => {
                 facts.write(lines, entry, permissions);
-                lines.extend_from_slice(&on_one_line(&entry.name));
+                lines.extend_from_slice(&on_one_line(name));
             }
         }
         lines.extend_from_slice(b"\r\n");

@@ -7,7 +7,7 @@ use portolan_config::checked::listener::Ascii;
 
 use super::{asked, asked_to_change, login, path};
 use crate::ftp::native::command::{Verb, words};
-use crate::ftp::native::facts::{list_line, on_one_line, parse_seconds, parse_timestamp, timestamp};
+use crate::ftp::native::facts::{list_line, on_one_line, parse_seconds, parse_timestamp, shown, timestamp};
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
 use crate::ftp::transfer::changed;
@@ -68,20 +68,24 @@ pub(super) async fn stat(session: &Session, argument: &[u8]) -> Step {
 async fn stat_lines(session: &Session, argument: &[u8]) -> Result<(u16, VirtualPath, Vec<Vec<u8>>), Reply> {
     let (path, entry) = entry(session, Verb::STAT, argument).await?;
     let now = SystemTime::now();
-    let line = |entry: &Entry| {
+    let line = |entry: &Entry, name: &[u8]| {
         let mut line = Vec::new();
-        list_line(&mut line, entry, &entry.name, now);
+        list_line(&mut line, entry, name, now);
         line
     };
     if entry.kind != Kind::Directory {
-        return Ok((213, path, vec![line(&entry)]));
+        return Ok((213, path, vec![line(&entry, &entry.name)]));
     }
     let login = login(session);
     let listing = session.service.shared.tree.list(&login, &path);
     let mut listing = asked(session, Verb::STAT, &path, Action::List, listing).await?;
     let mut lines = Vec::new();
     while let Some(batch) = asked(session, Verb::STAT, &path, Action::List, listing.next_batch()).await? {
-        lines.extend(batch.iter().map(line));
+        for entry in batch {
+            let name = shown(&session.service.shared.tree, &login, &path, &entry.name);
+            let name = asked(session, Verb::STAT, &path, Action::List, name).await?;
+            lines.push(line(&entry, &name));
+        }
         if lines.len() > STAT_ENTRIES_MAX {
             let text = format!("{path} has more than {STAT_ENTRIES_MAX} entries; use MLSD or LIST.");
             return Err(Reply::with(504, text));
