@@ -48,6 +48,20 @@ pub fn lftp_over(protection: Protection, cluster: &Cluster, script: &str) -> Out
     run(&mut lftp_command(protection, cluster, script))
 }
 
+/// The same with lftp's own settings: only where the front end is, whether TLS is allowed, and whom to trust.
+pub fn lftp_as_it_comes(protection: Protection, cluster: &Cluster, script: &str) -> Command {
+    let settings = format!(
+        "set ssl:ca-file {}; set ftp:ssl-allow {}; open -u admin,{PASSWORD} {}://{}; {script}",
+        cluster.authority().display(),
+        protection != Protection::Plain,
+        protection.scheme(),
+        protection.address(cluster)
+    );
+    let mut command = Command::new("timeout");
+    command.args(["60", "lftp", "-c", &settings]).env("HOME", cluster.path());
+    command
+}
+
 /// The same, to be run later.
 pub fn lftp_command(protection: Protection, cluster: &Cluster, script: &str) -> Command {
     let tls = protection != Protection::Plain;

@@ -5,10 +5,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use portolan_tests::client::{Protection, converse, curl_over, lftp_over, script, succeed, succeeded};
+use portolan_tests::client::{
+    Protection, converse, curl_over, lftp_as_it_comes, lftp_over, script, succeed, succeeded,
+};
 use portolan_tests::tree::{self, Contents, assert_same, fill_awkward, noise, put, times};
 use portolan_tests::{Cluster, PASSWORD};
 
@@ -348,6 +351,38 @@ fn perl_net_ftp_copies_both_ways() {
 #[test]
 fn node_basic_ftp_copies_both_ways() {
     in_all_ways("node", "basic_ftp_all.js", |_| {});
+}
+
+/// In the locale C, as cron has it, lftp would translate names, if it were told that they are UTF-8.
+#[test]
+fn lftp_as_it_comes_keeps_names_that_are_no_text_of_its_locale() {
+    const NAMES: [&[u8]; 8] = [
+        b"\xff.eml",
+        b"\xff\xff.eml",
+        b"\xff\xff\xff.eml",
+        b"\xe9.eml",
+        b"\xe8.eml",
+        b"?.eml",
+        "\u{e9}.eml".as_bytes(),
+        "Привет".as_bytes(),
+    ];
+    let cluster = Cluster::start(|folder| {
+        for name in NAMES {
+            put(&on_node(folder, SAMPLE).join(OsStr::from_bytes(name)), &[b"content of ", name].concat());
+        }
+        fs::create_dir_all(on_node(folder, "/domains/one.example/users/bob")).unwrap();
+    });
+    let (down, sample) = (cluster.path().join("down"), tree::read(&on_node(cluster.path(), SAMPLE)));
+    for locale in ["C", "C.UTF-8"] {
+        for protection in [Protection::Plain, Protection::Explicit] {
+            let script = format!("mirror {SAMPLE} {}; mirror --reverse {0} {COPY}", down.display(),);
+            succeed(lftp_as_it_comes(protection, &cluster, &script).env("LC_ALL", locale));
+            assert_same(&sample, &tree::read(&down));
+            assert_same(&sample, &tree::read(&on_node(cluster.path(), COPY)));
+            fs::remove_dir_all(&down).unwrap();
+            fs::remove_dir_all(on_node(cluster.path(), COPY)).unwrap();
+        }
+    }
 }
 
 /// These convert line ends themselves, and say TYPE A or nothing at all.

@@ -346,6 +346,153 @@ fn names_are_bytes() {
     assert_eq!(control.ask("PWD").1, format!("257 \"{INBOX}\" is where you are."));
 }
 
+/// Sends a command whose name is bytes.
+fn command(control: &mut Control, verb: &str, name: &[u8]) -> (u16, String) {
+    control.send(&[verb.as_bytes(), b" ", name, b"\r\n"].concat()).expect("the connection stands");
+    control.reply()
+}
+
+/// Fetches a file; its content if it comes.
+fn content_of(control: &mut Control, name: &[u8]) -> Result<Vec<u8>, u16> {
+    let mut data = control.passive();
+    let (code, _) = command(control, "RETR", name);
+    if code != 150 {
+        return Err(code);
+    }
+    let mut content = Vec::new();
+    data.read_to_end(&mut content).expect("the transfer ends in order");
+    assert_eq!(control.reply().0, 226);
+    Ok(content)
+}
+
+fn store_as(control: &mut Control, name: &[u8], content: &[u8]) -> u16 {
+    let mut data = control.passive();
+    let (code, _) = command(control, "STOR", name);
+    if code != 150 {
+        return code;
+    }
+    data.write_all(content).expect("our own sockets and files");
+    drop(data);
+    control.reply().0
+}
+
+#[test]
+fn a_name_with_two_bytes_255_in_a_row_is_never_taken_for_another() {
+    let (cluster, mut control, folder) = cluster();
+    let names: [&[u8]; 5] = [b"\xff", b"\xff\xff", b"\xff\xff\xff", b"one\xff", b"two\xff\xff"];
+    let at = |name: &[u8]| folder.join(std::ffi::OsStr::from_bytes(name));
+    for name in names {
+        put(&at(name), name);
+    }
+    fs::create_dir(at(b"dir\xff")).unwrap();
+    put(&at(b"dir\xff/in\xff\xff"), b"below");
+    let before = tree::read(&folder);
+    // Nothing tells how this client writes such bytes: what can only be one file is read, and all else refused.
+    for (name, expected) in [
+        (&b"\xff\xff"[..], Err(550)),
+        (b"one\xff\xff", Ok(&b"one\xff"[..])),
+        (b"two\xff\xff", Ok(b"two\xff\xff")),
+        (b"two\xff\xff\xff\xff", Ok(b"two\xff\xff")),
+        (b"none\xff\xff", Err(550)),
+        // Neither is there: a client writes all such bytes in one way.
+        (b"dir\xff\xff/in\xff\xff", Err(550)),
+        (b"dir\xff\xff/in\xff\xff\xff\xff", Ok(b"below")),
+    ] {
+        assert_eq!(content_of(&mut control, name), expected.map(<[u8]>::to_vec), "{}", name.escape_ascii());
+    }
+    for verb in ["SIZE", "MDTM", "MLST", "STAT", "HASH", "XCRC"] {
+        assert_eq!(command(&mut control, verb, b"one\xff\xff").0 / 100, 2, "{verb}");
+        assert_eq!(command(&mut control, verb, b"\xff\xff").0, 550, "{verb}");
+    }
+    for (verb, name, code) in [
+        ("DELE", &b"one\xff\xff"[..], 550),
+        ("RMD", b"dir\xff\xff", 550),
+        ("CWD", b"dir\xff\xff", 550),
+        ("MKD", b"new\xff\xff", 553),
+        ("RNFR", b"one\xff\xff", 550),
+        ("MFMT 20200101000000", b"one\xff\xff", 550),
+        ("SITE CHMOD 600", b"one\xff\xff", 550),
+        ("APPE", b"one\xff\xff", 553),
+    ] {
+        assert_eq!(command(&mut control, verb, name).0, code, "{verb}");
+    }
+    assert_eq!(command(&mut control, "RNFR", b"kept.eml").0, 350);
+    assert_eq!(command(&mut control, "RNTO", b"new\xff\xff").0, 553);
+    for name in [&b"one\xff\xff"[..], b"two\xff\xff", b"new\xff\xff"] {
+        assert_eq!(store_as(&mut control, name, b"x"), 553, "{}", name.escape_ascii());
+    }
+    assert_eq!(before, tree::read(&folder));
+    // From a single one on it is known that the client doubles none.
+    assert_eq!(content_of(&mut control, b"\xff").unwrap(), b"\xff");
+    for name in names {
+        assert_eq!(content_of(&mut control, name).unwrap(), name);
+        assert_eq!(store_as(&mut control, name, &[b"new ", name].concat()), 226);
+        assert_eq!(fs::read(at(name)).unwrap(), [b"new ", name].concat());
+    }
+    assert_eq!(content_of(&mut control, b"one\xff\xff"), Err(550));
+    // lftp, in plaintext, doubles them all.
+    let mut lftp = standing(cluster.frontend.address);
+    assert_eq!(lftp.ask("CLNT lftp/4.9.2").0, 200);
+    assert_eq!(store_as(&mut lftp, b"\xff\xff", b"by lftp"), 226);
+    assert_eq!(fs::read(at(b"\xff")).unwrap(), b"by lftp");
+    assert_eq!(content_of(&mut lftp, b"\xff\xff\xff\xff").unwrap(), b"new \xff\xff");
+    // A name of NLST does as an argument of this client.
+    let mut data = lftp.passive();
+    assert_eq!(command(&mut lftp, "NLST", b"dir\xff\xff").0, 150);
+    let mut listed = Vec::new();
+    data.read_to_end(&mut listed).unwrap();
+    assert_eq!(listed, b"dir\xff/in\xff\xff\r\n");
+}
+
+#[test]
+fn a_name_with_a_line_break_is_listed_under_no_other_files_name_and_refused_in_commands() {
+    let (_cluster, mut control, folder) = cluster();
+    fs::create_dir(folder.join("breaks")).unwrap();
+    for name in ["a\nb", "a\rb", "a?b", "a?b?", "c\nd"] {
+        put(&folder.join("breaks").join(name), name.as_bytes());
+    }
+    fs::create_dir(folder.join("breaks/e\nf")).unwrap();
+    put(&folder.join("breaks/e\nf/in"), b"in");
+    put(&folder.join("breaks/e?f/in"), b"other");
+    assert_eq!(control.ask("CWD breaks").0, 250);
+    let mut shown = ["a?b", "a?b?", "a?b??", "a?b??", "c?d", "e?f", "e?f?"];
+    shown.sort_unstable();
+    let lines = |listing: Vec<u8>| {
+        let listing = String::from_utf8(listing).unwrap();
+        let mut names: Vec<String> =
+            listing.lines().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    for command in ["MLSD", "NLST", "LIST", "NLST *"] {
+        let (code, listing) = control.fetch(command);
+        assert_eq!((code, lines(listing)), (226, shown.map(str::to_owned).to_vec()), "{command}");
+    }
+    let (_, status) = control.ask("STAT .");
+    assert!(status.contains(" e?f?\n") && status.contains(" a?b??\n"), "{status}");
+    // What stands for a file is fetched as that file, or fails.
+    for (name, content) in [("a?b", Ok("a?b")), ("a?b?", Ok("a?b?")), ("a?b??", Err(550)), ("c?d", Err(550))]
+    {
+        let content = content.map(|content| content.as_bytes().to_vec());
+        assert_eq!(content_of(&mut control, name.as_bytes()), content, "{name}");
+    }
+    let (code, all) = control.fetch("NLST -R");
+    let all = lines(all);
+    assert!(
+        code == 226 && all.contains(&"e?f?/in".to_owned()) && all.contains(&"e?f/in".to_owned()),
+        "{all:?}"
+    );
+    assert_eq!(content_of(&mut control, b"e?f/in").unwrap(), b"other");
+    assert_eq!(content_of(&mut control, b"e?f?/in"), Err(550));
+    // Such a name cannot be made.
+    for verb in ["RETR", "DELE", "MKD", "CWD", "SIZE", "RNFR", "MLSD"] {
+        let _data = control.passive();
+        assert_eq!(command(&mut control, verb, b"a\rb").0, 553, "{verb}");
+    }
+    assert_eq!(store_as(&mut control, b"x\ry", b"x"), 553);
+    assert_eq!(fs::read_dir(folder.join("breaks")).unwrap().count(), 7);
+}
+
 #[test]
 fn digests_are_those_of_the_disk() {
     let (_cluster, mut control, folder) = cluster();

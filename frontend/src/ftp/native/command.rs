@@ -66,6 +66,35 @@ impl Verb {
         )
     }
 
+    /// Only looks at what its name stands for: nothing is changed there, and nothing that follows depends on it.
+    pub(super) fn only_looks(self) -> bool {
+        use Verb::{
+            AVBL, HASH, LIST, MDTM, MLSD, MLST, NLST, RETR, SIZE, STAT, XCRC, XMD5, XSHA1, XSHA256, XSHA512,
+        };
+        matches!(
+            self,
+            AVBL | HASH
+                | LIST
+                | MDTM
+                | MLSD
+                | MLST
+                | NLST
+                | RETR
+                | SIZE
+                | STAT
+                | XCRC
+                | XMD5
+                | XSHA1
+                | XSHA256
+                | XSHA512
+        )
+    }
+
+    /// Makes a name.
+    pub(super) fn makes_name(self) -> bool {
+        matches!(self, Verb::APPE | Verb::MKD | Verb::RNTO | Verb::STOR | Verb::XMKD)
+    }
+
     /// Makes no sense without an argument.
     pub(super) fn wants_argument(self) -> bool {
         use Verb::{ABOR, ACCT, ALLO, AVBL, CCC, CDUP, CLNT, CSID, EPSV, FEAT, HELP, LANG, LIST, MLSD, MLST};

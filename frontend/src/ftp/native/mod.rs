@@ -8,6 +8,7 @@
 //! What it calls: `tree`, `auth`.
 //! What it never does: commit an upload of which it is not certain that it is whole.
 
+mod client;
 mod codec;
 mod command;
 mod commands;

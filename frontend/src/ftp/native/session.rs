@@ -17,6 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{Instrument as _, Span};
 
 use super::Stream;
+use super::client::Client;
 use super::codec::{ControlIo, Line};
 use super::command::{Command, Fault, Verb};
 use super::commands;
@@ -54,6 +55,7 @@ pub(super) struct Session {
     pub(super) tls: Option<Arc<SessionTls>>,
     /// The control connection speaks TLS.
     pub(super) protected: bool,
+    pub(super) client: Client,
     /// The name of USER, until PASS.
     pub(super) user: Option<Vec<u8>>,
     pub(super) login: Option<Login>,
@@ -206,6 +208,7 @@ async fn run(
         origin,
         tls,
         protected: implicit,
+        client: Client::default(),
         user: None,
         login: None,
         login_by: Instant::now() + service.listener.login_timeout,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use portolan_proto::v1::{DigestAlgorithm, DigestResponse};
 
-use super::{login, path};
+use super::{login, named, path};
 use crate::ftp::native::command::{Verb, number, words};
 use crate::ftp::native::facts::on_one_line;
 use crate::ftp::native::session::{Session, Step};
@@ -50,14 +50,14 @@ pub(super) fn span(range: Option<(u64, u64)>) -> (u64, Option<u64>) {
     range.map_or((0, None), |(first, last)| (first, Some((last - first).saturating_add(1))))
 }
 
-pub(super) fn hash(session: &mut Session, argument: &[u8]) -> Step {
-    let path = match path(session, argument) {
-        Ok(path) => path,
+pub(super) async fn hash(session: &mut Session, argument: &[u8]) -> Step {
+    let (name, path) = match named(session, Verb::HASH, argument).await {
+        Ok(named) => named,
         Err(reply) => return reply.into(),
     };
     let algorithm = session.digest;
     let (offset, length) = span(session.next.range.take());
-    let shown = on_one_line(argument);
+    let shown = on_one_line(&name);
     work(session, Verb::HASH, path, algorithm, offset, length, move |digest| {
         let last = (offset + digest.length).saturating_sub(1).max(offset);
         let text = format!("{} {offset}-{last} {} ", algorithm_name(algorithm), hex(&digest.digest));
@@ -67,11 +67,11 @@ pub(super) fn hash(session: &mut Session, argument: &[u8]) -> Step {
 
 /// XCRC and its kin: a name, perhaps in quotation marks and then perhaps with the first byte and the one
 /// after the last.
-pub(super) fn x(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
+pub(super) async fn x(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
     let Some((name, range)) = parse_x(argument) else {
         return Reply::with(501, format!("Allowed: {} name, {0} \"name\" first end.", verb.name())).into();
     };
-    let path = match path(session, name) {
+    let path = match path(session, verb, name).await {
         Ok(path) => path,
         Err(reply) => return reply.into(),
     };

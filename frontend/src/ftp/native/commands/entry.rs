@@ -18,7 +18,7 @@ const STAT_ENTRIES_MAX: usize = 1_000;
 
 /// The path of an argument and what stands there.
 async fn entry(session: &Session, verb: Verb, argument: &[u8]) -> Result<(VirtualPath, Entry), Reply> {
-    let path = path(session, argument)?;
+    let path = path(session, verb, argument).await?;
     let login = login(session);
     let stat = session.service.shared.tree.stat(&login, &path);
     let entry = asked(session, verb, &path, Action::Look, stat).await?;
@@ -95,7 +95,7 @@ async fn stat_lines(session: &Session, argument: &[u8]) -> Result<(u16, VirtualP
 }
 
 pub(super) async fn avbl(session: &Session, argument: &[u8]) -> Step {
-    let path = match path(session, argument) {
+    let path = match path(session, Verb::AVBL, argument).await {
         Ok(path) => path,
         Err(reply) => return reply.into(),
     };
@@ -116,7 +116,7 @@ struct Changes {
 }
 
 async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -> Result<VirtualPath, Reply> {
-    let path = path(session, name)?;
+    let path = path(session, verb, name).await?;
     let login = login(session);
     let tree = &session.service.shared.tree;
     // A drain waits for its reply.

@@ -211,8 +211,9 @@ pub(super) fn host(session: &Session, name: &[u8]) -> Step {
     session.greeting().into()
 }
 
-/// CLNT, CSID: the client's name for itself, for those who read the log.
-pub(super) fn client(session: &Session, name: &[u8]) -> Step {
+/// CLNT, CSID: the client's name for itself, for those who read the log, and for what is known of it.
+pub(super) fn client(session: &mut Session, name: &[u8]) -> Step {
+    session.client.is_named(name);
     let client = portolan_proto::path::display(name);
     tracing::debug!(session = %session.id, client, "client names itself");
     Reply::new(200, concat!("Name=Portolan; Version=", env!("CARGO_PKG_VERSION"), ";")).into()

@@ -8,10 +8,12 @@ mod option;
 mod port;
 mod transfer;
 
+use std::borrow::Cow;
 use std::future::Future;
 
-use portolan_proto::path::PathFault;
+use portolan_proto::path::{PathFault, display};
 
+use super::client::{Writing, undoubled};
 use super::command::{Command, Verb};
 use super::session::{Session, Step};
 use crate::auth::Login;
@@ -23,6 +25,7 @@ use crate::tree::{self, VirtualPath};
 pub(super) async fn run(session: &mut Session, command: Command) -> Step {
     let Command { verb, argument } = command;
     let argument = &argument[..];
+    session.client.sends(argument);
     // RFC 959 section 5.4: RNTO follows RNFR at once.
     if verb != Verb::RNTO && verb != Verb::NOOP {
         session.rename_from = None;
@@ -49,7 +52,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::HELP => option::help(argument),
         Verb::FEAT => option::feat(session),
         Verb::OPTS => option::opts(session, argument),
-        Verb::LANG => option::lang(argument),
+        Verb::LANG => option::lang(session, argument),
         Verb::TYPE => option::data_type(session, argument),
         Verb::MODE => option::mode(session, argument),
         Verb::STRU => option::structure(argument),
@@ -79,18 +82,18 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::SITE => entry::site(session, argument).await,
 
         Verb::RANG => digest::rang(session, argument),
-        Verb::HASH => digest::hash(session, argument),
+        Verb::HASH => digest::hash(session, argument).await,
         Verb::XCRC | Verb::XMD5 | Verb::XSHA1 | Verb::XSHA256 | Verb::XSHA512 => {
-            digest::x(session, verb, argument)
+            digest::x(session, verb, argument).await
         }
 
         Verb::ALLO => transfer::allo(session, argument),
         Verb::REST => transfer::rest(session, argument),
-        Verb::RETR => transfer::retr(session, argument),
-        Verb::STOR => transfer::stor(session, argument),
+        Verb::RETR => transfer::retr(session, argument).await,
+        Verb::STOR => transfer::stor(session, argument).await,
         Verb::STOU => transfer::stou(session),
-        Verb::APPE => transfer::appe(session, argument),
-        Verb::LIST | Verb::NLST | Verb::MLSD => transfer::list(session, verb, argument),
+        Verb::APPE => transfer::appe(session, argument).await,
+        Verb::LIST | Verb::NLST | Verb::MLSD => transfer::list(session, verb, argument).await,
     }
 }
 
@@ -129,8 +132,73 @@ fn login(session: &Session) -> Login {
 }
 
 /// The path of an argument; the reply if it is none.
-fn path(session: &Session, argument: &[u8]) -> Result<VirtualPath, Reply> {
-    VirtualPath::resolve(&session.cwd, argument).map_err(bad_name)
+async fn path(session: &Session, verb: Verb, argument: &[u8]) -> Result<VirtualPath, Reply> {
+    named(session, verb, argument).await.map(|(_, path)| path)
+}
+
+/// The name that an argument means, and its path; the reply if it is none.
+async fn named<'a>(
+    session: &Session,
+    verb: Verb,
+    argument: &'a [u8],
+) -> Result<(Cow<'a, [u8]>, VirtualPath), Reply> {
+    if argument.contains(&b'\r') {
+        return Err(Reply::new(553, "A name with a line break cannot be used in a command."));
+    }
+    let name = match undoubled(argument) {
+        Some(undoubled) => meant(session, verb, argument, undoubled).await?,
+        None => Cow::Borrowed(argument),
+    };
+    let path = VirtualPath::resolve(&session.cwd, &name).map_err(bad_name)?;
+    Ok((name, path))
+}
+
+/// Which name a client means that writes one with two bytes 255 in a row: that one, or, if it doubles such bytes
+/// (RFC 854), the other. As long as that is not known, commands that only look find what exists if it is one of the
+/// two; all others are refused, so that none ever changes, makes, or goes to, another name than the client's.
+async fn meant<'a>(
+    session: &Session,
+    verb: Verb,
+    argument: &'a [u8],
+    undoubled: Vec<u8>,
+) -> Result<Cow<'a, [u8]>, Reply> {
+    match session.client.writing(session.protected) {
+        Some(Writing::Plain) => return Ok(argument.into()),
+        Some(Writing::Doubled) => return Ok(undoubled.into()),
+        None if verb.only_looks() => {}
+        None => {
+            let code = if verb.makes_name() { 553 } else { 550 };
+            let text =
+                "The name has two bytes 255 in a row, and it is not known whether the client doubles them.";
+            return Err(Reply::new(code, text));
+        }
+    }
+    let found = (exists(session, verb, argument).await?, exists(session, verb, &undoubled).await?);
+    let (one, other) = (display(argument), display(&undoubled));
+    match found {
+        (true, false) => Ok(argument.into()),
+        (false, true) => Ok(undoubled.into()),
+        (false, false) => Err(Reply::with(550, format!("Neither {one} nor {other} exists."))),
+        (true, true) => {
+            let text = format!(
+                "Both {one} and {other} exist, and it is not known whether the client doubles byte 255."
+            );
+            Err(Reply::with(550, text))
+        }
+    }
+}
+
+async fn exists(session: &Session, verb: Verb, name: &[u8]) -> Result<bool, Reply> {
+    let Ok(path) = VirtualPath::resolve(&session.cwd, name) else { return Ok(false) };
+    let login = login(session);
+    let looking = async {
+        match session.service.shared.tree.stat(&login, &path).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() || error.is_not_a_directory() => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    asked(session, verb, &path, Action::Look, looking).await
 }
 
 fn bad_name(fault: PathFault) -> Reply {

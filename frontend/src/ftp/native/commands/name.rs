@@ -8,7 +8,7 @@ use crate::ftp::transfer::changed;
 use crate::tree::{Changed, Kind, Tree, VirtualPath};
 
 pub(super) async fn cwd(session: &mut Session, argument: &[u8]) -> Step {
-    let path = match path(session, argument) {
+    let path = match path(session, Verb::CWD, argument).await {
         Ok(path) => path,
         Err(reply) => return reply.into(),
     };
@@ -80,7 +80,7 @@ async fn change(
     from: Option<&VirtualPath>,
     work: impl AsyncFnOnce(&Tree, &crate::auth::Login, &VirtualPath) -> crate::tree::Result<Changed>,
 ) -> Result<VirtualPath, Reply> {
-    let path = path(session, argument)?;
+    let path = path(session, verb, argument).await?;
     let login = login(session);
     // A drain waits for its reply.
     let _under_way = session.control.begin_transfer(None);
@@ -92,7 +92,7 @@ async fn change(
 }
 
 pub(super) async fn rnfr(session: &mut Session, argument: &[u8]) -> Step {
-    let path = match path(session, argument) {
+    let path = match path(session, Verb::RNFR, argument).await {
         Ok(path) => path,
         Err(reply) => return reply.into(),
     };

@@ -63,6 +63,9 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
     let upper: Vec<Vec<u8>> = words.iter().map(|word| word.to_ascii_uppercase()).collect();
     let upper: Vec<&[u8]> = upper.iter().map(Vec::as_slice).collect();
     match &upper[..] {
+        [b"UTF8" | b"UTF-8"] | [b"UTF8" | b"UTF-8", b"ON"] if session.client.translates_names() => {
+            Reply::new(502, NOT_TRANSLATED).into()
+        }
         // Names are bytes; what they mean is between those who write and read them.
         [b"UTF8" | b"UTF-8"] | [b"UTF8" | b"UTF-8", b"ON" | b"OFF" | b"NLST"] => {
             Reply::new(200, "Names are bytes, as they are.").into()
@@ -94,8 +97,14 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
     }
 }
 
+/// The reply where a client would take a yes for leave to translate names.
+const NOT_TRANSLATED: &str = "Names are bytes, as they are.";
+
 /// LANG (RFC 2640): there is English.
-pub(super) fn lang(argument: &[u8]) -> Step {
+pub(super) fn lang(session: &Session, argument: &[u8]) -> Step {
+    if session.client.translates_names() {
+        return Reply::new(502, NOT_TRANSLATED).into();
+    }
     let primary = argument.split(|byte| *byte == b'-').next().unwrap_or_default();
     if primary.is_empty() || primary.eq_ignore_ascii_case(b"EN") {
         return Reply::new(200, "English it is.").into();

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use portolan_config::checked::listener::Ascii;
 
 use super::digest::span;
-use super::{bad_name, data_requires_tls, login, path};
+use super::{bad_name, data_requires_tls, login, named, path};
 use crate::ftp::native::command::{Verb, number, words};
 use crate::ftp::native::data::{Plan, Setup};
 use crate::ftp::native::listing::{self, Asked, Form};
@@ -95,9 +95,10 @@ fn step(prepared: Result<(Work, Arc<Transfer>), Reply>) -> Step {
     }
 }
 
-pub(super) fn retr(session: &mut Session, argument: &[u8]) -> Step {
+pub(super) async fn retr(session: &mut Session, argument: &[u8]) -> Step {
     let (restart, range) = (session.next.restart.take(), session.next.range.take());
-    let prepared = path(session, argument).and_then(|path| job(session, Verb::RETR, &path)).map(|job| {
+    let path = path(session, Verb::RETR, argument).await;
+    let prepared = path.and_then(|path| job(session, Verb::RETR, &path)).map(|job| {
         let (offset, length) = match restart {
             Some(offset) => (offset, None),
             None => span(range),
@@ -108,7 +109,7 @@ pub(super) fn retr(session: &mut Session, argument: &[u8]) -> Step {
     step(prepared)
 }
 
-pub(super) fn stor(session: &mut Session, argument: &[u8]) -> Step {
+pub(super) async fn stor(session: &mut Session, argument: &[u8]) -> Step {
     let next = std::mem::take(&mut session.next);
     if next.range.is_some() {
         return Reply::new(503, "RANG is for HASH and RETR; an upload goes on from a place with REST.")
@@ -118,7 +119,8 @@ pub(super) fn stor(session: &mut Session, argument: &[u8]) -> Step {
         None | Some(0) => Begins::Replacing,
         Some(offset) => Begins::At(offset),
     };
-    let prepared = path(session, argument).and_then(|path| job(session, Verb::STOR, &path)).map(|job| {
+    let path = path(session, Verb::STOR, argument).await;
+    let prepared = path.and_then(|path| job(session, Verb::STOR, &path)).map(|job| {
         let transfer = Arc::clone(&job.transfer);
         (job.store(begins, next.declared), transfer)
     });
@@ -143,19 +145,20 @@ pub(super) fn stou(session: &mut Session) -> Step {
     step(prepared)
 }
 
-pub(super) fn appe(session: &mut Session, argument: &[u8]) -> Step {
+pub(super) async fn appe(session: &mut Session, argument: &[u8]) -> Step {
     let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
     if range.is_some() || restart.is_some_and(|offset| offset > 0) {
         return Reply::new(503, "APPE begins at the end of the file; no REST, no RANG.").into();
     }
-    let prepared = path(session, argument).and_then(|path| job(session, Verb::APPE, &path)).map(|job| {
+    let path = path(session, Verb::APPE, argument).await;
+    let prepared = path.and_then(|path| job(session, Verb::APPE, &path)).map(|job| {
         let transfer = Arc::clone(&job.transfer);
         (job.store(Begins::End, declared), transfer)
     });
     step(prepared)
 }
 
-pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
+pub(super) async fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
     // RFC 3659 section 5.3: REST holds for the command that follows.
     (session.next.restart, session.next.range) = (None, None);
     let (form, asked) = match verb {
@@ -167,14 +170,15 @@ pub(super) fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
         _ => (Form::List, Asked::parse(argument)),
     };
     let Asked { recursive, itself, path: said } = asked;
-    let prepared = path(session, &said).and_then(|path| {
+    let prepared = named(session, verb, &said).await.and_then(|(name, path)| {
         let plan = plan(session)?;
         let login = login(session);
         let transfer =
             Arc::new(Transfer::begin(&session.control, &login, verb.name(), &path, session.modes.ascii()));
         let tree = Arc::clone(&session.service.shared.tree);
         let running = Arc::clone(&transfer);
-        let job = listing::Job { tree, login, plan, transfer, form, recursive, itself, prefix: said };
+        let job =
+            listing::Job { tree, login, plan, transfer, form, recursive, itself, prefix: name.into_owned() };
         Ok((job.run(), running))
     });
     step(prepared)
