@@ -161,6 +161,7 @@ pub(crate) struct Listener {
     pub(crate) close_notify: Text,
     pub(crate) active: Option<Field<bool>>,
     pub(crate) ascii: Text,
+    pub(crate) mode_z: Option<Field<bool>>,
     pub(crate) passive_ports: Text,
     pub(crate) passive_ports_shared: Option<Field<bool>>,
     pub(crate) passive_address: Text,

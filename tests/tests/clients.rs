@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use portolan_tests::client::{
     Protection, converse, curl_over, lftp_as_it_comes, lftp_over, script, succeed, succeeded,
@@ -351,6 +352,56 @@ fn perl_net_ftp_copies_both_ways() {
 #[test]
 fn node_basic_ftp_copies_both_ways() {
     in_all_ways("node", "basic_ftp_all.js", |_| {});
+}
+
+/// lftp uses MODE Z whenever it is offered.
+#[test]
+fn lftp_as_it_comes_lists_and_mirrors_all_of_a_long_folder() {
+    let mut cluster = Cluster::start(|folder| {
+        for (name, files) in [("Long", 2_000_u64), ("Longest", 20_000)] {
+            let folder = on_node(folder, SAMPLE).join(name);
+            fs::create_dir_all(&folder).unwrap();
+            for number in 0..files {
+                let name = format!(
+                    "{}.M{}P7V000000000000001I{number:016x}_0.mail-1,S=9:2,S",
+                    1_600_000_000 + number,
+                    number * 7
+                );
+                fs::write(folder.join(name), number.to_string()).unwrap();
+            }
+        }
+    });
+    let empty = cluster.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for number in 0..200 {
+        fs::write(empty.join(format!("{number}.eml")), b"").unwrap();
+    }
+    for mode_z in [false, true] {
+        if mode_z {
+            cluster.restart_with("mode_z = true");
+        }
+        for protection in [Protection::Plain, Protection::Explicit] {
+            let lftp = |script: &str| succeed(&mut lftp_as_it_comes(protection, &cluster, script));
+            let down = cluster.path().join("down");
+            for command in ["ls", "nlist", "cls -1", "mirror --script=-"] {
+                let listed = lftp(&format!("{command} {SAMPLE}/Longest"));
+                let names = listed.lines().filter(|line| line.contains("_0.mail-1,S=9:2,S")).count();
+                assert_eq!(names, 20_000, "{command} {protection:?} mode_z = {mode_z}");
+            }
+            if mode_z && protection == Protection::Explicit {
+                lftp(&format!("mirror --parallel=4 {SAMPLE}/Long {}", down.display()));
+                assert_same(&tree::read(&on_node(cluster.path(), SAMPLE).join("Long")), &tree::read(&down));
+                fs::remove_dir_all(&down).unwrap();
+            }
+            if !mode_z {
+                let started = Instant::now();
+                lftp(&format!("mirror --reverse {} {COPY}", empty.display()));
+                assert_eq!(fs::read_dir(on_node(cluster.path(), COPY)).unwrap().count(), 200);
+                assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+                fs::remove_dir_all(on_node(cluster.path(), COPY)).unwrap();
+            }
+        }
+    }
 }
 
 /// In the locale C, as cron has it, lftp would translate names, if it were told that they are UTF-8.

@@ -569,9 +569,17 @@ fn times_and_modes_are_set_and_told() {
 }
 
 #[test]
-fn mode_z_packs_both_ways_and_a_cut_stream_changes_nothing() {
+fn mode_z_is_served_where_the_listener_says_so_and_a_cut_stream_changes_nothing() {
     use std::io::BufRead as _;
-    let (cluster, mut control, folder) = cluster();
+    let (mut cluster, mut control, folder) = cluster();
+    assert!(!control.ask("FEAT").1.contains("MODE Z"));
+    for refused in ["MODE Z", "OPTS MODE Z LEVEL 9", "OPTS MODE Z"] {
+        assert_eq!(control.ask(refused).0, 504, "{refused}");
+    }
+    assert_eq!(control.fetch("NLST kept.eml"), (226, b"kept.eml\r\n".to_vec()));
+    cluster.restart_with("mode_z = true");
+    let mut control = standing(cluster.frontend.address);
+    assert!(control.ask("FEAT").1.contains("MODE Z"));
     let content = b"From: a\r\n".repeat(300_000);
     put(&folder.join("large.eml"), &content);
     assert_eq!(control.ask("MODE Z").0, 200);
@@ -603,6 +611,48 @@ fn mode_z_packs_both_ways_and_a_cut_stream_changes_nothing() {
     assert_untouched(&cluster, &folder);
     let (code, packed) = control.fetch("NLST kept.eml");
     assert_eq!((code, unpack(&packed)), (226, b"kept.eml\r\n".to_vec()));
+}
+
+#[test]
+fn files_go_in_type_i_only_unless_the_listener_says_so() {
+    let (cluster, _, folder) = cluster();
+    // As a client begins that sends no TYPE, and as one that sends it.
+    for data_type in [None, Some("TYPE A"), Some("TYPE A N")] {
+        let mut control = without_type(cluster.frontend.address);
+        if let Some(data_type) = data_type {
+            assert_eq!(control.ask(data_type).0, 200);
+        }
+        assert_eq!(control.ask("SIZE kept.eml").1, "213 15");
+        for refused in ["RETR kept.eml", "STOR kept.eml", "APPE kept.eml", "STOU"] {
+            let _data = control.passive();
+            let reply = control.ask(refused);
+            assert_eq!(reply.0, 504, "{refused}");
+            assert!(reply.1.starts_with("504 Send TYPE I first"), "{reply:?}");
+        }
+        for listing in ["LIST", "NLST", "MLSD"] {
+            let (code, listed) = control.fetch(listing);
+            assert_eq!((code, listed.iter().filter(|byte| **byte == b'\n').count()), (226, 15), "{listing}");
+        }
+        assert_eq!(fs::read(folder.join("kept.eml")).unwrap(), b"the old content");
+        // A place to go on from is for the transfer that comes in the right type.
+        assert_eq!(control.ask("REST 4").0, 350);
+        assert_eq!(control.ask("TYPE I").0, 200);
+        assert_eq!(control.fetch("RETR kept.eml"), (226, b"old content".to_vec()));
+        assert_eq!(control.ask("TYPE A").0, 200);
+        assert_eq!(control.fetch("RETR kept.eml").0, 504);
+        assert_eq!(control.ask("TYPE L 8").0, 200);
+        assert_eq!(control.fetch("RETR kept.eml").0, 226);
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 15);
+}
+
+/// A session that stands in the INBOX and has sent no TYPE.
+fn without_type(address: SocketAddr) -> Control {
+    let mut control = Control::connect(address);
+    assert_eq!(control.ask("USER admin").0, 331);
+    assert_eq!(control.ask(&format!("PASS {}", portolan_tests::PASSWORD)).0, 230);
+    assert_eq!(control.ask(&format!("CWD {INBOX}")).0, 250);
+    control
 }
 
 #[test]

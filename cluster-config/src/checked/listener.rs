@@ -27,6 +27,8 @@ pub struct Listener {
     /// Whether PORT and EPRT are served.
     pub active: bool,
     pub ascii: Ascii,
+    /// Whether MODE Z is served.
+    pub mode_z: bool,
     pub passive_ports: PortRange,
     /// Many sessions wait at each of them at once.
     pub passive_ports_shared: bool,
@@ -306,6 +308,7 @@ fn listener(
     let notifies = [("required", CloseNotify::Required), ("optional", CloseNotify::Optional)];
     let close_notify =
         checker.choice(&raw.close_notify, &key("close_notify"), &notifies, CloseNotify::Required);
+    let mode_z = checker.optional(&raw.mode_z, &key("mode_z")).copied().unwrap_or(false);
     let active = checker.optional(&raw.active, &key("active")).copied().unwrap_or(false);
     let asciis = [("refuse", Ascii::Refuse), ("verbatim", Ascii::Verbatim), ("convert", Ascii::Convert)];
     let ascii = checker.choice(&raw.ascii, &key("ascii"), &asciis, Ascii::Refuse);
@@ -371,6 +374,7 @@ fn listener(
         close_notify,
         active,
         ascii,
+        mode_z,
         passive_ports,
         passive_ports_shared,
         passive_address,
@@ -477,7 +481,11 @@ fn only_native(
             checker.fault(span(text), &key(name), message);
         }
     }
-    for (flag, name) in [(&raw.active, "active"), (&raw.passive_ports_shared, "passive_ports_shared")] {
+    for (flag, name) in [
+        (&raw.active, "active"),
+        (&raw.mode_z, "mode_z"),
+        (&raw.passive_ports_shared, "passive_ports_shared"),
+    ] {
         if flag.is_some() {
             checker.fault(span(flag), &key(name), message);
         }

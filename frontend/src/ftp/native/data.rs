@@ -238,7 +238,18 @@ impl Connection {
         self.pace.piece_bytes_max(self.direction)
     }
 
-    /// Sends content, or lines of a listing.
+    /// Sends lines of a listing, to be read before more comes.
+    pub(super) async fn send_lines(&mut self, lines: Bytes) -> io::Result<()> {
+        match &mut self.compression {
+            None => self.write(&lines).await,
+            Some(deflate) => {
+                let packed = deflate.pack_whole(lines).await;
+                self.write(&packed).await
+            }
+        }
+    }
+
+    /// Sends content.
     pub(super) async fn send(&mut self, content: Bytes) -> io::Result<()> {
         match &mut self.compression {
             None => self.write(&content).await,

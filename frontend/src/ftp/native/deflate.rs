@@ -1,6 +1,7 @@
 //! MODE Z: content as a zlib stream (draft-preston-ftpext-deflate). Its end is marked, so a cut is always seen.
 //!
-//! Packing takes time, so it is done where it may block.
+//! Packing takes time, so it is done where it may block. What a client is to have whole, lines of a listing and the
+//! end of the stream, is flushed: lftp 4.9.2 drops content that it can unpack only together with that end.
 
 use std::io;
 
@@ -21,17 +22,26 @@ impl Deflate {
     }
 
     pub(super) async fn pack(&mut self, content: Bytes) -> Vec<u8> {
-        self.run(content, FlushCompress::None).await
+        self.run(content, &[FlushCompress::None]).await
+    }
+
+    /// Packs content that the client can then unpack to its last byte.
+    pub(super) async fn pack_whole(&mut self, content: Bytes) -> Vec<u8> {
+        self.run(content, &[FlushCompress::Sync]).await
     }
 
     pub(super) async fn finish(&mut self) -> Vec<u8> {
-        self.run(Bytes::new(), FlushCompress::Finish).await
+        self.run(Bytes::new(), &[FlushCompress::Sync, FlushCompress::Finish]).await
     }
 
-    async fn run(&mut self, content: Bytes, flush: FlushCompress) -> Vec<u8> {
+    /// Packs with the first kind of flush; the others follow, without content.
+    async fn run(&mut self, mut content: Bytes, flushes: &'static [FlushCompress]) -> Vec<u8> {
         let mut compress = self.compress.take().expect("a piece is packed after the one before");
         let packing = tokio::task::spawn_blocking(move || {
-            let packed = pack(&mut compress, &content, flush);
+            let mut packed = Vec::new();
+            for flush in flushes {
+                packed.extend(pack(&mut compress, &std::mem::take(&mut content), *flush));
+            }
             (compress, packed)
         });
         let (compress, packed) = packing.await.expect("packing does not panic");
@@ -51,7 +61,7 @@ fn pack(compress: &mut Compress, mut content: &[u8], flush: FlushCompress) -> Ve
         content = &content[eaten..];
         let ended = matches!(status, Status::StreamEnd);
         let eaten_up = content.is_empty() && packed.len() < packed.capacity();
-        if ended || (eaten_up && matches!(flush, FlushCompress::None)) {
+        if ended || (eaten_up && !matches!(flush, FlushCompress::Finish)) {
             return packed;
         }
         packed.reserve(packed.capacity().max(1024));
@@ -169,6 +179,29 @@ mod tests {
                 assert!(unpacked(&packed, piece).await.unwrap() == content, "{piece}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn lines_and_all_before_the_end_can_be_unpacked_at_once() {
+        let mut deflate = Deflate::new(6);
+        let mut inflate = Inflate::default();
+        let mut taken = async |packed: Vec<u8>| {
+            inflate.feed(packed.into());
+            let mut content = Vec::new();
+            while let Some(next) = inflate.next().await.unwrap() {
+                content.extend(next);
+            }
+            content
+        };
+        for lines in [&b"a\r\n"[..], &vec![b'b'; 100_000], b""] {
+            assert!(taken(deflate.pack_whole(Bytes::copy_from_slice(lines)).await).await == lines);
+        }
+        let content = Bytes::from_static(b"the last of it");
+        let last = [deflate.pack(content.clone()).await, deflate.finish().await].concat();
+        // The flush ends with an empty stored block; behind it stand the last block and the checksum.
+        let marker = last.windows(4).rposition(|bytes| bytes == [0, 0, 0xff, 0xff]).unwrap();
+        assert!(taken(last[..marker + 4].to_vec()).await == content);
+        assert!(taken(last[marker + 4..].to_vec()).await.is_empty() && inflate.finish().is_ok());
     }
 
     #[tokio::test]

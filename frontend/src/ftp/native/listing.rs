@@ -594,7 +594,7 @@ impl Sending {
 
     async fn send(&mut self, lines: Vec<u8>) -> Result<(), Error> {
         let count = lines.len();
-        self.connection.send(Bytes::from(lines)).await.map_err(Error::Data)?;
+        self.connection.send_lines(Bytes::from(lines)).await.map_err(Error::Data)?;
         self.transfer.moved(count);
         Ok(())
     }

@@ -31,7 +31,11 @@ pub(super) fn feat(session: &Session) -> Step {
         "MFF Modify;UNIX.mode;".to_owned(),
         "MFMT".to_owned(),
         format!("MLST {}", session.facts.feature()),
-        "MODE Z".to_owned(),
+    ]);
+    if session.service.listener.mode_z {
+        lines.push("MODE Z".to_owned());
+    }
+    lines.extend([
         "RANG STREAM".to_owned(),
         "REST STREAM".to_owned(),
         "SITE CHMOD;HELP;UTIME".to_owned(),
@@ -86,6 +90,9 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
             }
             None => Reply::new(501, "Allowed: OPTS HASH with SHA-256, SHA-512, SHA-1, MD5 or CRC32.").into(),
         },
+        [b"MODE", b"Z", ..] if !session.service.listener.mode_z => {
+            Reply::new(504, "MODE Z is not served here.").into()
+        }
         [b"MODE", b"Z", b"LEVEL", level] => match number(level).and_then(|level| u32::try_from(level).ok()) {
             Some(level @ 1..=9) => {
                 session.modes.level = level;
@@ -93,7 +100,10 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
             }
             _ => Reply::new(501, "Allowed: OPTS MODE Z LEVEL 1 to 9.").into(),
         },
-        _ => Reply::new(501, "Allowed: OPTS with UTF8, MLST, HASH or MODE Z LEVEL.").into(),
+        _ if session.service.listener.mode_z => {
+            Reply::new(501, "Allowed: OPTS with UTF8, MLST, HASH or MODE Z LEVEL.").into()
+        }
+        _ => Reply::new(501, "Allowed: OPTS with UTF8, MLST or HASH.").into(),
     }
 }
 
@@ -132,8 +142,9 @@ pub(super) fn data_type(session: &mut Session, argument: &[u8]) -> Step {
 pub(super) fn mode(session: &mut Session, argument: &[u8]) -> Step {
     session.modes.deflate = match argument {
         b"S" | b"s" => false,
-        b"Z" | b"z" => true,
-        _ => return Reply::new(504, "Allowed: MODE S, MODE Z.").into(),
+        b"Z" | b"z" if session.service.listener.mode_z => true,
+        _ if session.service.listener.mode_z => return Reply::new(504, "Allowed: MODE S, MODE Z.").into(),
+        _ => return Reply::new(504, "Allowed: MODE S.").into(),
     };
     Reply::new(200, if session.modes.deflate { "MODE Z: zlib." } else { "MODE S." }).into()
 }
