@@ -37,7 +37,6 @@ use crate::store::{
 use caller::{Need, authorize};
 use digest::Digests;
 use policy::{Permission, Policy};
-pub use share::ADMIN_STREAMS_MAX;
 use share::{Call, Shares, Work};
 
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).

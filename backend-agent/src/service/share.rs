@@ -19,7 +19,7 @@ use crate::store::{self, Error, Store};
 
 /// Reads, writes, listings and digests of one admin under way at once; one of its sessions has one of them, or a few where a
 /// listing is one of several nodes. A quarter of what the agent takes in all.
-pub const ADMIN_STREAMS_MAX: usize = 256;
+const ADMIN_STREAMS_MAX: usize = 256;
 /// Calls with one answer (stat, rename and so on) of one admin, under way or waiting.
 const ADMIN_CALLS_MAX: usize = 256;
 /// Blocking threads that work for one admin at once; the runtime has 512. Further work of the admin waits.
@@ -232,5 +232,109 @@ async fn blocking<T: Send + 'static>(
             tracing::error!(error = %stopped, "a store task did not end in order");
             Err(status(Reason::DiskFault, "the agent failed inside"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_proto::failure::reason_of;
+
+    use super::*;
+    use crate::store::tree::TreeStore;
+
+    struct Site {
+        store: Arc<dyn Store>,
+        shares: Shares,
+        streams: Arc<Semaphore>,
+        cut: CancellationToken,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Arc::new(TreeStore::open(folder.path(), Duration::from_secs(3_600)).unwrap());
+            let (streams, cut) = (Arc::new(Semaphore::new(1_024)), CancellationToken::new());
+            Self { store, shares: Shares::new(), streams, cut, _folder: folder }
+        }
+
+        fn stream(&self, frontend: &str, admin: &str) -> Result<Call, Option<Reason>> {
+            let place = Arc::clone(&self.streams).try_acquire_owned().unwrap();
+            let admitted = self.shares.admit(&self.store, (frontend, admin), Some(place), &self.cut);
+            admitted.map_err(|status| reason_of(&status))
+        }
+    }
+
+    #[tokio::test]
+    async fn one_admin_uses_up_its_own_share_and_no_other() {
+        let site = Site::new();
+        let mut held: Vec<Call> =
+            (0..ADMIN_STREAMS_MAX).map(|_| site.stream("front-1", "anna").ok().unwrap()).collect();
+        assert_eq!(site.stream("front-1", "anna").err(), Some(Some(Reason::Busy)));
+        assert!(site.stream("front-1", "bob").is_ok());
+        assert!(site.stream("front-2", "anna").is_ok());
+        let unary = site.shares.admit(&site.store, ("front-1", "anna"), None, &site.cut);
+        assert!(unary.is_ok(), "a stat is no stream");
+        held.pop();
+        assert!(site.stream("front-1", "anna").is_ok());
+        assert_eq!(site.streams.available_permits(), 1_024 - held.len());
+    }
+
+    #[tokio::test]
+    async fn work_keeps_the_places_of_a_call_that_was_dropped_and_learns_of_it() {
+        let site = Site::new();
+        let call = site.stream("front-1", "anna").ok().unwrap();
+        let (started, has_started) = std::sync::mpsc::sync_channel(1);
+        let (seen, was_seen) = std::sync::mpsc::sync_channel(1);
+        let (go_on, may_go_on) = std::sync::mpsc::sync_channel::<()>(1);
+        let working = call.run(Work::Long, move |stop| {
+            started.send(()).unwrap();
+            while !stop.is_cancelled() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            seen.send(()).unwrap();
+            may_go_on.recv().ok();
+            Ok(())
+        });
+        tokio::select! {
+            _ = working => panic!("it waits"),
+            () = async { while has_started.try_recv().is_err() { tokio::time::sleep(Duration::from_millis(1)).await } } => {}
+        }
+        drop(call);
+        tokio::task::spawn_blocking(move || was_seen.recv().unwrap()).await.unwrap();
+        assert_eq!(site.streams.available_permits(), 1_023, "the work goes on");
+        go_on.send(()).unwrap();
+        let freed = async {
+            while site.streams.available_permits() < 1_024 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), freed).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_work_leaves_threads_to_short_work_and_is_refused_after_a_while() {
+        let site = Site::new();
+        let call = site.stream("front-1", "anna").ok().unwrap();
+        let turns: Vec<_> = (0..ADMIN_LONG_MAX)
+            .map(|_| Arc::clone(&call.held.share.long).try_acquire_owned().unwrap())
+            .collect();
+        let refused = call.run(Work::Long, |_| Ok(())).await.unwrap_err();
+        assert_eq!(reason_of(&refused), Some(Reason::Busy));
+        assert!(call.run(Work::Short, |_| Ok(())).await.is_ok());
+        drop(turns);
+        assert!(call.run(Work::Long, |_| Ok(())).await.is_ok());
+        site.cut.cancel();
+        let stopped = call.run(Work::Short, |_| Ok(())).await.unwrap_err();
+        assert_eq!(reason_of(&stopped), Some(Reason::Draining));
+    }
+
+    #[tokio::test]
+    async fn shares_that_nobody_holds_are_forgotten() {
+        let site = Site::new();
+        for number in 0..10 * CLEANED_FROM {
+            drop(site.stream("front-1", &number.to_string()));
+        }
+        assert!(site.shares.known.lock().unwrap().shares.len() <= CLEANED_FROM);
     }
 }
