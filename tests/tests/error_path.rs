@@ -142,6 +142,9 @@ impl Content for FaultContent {
     fn version_now(&self) -> Result<Version> {
         self.content.version_now()
     }
+    fn settle(&mut self) -> bool {
+        self.content.settle()
+    }
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         match self.fault.take() {
             Some(fault) if offset > 0 => Err(fault),
@@ -174,6 +177,8 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::DiskFault { path: path(), source: source() }, Code::Internal, 451),
         (Error::Damaged { path: path(), what: Damage::Checksum }, Code::DataLoss, 451),
         (Error::Shrunk { path: path() }, Code::DataLoss, 451),
+        (Error::Rewritten { path: path() }, Code::DataLoss, 451),
+        (Error::Stopped, Code::Unavailable, 450),
         (Error::Changing { path: path() }, Code::Unavailable, 450),
     ]
 }

@@ -43,13 +43,18 @@ impl Range {
         Ok(Self { content, path, at: offset, end })
     }
 
-    /// The next chunk; `None` at the end of the range. A file that ends before it has shrunk.
+    /// The next chunk; `None` at the end of the range. A file that ends before it has shrunk. The chunk is of the file as it
+    /// was opened: who writes to it meanwhile, or appends, ends the reading.
     fn next(&mut self) -> store::Result<Option<Bytes>> {
         if self.is_done() {
             return Ok(None);
         }
         let mut buffer = BytesMut::zeroed(self.rest_bytes().min(CHUNK_BYTES_MAX));
         let count = self.fill(&mut buffer)?;
+        // Once it has been read: a change that comes after this look is not in it.
+        if !self.content.version_now()?.is_content_of(&self.content.version()) {
+            return Err(Error::Rewritten { path: self.path.to_string() });
+        }
         buffer.truncate(count);
         Ok(Some(buffer.freeze()))
     }

@@ -29,7 +29,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::DiskFault { .. } => Reason::DiskFault,
         Error::Changing { .. } => Reason::Busy,
         Error::Stopped => Reason::Draining,
-        Error::Damaged { .. } | Error::Shrunk { .. } => Reason::Damaged,
+        Error::Damaged { .. } | Error::Shrunk { .. } | Error::Rewritten { .. } => Reason::Damaged,
     }
 }
 
@@ -43,6 +43,7 @@ pub fn of(error: &Error) -> Status {
         | Error::PermissionDenied { .. }
         | Error::Damaged { .. }
         | Error::Shrunk { .. }
+        | Error::Rewritten { .. }
         | Error::Changing { .. }
         | Error::CrossesFileSystems { .. }
         | Error::NotAFile { .. } => tracing::warn!(%error, cause, "call refused"),

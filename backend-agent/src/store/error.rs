@@ -44,6 +44,8 @@ pub enum Error {
     Stopped,
     #[error("{path} became shorter while it was read")]
     Shrunk { path: String },
+    #[error("{path} was changed while it was read")]
+    Rewritten { path: String },
 }
 
 /// How content differs from what its sender announced.

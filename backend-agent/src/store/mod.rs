@@ -169,6 +169,15 @@ pub struct Version {
     pub changed_ns: i64,
 }
 
+impl Version {
+    /// Is it the same content, whatever else has changed about the file? A rename, a link or a change of its mode sets
+    /// `changed_ns` too.
+    pub fn is_content_of(&self, other: &Version) -> bool {
+        let content = |version: &Version| (version.device, version.inode, version.size, version.modified_ns);
+        content(self) == content(other)
+    }
+}
+
 /// A file opened for reading.
 pub trait Content: Send {
     /// Size when it was opened.
@@ -179,6 +188,9 @@ pub trait Content: Send {
     fn version(&self) -> Version;
     /// As the open file is by now.
     fn version_now(&self) -> Result<Version>;
+    /// Makes sure that what is written from now on shows in time stamps, also through memory maps, and takes the version
+    /// anew. False where that cannot be.
+    fn settle(&mut self) -> bool;
     /// Fills `buffer` from `offset` on, as far as the file reaches; 0 at its end.
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize>;
 }

@@ -198,6 +198,17 @@ impl Content for TreeContent {
         Ok(version(&stat))
     }
 
+    fn settle(&mut self) -> bool {
+        let settled = rustix::fs::fdatasync(&self.file).and_then(|()| rustix::fs::fstat(&self.file));
+        match settled {
+            Ok(stat) => self.version = version(&stat),
+            Err(errno) => {
+                tracing::debug!(path = %self.path, %errno, "what others have written cannot be synced")
+            }
+        }
+        settled.is_ok()
+    }
+
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let at = |error| Error::from_io(&self.path, error);
         if self.found.is_some() {
