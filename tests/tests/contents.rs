@@ -1,17 +1,21 @@
-//! Files that others write to, link or replace while clients read them.
+//! Files that others write to, link or replace while clients read, rename and date them; and entries that are no files.
 
 #![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use portolan_tests::Cluster;
 use portolan_tests::client::Control;
 use portolan_tests::tree::{self, put};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 const FOLDER: &str = "/domains/one.example/users/alice";
 
@@ -119,4 +123,103 @@ fn a_digest_follows_what_is_written_through_a_memory_map() {
     assert_ne!(hash(&mut control), first, "the digest is that of the old content");
     drop(input);
     mapping.wait().unwrap();
+}
+
+#[test]
+fn a_rename_onto_another_name_of_the_file_takes_the_old_name_away() {
+    let (_cluster, folder, mut control) = start();
+    let mut rename = |from: &str, to: &str| {
+        assert_eq!(control.ask(&format!("RNFR {FOLDER}/{from}")).0, 350);
+        control.ask(&format!("RNTO {FOLDER}/{to}"))
+    };
+    let names = |folder: &Path| {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    put(&folder.join("cur/one"), b"mail");
+    fs::hard_link(folder.join("cur/one"), folder.join("cur/two")).unwrap();
+    fs::create_dir(folder.join("new")).unwrap();
+    fs::hard_link(folder.join("cur/one"), folder.join("new/three")).unwrap();
+    assert_eq!(rename("cur/one", "cur/one").0, 250);
+    assert_eq!(names(&folder.join("cur")), ["one", "two"]);
+    assert_eq!(rename("cur/one", "cur/two").0, 250);
+    assert_eq!(names(&folder.join("cur")), ["two"]);
+    assert_eq!(rename("cur/two", "new/three").0, 250);
+    assert_eq!((names(&folder.join("cur")).len(), names(&folder.join("new"))), (0, vec!["three".to_owned()]));
+    assert_eq!(fs::read(folder.join("new/three")).unwrap(), b"mail");
+    assert_eq!(fs::metadata(folder.join("new/three")).unwrap().nlink(), 1);
+    // A file takes the place of a file, as ever.
+    put(&folder.join("new/four"), b"other");
+    assert_eq!(rename("new/four", "new/three").0, 250);
+    assert_eq!(fs::read(folder.join("new/three")).unwrap(), b"other");
+}
+
+/// Entries that are no files: a link, a link to nothing, a pipe and a socket.
+fn put_special(folder: &Path) -> [&'static str; 4] {
+    put(&folder.join("special/target"), b"target");
+    symlink("target", folder.join("special/link")).unwrap();
+    symlink("nothing", folder.join("special/dangling")).unwrap();
+    mknodat(CWD, folder.join("special/pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    drop(UnixListener::bind(folder.join("special/socket")).unwrap());
+    ["link", "dangling", "pipe", "socket"]
+}
+
+#[test]
+fn what_is_no_file_is_never_opened_dated_or_replaced_and_can_be_moved_and_removed() {
+    let (_cluster, folder, mut control) = start();
+    let special = put_special(&folder);
+    let at = |name: &str| format!("{FOLDER}/special/{name}");
+    // To open a pipe for writing waits for a reader.
+    let opened = Arc::new(AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let (opened, pipe) = (Arc::clone(&opened), folder.join("special/pipe"));
+        move || {
+            let pipe = fs::File::options().write(true).open(pipe).unwrap();
+            opened.store(true, Ordering::Relaxed);
+            drop(pipe);
+        }
+    });
+    for name in special {
+        let before = fs::symlink_metadata(folder.join("special").join(name)).unwrap();
+        assert_eq!(control.fetch(&format!("RETR {}", at(name))).0, 550, "{name}");
+        assert_eq!(control.ask(&format!("HASH {}", at(name))).0, 550, "{name}");
+        assert_eq!(control.store(&at(name), b"mail"), 550, "{name}");
+        assert_eq!(control.ask(&format!("RMD {}", at(name))).0, 550, "{name}");
+        put(&folder.join("special/mail"), b"mail");
+        assert_eq!(control.ask(&format!("RNFR {}", at("mail"))).0, 350);
+        let (code, text) = control.ask(&format!("RNTO {}", at(name)));
+        assert_eq!(code, 550, "{name}: {text}");
+        assert!(folder.join("special/mail").exists(), "{name}");
+        let after = fs::symlink_metadata(folder.join("special").join(name)).unwrap();
+        let known = |entry: &fs::Metadata| (entry.ino(), entry.mtime(), entry.mode());
+        assert_eq!(known(&after), known(&before), "{name}");
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!opened.load(Ordering::Relaxed), "the pipe was opened");
+    fs::File::open(folder.join("special/pipe")).unwrap();
+    writer.join().unwrap();
+    for name in special {
+        // It takes no file's place either.
+        assert_eq!(control.ask(&format!("RNFR {}", at(name))).0, 350);
+        assert_eq!(control.ask(&format!("RNTO {}", at("mail"))).0, 550, "{name}");
+        let moved = format!("{name}-moved");
+        assert_eq!(control.ask(&format!("RNFR {}", at(name))).0, 350);
+        assert_eq!(control.ask(&format!("RNTO {}", at(&moved))).0, 250, "{name}");
+        let entry = fs::symlink_metadata(folder.join("special").join(&moved)).unwrap().file_type();
+        assert!(entry.is_symlink() || entry.is_fifo() || entry.is_socket(), "{name}");
+        assert_eq!(control.ask(&format!("DELE {}", at(&moved))).0, 250, "{name}");
+        assert!(fs::symlink_metadata(folder.join("special").join(&moved)).is_err(), "{name}");
+    }
+    assert_eq!(fs::read(folder.join("special/target")).unwrap(), b"target");
+    assert_eq!(fs::read(folder.join("special/mail")).unwrap(), b"mail");
+    // A directory takes the place of nothing.
+    fs::create_dir(folder.join("empty")).unwrap();
+    for name in ["empty", "Registry.bin"] {
+        assert_eq!(control.ask(&format!("RNFR {FOLDER}/special")).0, 350);
+        assert_eq!(control.ask(&format!("RNTO {FOLDER}/{name}")).0, 550, "{name}");
+    }
 }

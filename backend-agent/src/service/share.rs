@@ -239,6 +239,8 @@ async fn blocking<T: Send + 'static>(
 mod tests {
     use portolan_proto::failure::reason_of;
 
+    use portolan_config::checked::agent::{Links, Modes};
+
     use super::*;
     use crate::store::tree::TreeStore;
 
@@ -253,7 +255,10 @@ mod tests {
     impl Site {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let store = Arc::new(TreeStore::open(folder.path(), Duration::from_secs(3_600)).unwrap());
+            let store = Arc::new(
+                TreeStore::open(folder.path(), Duration::from_secs(3_600), Modes::default(), Links::Show)
+                    .unwrap(),
+            );
             let (streams, cut) = (Arc::new(Semaphore::new(1_024)), CancellationToken::new());
             Self { store, shares: Shares::new(), streams, cut, _folder: folder }
         }

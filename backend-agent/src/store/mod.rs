@@ -230,6 +230,7 @@ pub trait Store: Send + Sync + 'static {
     fn make_directory(&self, path: &StorePath) -> Result<()>;
     fn remove(&self, path: &StorePath) -> Result<()>;
     fn remove_directory(&self, path: &StorePath) -> Result<()>;
+    /// A file takes the place of a file; nothing else takes the place of anything.
     fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()>;
     fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()>;
     /// Of a file or directory.

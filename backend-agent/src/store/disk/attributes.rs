@@ -161,7 +161,13 @@ fn give_group(file: &File, group: u32) -> rustix::io::Result<bool> {
 pub fn make_directory(parent: &OwnedFd, name: &[u8], modes: Modes) -> rustix::io::Result<()> {
     let has_acl = default_acl(parent)?.is_some();
     let mode = if has_acl { 0o777 } else { modes.directory };
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode))?;
+    if let Err(errno) = rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)) {
+        if errno == Errno::EXIST {
+            // It may not be synced, and what is stored in it from now on must not be lost with it.
+            rustix::fs::fsync(parent)?;
+        }
+        return Err(errno);
+    }
     let dress = || {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -202,11 +202,19 @@ impl Root {
     /// Opens a regular file for reading; anything else is refused before it is opened for real, so that a
     /// pipe cannot block and a device cannot be touched.
     pub fn open_file(&self, path: &StorePath) -> Result<(File, Stat)> {
+        let at = |errno| Error::from_errno(path, errno);
+        // To open a pipe is to read from it, for whoever writes to it.
+        let seen = rustix::fs::fstat(self.open_at(path, OFlags::PATH)?).map_err(at)?;
+        match FileType::from_raw_mode(seen.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Error::IsADirectory { path: path.to_string() }),
+            _ => return Err(Error::NotAFile { path: path.to_string() }),
+        }
         let fd = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        let stat = rustix::fs::fstat(&fd).map_err(|errno| Error::from_errno(path, errno))?;
+        let stat = rustix::fs::fstat(&fd).map_err(at)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Ok((File::from(fd), stat)),
-            FileType::Directory => Err(Error::IsADirectory { path: path.to_string() }),
+            // It took the place of the file in between.
             _ => Err(Error::NotAFile { path: path.to_string() }),
         }
     }
@@ -223,7 +231,7 @@ impl Root {
         let Some((found, stat)) = self.followed(&parent, &target) else { return Err(refused) };
         // The very file, whatever its names lead to by now.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(own_path(&found), flags, Mode::empty())
+        let fd = rustix::fs::open(attributes::path_of(&found), flags, Mode::empty())
             .map_err(|errno| Error::from_errno(path, errno))?;
         Ok((File::from(fd), stat))
     }
@@ -273,7 +281,7 @@ impl Root {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve).ok()?;
         let stat = rustix::fs::fstat(&fd).ok()?;
-        let where_it_is = |fd: BorrowedFd<'_>| rustix::fs::readlink(own_path(fd), Vec::new()).ok();
+        let where_it_is = |fd: BorrowedFd<'_>| rustix::fs::readlink(attributes::path_of(fd), Vec::new()).ok();
         let (root, found) = (where_it_is(self.fd.as_fd())?, where_it_is(fd.as_fd())?);
         let found = found.to_bytes().strip_prefix(root.to_bytes())?;
         let found = found.strip_prefix(b"/").unwrap_or(found);
@@ -369,11 +377,6 @@ impl Root {
 /// The target of a link; empty where there is none by now.
 fn target_of(directory: &OwnedFd, name: &[u8]) -> Vec<u8> {
     rustix::fs::readlinkat(directory, name, Vec::new()).map(|target| target.into_bytes()).unwrap_or_default()
-}
-
-/// The name of an open file in /proc, which leads to that very file.
-fn own_path(fd: impl AsFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 /// Something else stands where a directory was, or nothing.

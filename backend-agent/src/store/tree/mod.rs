@@ -9,12 +9,15 @@ mod scan;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use portolan_config::checked::agent::{Links, Modes};
-use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::attributes;
@@ -56,6 +59,58 @@ impl TreeStore {
         rustix::fs::unlinkat(&parent, name, flags).map_err(at)?;
         rustix::fs::fsync(&parent).map_err(at)
     }
+
+    /// Renames between two names of one file, for which rename(2) does nothing. The old name goes aside in one step, and is
+    /// dropped when the new one is seen to be of the same file still.
+    fn rename_to_itself(
+        &self,
+        (from, from_parent): (&StorePath, &OwnedFd),
+        (to, to_parent): (&StorePath, &OwnedFd),
+    ) -> Result<()> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let at_from = |errno| Error::from_errno(from, errno);
+        let at_to = |errno| Error::from_errno(to, errno);
+        let ((_, from_name), (_, to_name)) = (last(from), last(to));
+        let parents = (rustix::fs::fstat(from_parent), rustix::fs::fstat(to_parent));
+        if let (Ok(one), Ok(other)) = &parents
+            && is_same(one, other)
+            && from_name == to_name
+        {
+            return Ok(());
+        }
+        let staging = recover::staging(&self.root)?;
+        let aside = format!("renamed-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        rustix::fs::renameat(from_parent, from_name, &staging, &aside).map_err(at_from)?;
+        let still = entry_stat(&staging, aside.as_bytes())
+            .and_then(|moved| Ok(is_same(&moved, &entry_stat(to_parent, to_name)?)))
+            .unwrap_or(false);
+        let done = if still {
+            rustix::fs::unlinkat(&staging, &aside, AtFlags::empty())
+        } else {
+            // Others were faster with either name; so this is a rename like any other.
+            rustix::fs::renameat(&staging, &aside, to_parent, to_name)
+        };
+        if let Err(errno) = done {
+            let flags = RenameFlags::NOREPLACE;
+            rustix::fs::renameat_with(&staging, &aside, from_parent, from_name, flags).map_err(at_from)?;
+            return Err(at_to(errno));
+        }
+        rustix::fs::fsync(to_parent).map_err(at_to)?;
+        rustix::fs::fsync(from_parent).map_err(at_from)
+    }
+}
+
+/// An entry itself, never what a link points to.
+fn entry_stat(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<Stat> {
+    rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn is_same(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
+fn last(path: &StorePath) -> (StorePath, &[u8]) {
+    path.split_last().expect("the root is refused by open_parent")
 }
 
 impl Store for TreeStore {
@@ -121,13 +176,30 @@ impl Store for TreeStore {
         let at_from = |errno| Error::from_errno(from, errno);
         let at_to = |errno| Error::from_errno(to, errno);
         let (from_parent, from_name) = self.root.open_parent(from)?;
+        let source = entry_stat(&from_parent, from_name).map_err(at_from)?;
         self.root.refuse_followed(from)?;
         self.root.refuse_followed(to)?;
         let (to_parent, to_name, made) = self.root.make_parent(to)?;
-        // A directory replaces nothing, not even an empty one; NOREPLACE makes that one step.
-        let directory = self.root.stat(from)?.kind == super::Kind::Directory;
-        let flags = if directory { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
-        rustix::fs::renameat_with(&from_parent, from_name, &to_parent, to_name, flags).map_err(at_to)?;
+        let is_file = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if !is_file(&source) {
+            // A directory replaces nothing, not even an empty one; nor does a link or a pipe. NOREPLACE makes that one step.
+            let flags = RenameFlags::NOREPLACE;
+            rustix::fs::renameat_with(&from_parent, from_name, &to_parent, to_name, flags).map_err(at_to)?;
+        } else {
+            match entry_stat(&to_parent, to_name) {
+                Ok(target) => match FileType::from_raw_mode(target.st_mode) {
+                    FileType::RegularFile if is_same(&source, &target) && source.st_nlink > 1 => {
+                        return self.rename_to_itself((from, &from_parent), (to, &to_parent));
+                    }
+                    FileType::RegularFile => {}
+                    FileType::Directory => return Err(Error::IsADirectory { path: to.to_string() }),
+                    _ => return Err(Error::NotAFile { path: to.to_string() }),
+                },
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(at_to(errno)),
+            }
+            rustix::fs::renameat(&from_parent, from_name, &to_parent, to_name).map_err(at_to)?;
+        }
         made.keep();
         rustix::fs::fsync(&to_parent).map_err(at_to)?;
         rustix::fs::fsync(&from_parent).map_err(at_from)
