@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use portolan_tests::Cluster;
-use portolan_tests::client::Control;
-use portolan_tests::tree::{self, put};
+use portolan_tests::client::{Control, succeed};
+use portolan_tests::tree::{self, modified, put};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 const FOLDER: &str = "/domains/one.example/users/alice";
@@ -187,6 +187,7 @@ fn what_is_no_file_is_never_opened_dated_or_replaced_and_can_be_moved_and_remove
         let before = fs::symlink_metadata(folder.join("special").join(name)).unwrap();
         assert_eq!(control.fetch(&format!("RETR {}", at(name))).0, 550, "{name}");
         assert_eq!(control.ask(&format!("HASH {}", at(name))).0, 550, "{name}");
+        assert_eq!(control.ask(&format!("MFMT 20200101000000 {}", at(name))).0, 550, "{name}");
         assert_eq!(control.store(&at(name), b"mail"), 550, "{name}");
         assert_eq!(control.ask(&format!("RMD {}", at(name))).0, 550, "{name}");
         put(&folder.join("special/mail"), b"mail");
@@ -222,4 +223,65 @@ fn what_is_no_file_is_never_opened_dated_or_replaced_and_can_be_moved_and_remove
         assert_eq!(control.ask(&format!("RNFR {FOLDER}/special")).0, 350);
         assert_eq!(control.ask(&format!("RNTO {FOLDER}/{name}")).0, 550, "{name}");
     }
+}
+
+/// A disk with inodes of the given kind in place of a folder.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(folder: &Path, make: &[&str]) -> Self {
+        let image = folder.with_extension("image");
+        fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        succeed(Command::new(make[0]).args(&make[1..]).arg(&image));
+        succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(folder));
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_time_that_the_disk_cannot_hold_is_refused_and_one_that_it_rounds_is_shown() {
+    let mut disk = None;
+    let cluster = Cluster::start(|folder| {
+        // Seconds of 32 bits, and no fractions of them.
+        disk = Some(Disk::mount(&folder.join("node-1"), &["mkfs.ext4", "-q", "-F", "-I", "128"]));
+        put(&folder.join(format!("node-1{FOLDER}/mail")), b"mail");
+    });
+    let file = cluster.path().join(format!("node-1{FOLDER}/mail"));
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let path = format!("{FOLDER}/mail");
+    assert_eq!(
+        control.ask(&format!("MFMT 20300102030405 {path}")),
+        (213, format!("213 Modify=20300102030405; {path}"))
+    );
+    let kept = modified(&file);
+    for bad in [
+        format!("MFMT 20500102030405 {path}"),
+        format!("MFF Modify=18500102030405; {path}"),
+        format!("SITE UTIME 20500102030405 {path}"),
+        format!("MFMT 20500102030405 {FOLDER}"),
+    ] {
+        let (code, text) = control.ask(&bad);
+        assert_eq!(code, 550, "{bad}: {text}");
+        assert!(text.contains("cannot hold this time"), "{text}");
+        assert_eq!(modified(&file), kept, "{bad}");
+    }
+    assert_eq!(
+        control.ask(&format!("MFMT 20300102030407.5 {path}")),
+        (213, format!("213 Modify=20300102030407; {path}"))
+    );
+    assert_eq!(
+        control.ask(&format!("MFF UNIX.mode=0640;Modify=20300102030408.25; {path}")),
+        (213, format!("213 UNIX.mode=0640;Modify=20300102030408; {path}"))
+    );
+    let (code, text) = control.ask(&format!("SITE UTIME 20300102030409 {path}"));
+    assert_eq!((code, text.contains("kept")), (200, false), "{text}");
+    assert_eq!(control.ask(&format!("MDTM {path}")), (213, "213 20300102030409".to_owned()));
+    drop(cluster);
+    drop(disk);
 }

@@ -90,7 +90,7 @@ impl Store for FaultStore {
         self.next()?;
         self.tree.rename(from, to)
     }
-    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()> {
+    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<i64> {
         self.next()?;
         self.tree.set_times(path, modified_ns)
     }
@@ -178,6 +178,7 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::Damaged { path: path(), what: Damage::Checksum }, Code::DataLoss, 451),
         (Error::Shrunk { path: path() }, Code::DataLoss, 451),
         (Error::Rewritten { path: path() }, Code::DataLoss, 451),
+        (Error::TimeNotKept { path: path() }, Code::PermissionDenied, 550),
         (Error::Stopped, Code::Unavailable, 450),
         (Error::Changing { path: path() }, Code::Unavailable, 450),
     ]

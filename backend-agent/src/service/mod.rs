@@ -386,8 +386,8 @@ impl Agent for AgentService {
         let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
         let modified_ns = request.modified_ns;
         let call = self.call(&permission, request.caller.as_ref())?;
-        call.on_store(Work::Short, move |store, _| store.set_times(&path, modified_ns)).await?;
-        Ok(Response::new(v1::SetTimesResponse {}))
+        let kept = call.on_store(Work::Short, move |store, _| store.set_times(&path, modified_ns)).await?;
+        Ok(Response::new(v1::SetTimesResponse { modified_ns: Some(kept) }))
     }
 
     async fn set_mode(

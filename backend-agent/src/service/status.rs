@@ -22,7 +22,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::NotAFile { .. } => Reason::NotAFile,
         Error::OffsetBeyondEnd { .. } => Reason::OffsetBeyondEnd,
         Error::CrossesFileSystems { .. } => Reason::CrossesFileSystems,
-        Error::PermissionDenied { .. } => Reason::PermissionDenied,
+        Error::PermissionDenied { .. } | Error::TimeNotKept { .. } => Reason::PermissionDenied,
         Error::BadName(_) => Reason::BadName,
         Error::NoSpace { .. } => Reason::NoSpace,
         Error::QuotaExceeded { .. } => Reason::QuotaExceeded,
@@ -44,6 +44,7 @@ pub fn of(error: &Error) -> Status {
         | Error::Damaged { .. }
         | Error::Shrunk { .. }
         | Error::Rewritten { .. }
+        | Error::TimeNotKept { .. }
         | Error::Changing { .. }
         | Error::CrossesFileSystems { .. }
         | Error::NotAFile { .. } => tracing::warn!(%error, cause, "call refused"),

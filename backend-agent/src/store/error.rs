@@ -46,6 +46,8 @@ pub enum Error {
     Shrunk { path: String },
     #[error("{path} was changed while it was read")]
     Rewritten { path: String },
+    #[error("the disk of the node cannot hold this time for {path}")]
+    TimeNotKept { path: String },
 }
 
 /// How content differs from what its sender announced.

@@ -232,7 +232,8 @@ pub trait Store: Send + Sync + 'static {
     fn remove_directory(&self, path: &StorePath) -> Result<()>;
     /// A file takes the place of a file; nothing else takes the place of anything.
     fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()>;
-    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()>;
+    /// Of a file or directory. The time that is kept, which may be coarser than the one asked for.
+    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<i64>;
     /// Of a file or directory.
     fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()>;
 }

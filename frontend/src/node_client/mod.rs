@@ -405,10 +405,12 @@ impl NodeClient {
         self.call(&self.span("Rename"), client.rename(request)).await.map(drop)
     }
 
-    pub async fn set_times(&self, caller: v1::Caller, path: &[u8], modified_ns: i64) -> Result<()> {
+    /// The time that the node keeps.
+    pub async fn set_times(&self, caller: v1::Caller, path: &[u8], modified_ns: i64) -> Result<i64> {
         let mut client = self.ready()?;
         let request = v1::SetTimesRequest { caller: Some(caller), path: path.to_vec().into(), modified_ns };
-        self.call(&self.span("SetTimes"), client.set_times(request)).await.map(drop)
+        let kept = self.call(&self.span("SetTimes"), client.set_times(request)).await?.modified_ns;
+        Ok(kept.unwrap_or(modified_ns))
     }
 
     pub async fn set_mode(&self, caller: v1::Caller, path: &[u8], unix_mode: u32) -> Result<()> {

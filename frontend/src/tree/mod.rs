@@ -554,13 +554,18 @@ impl Tree {
         }
     }
 
-    /// Sets the modification time of a file or directory, in nanoseconds since 1970.
-    pub async fn set_times(&self, login: &Login, path: &VirtualPath, modified_ns: i64) -> Result<Changed> {
+    /// Sets the modification time of a file or directory, in nanoseconds since 1970; the one that is kept.
+    pub async fn set_times(
+        &self,
+        login: &Login,
+        path: &VirtualPath,
+        modified_ns: i64,
+    ) -> Result<(Changed, i64)> {
         let node = self.changeable(login, path).await?;
         let wire = path.as_wire();
         let node = self.changed(node);
-        node.set_times(login.caller(wire), wire, modified_ns).await?;
-        Ok(Changed::on(&node))
+        let kept = node.set_times(login.caller(wire), wire, modified_ns).await?;
+        Ok((Changed::on(&node), kept))
     }
 
     /// Sets the permission bits of a file or directory, 0777 at most.

@@ -329,12 +329,17 @@ fn refuse_special(target: &StorePath, stat: &Stat) -> Result<()> {
 
 /// Sets the modification time and leaves the time of access.
 pub fn set_modified(fd: impl std::os::fd::AsFd, modified_ns: i64) -> rustix::io::Result<()> {
+    rustix::fs::futimens(fd, &modified(modified_ns))
+}
+
+/// Times of which only that of modification is set.
+pub fn modified(modified_ns: i64) -> Timestamps {
     let modified = Timespec {
         tv_sec: modified_ns.div_euclid(1_000_000_000),
         tv_nsec: modified_ns.rem_euclid(1_000_000_000),
     };
     let untouched = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
-    rustix::fs::futimens(fd, &Timestamps { last_access: untouched, last_modification: modified })
+    Timestamps { last_access: untouched, last_modification: modified }
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk::attributes;
 use super::disk::cache::{self, Found};
-use super::disk::commit::{Staged, set_modified};
-use super::disk::path::{Root, root_is_fixed, version};
+use super::disk::commit::{Staged, modified};
+use super::disk::path::{self, Root, root_is_fixed, version};
 use super::disk::recover;
 use super::{
     Begin, Content, Entry, Error, Holdings, ListOptions, Listing, Permissions, Result, Store, StorePath,
@@ -58,6 +58,19 @@ impl TreeStore {
         let (parent, name) = self.root.open_parent(path)?;
         rustix::fs::unlinkat(&parent, name, flags).map_err(at)?;
         rustix::fs::fsync(&parent).map_err(at)
+    }
+
+    /// Syncs what is known of an entry. Where it may not be opened, that is the whole file system.
+    fn sync(&self, path: &StorePath) -> Result<()> {
+        let at = |errno| Error::from_errno(path, errno);
+        match self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(fd) => rustix::fs::fsync(&fd).map_err(at),
+            Err(Error::PermissionDenied { .. }) => {
+                let (parent, _) = self.root.open_parent(path)?;
+                rustix::fs::syncfs(&parent).map_err(at)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Renames between two names of one file, for which rename(2) does nothing. The old name goes aside in one step, and is
@@ -100,6 +113,9 @@ impl TreeStore {
     }
 }
 
+/// How far a time that is kept may be from the one asked for: file systems of FAT count in two seconds.
+const TIME_STEP_MAX: Duration = Duration::from_secs(2);
+
 /// An entry itself, never what a link points to.
 fn entry_stat(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<Stat> {
     rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
@@ -111,6 +127,11 @@ fn is_same(one: &Stat, other: &Stat) -> bool {
 
 fn last(path: &StorePath) -> (StorePath, &[u8]) {
     path.split_last().expect("the root is refused by open_parent")
+}
+
+/// Sets the modification time of what was opened with O_PATH, and leaves the time of access.
+fn set_modified_of_entry(fd: &OwnedFd, modified_ns: i64) -> rustix::io::Result<()> {
+    rustix::fs::utimensat(fd, "", &modified(modified_ns), AtFlags::EMPTY_PATH)
 }
 
 impl Store for TreeStore {
@@ -205,14 +226,26 @@ impl Store for TreeStore {
         rustix::fs::fsync(&from_parent).map_err(at_from)
     }
 
-    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<()> {
+    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<i64> {
         if path.split_last().is_none() {
             return Err(root_is_fixed(path));
         }
         let at = |errno| Error::from_errno(path, errno);
-        let fd = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        set_modified(&fd, modified_ns).map_err(at)?;
-        rustix::fs::fsync(&fd).map_err(at)
+        // Times are the owner's to set, who may not be allowed to read.
+        let fd = self.root.open_at(path, OFlags::PATH)?;
+        let before = rustix::fs::fstat(&fd).map_err(at)?;
+        match FileType::from_raw_mode(before.st_mode) {
+            FileType::RegularFile | FileType::Directory => {}
+            _ => return Err(Error::NotAFile { path: path.to_string() }),
+        }
+        set_modified_of_entry(&fd, modified_ns).map_err(at)?;
+        let kept = path::modified_ns(&rustix::fs::fstat(&fd).map_err(at)?);
+        let is_kept = kept.abs_diff(modified_ns) < TIME_STEP_MAX.as_nanos() as u64;
+        if !is_kept {
+            set_modified_of_entry(&fd, path::modified_ns(&before)).map_err(at)?;
+        }
+        self.sync(path)?;
+        if is_kept { Ok(kept) } else { Err(Error::TimeNotKept { path: path.to_string() }) }
     }
 
     fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()> {

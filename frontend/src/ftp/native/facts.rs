@@ -174,6 +174,11 @@ pub(super) fn timestamp(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).format("%Y%m%d%H%M%S").to_string()
 }
 
+/// The same of nanoseconds since 1970.
+pub(super) fn timestamp_of(nanoseconds: i64) -> String {
+    DateTime::<Utc>::from_timestamp_nanos(nanoseconds).format("%Y%m%d%H%M%S").to_string()
+}
+
 /// Nanoseconds since 1970 of `YYYYMMDDHHMMSS[.fraction]`; `None` for what is no time, or none that can be
 /// kept.
 pub(super) fn parse_timestamp(text: &[u8]) -> Option<i64> {

@@ -7,7 +7,9 @@ use portolan_config::checked::listener::Ascii;
 
 use super::{asked, asked_to_change, login, path};
 use crate::ftp::native::command::{Verb, words};
-use crate::ftp::native::facts::{list_line, on_one_line, parse_seconds, parse_timestamp, shown, timestamp};
+use crate::ftp::native::facts::{
+    list_line, on_one_line, parse_seconds, parse_timestamp, shown, timestamp, timestamp_of,
+};
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
 use crate::ftp::transfer::changed;
@@ -115,7 +117,13 @@ struct Changes {
     unix_mode: Option<u32>,
 }
 
-async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -> Result<VirtualPath, Reply> {
+/// What was changed, and the time that is kept where it is another than was asked for.
+async fn change(
+    session: &Session,
+    verb: Verb,
+    name: &[u8],
+    changes: &Changes,
+) -> Result<(VirtualPath, Option<String>), Reply> {
     let path = path(session, verb, name).await?;
     let login = login(session);
     let tree = &session.service.shared.tree;
@@ -126,12 +134,15 @@ async fn change(session: &Session, verb: Verb, name: &[u8], changes: &Changes) -
         let setting = tree.set_mode(&login, &path, unix_mode);
         made = asked_to_change(session, &login, verb, (&path, None), setting).await?;
     }
+    let mut kept = None;
     if let Some(modified_ns) = changes.modified_ns {
         let setting = tree.set_times(&login, &path, modified_ns);
-        made = asked_to_change(session, &login, verb, (&path, None), setting).await?;
+        let (set, kept_ns) = asked_to_change(session, &login, verb, (&path, None), setting).await?;
+        made = set;
+        kept = (kept_ns != modified_ns).then(|| timestamp_of(kept_ns));
     }
     changed(&session.control, &login, verb.name(), &path, None, &made);
-    Ok(path)
+    Ok((path, kept))
 }
 
 /// A word, and all that follows the space after it.
@@ -148,7 +159,8 @@ pub(super) async fn mfmt(session: &Session, argument: &[u8]) -> Step {
     };
     let changes = Changes { modified_ns: Some(modified_ns), unix_mode: None };
     match change(session, Verb::MFMT, name, &changes).await {
-        Ok(path) => {
+        Ok((path, kept)) => {
+            let time = kept.as_deref().map_or(time, str::as_bytes);
             Reply::with(213, [b"Modify=", time, b"; ", &on_one_line(&path.to_bytes())].concat()).into()
         }
         Err(reply) => reply.into(),
@@ -166,7 +178,10 @@ pub(super) async fn mff(session: &Session, argument: &[u8]) -> Step {
         }
     };
     match change(session, Verb::MFF, name, &changes).await {
-        Ok(path) => Reply::with(213, [facts, b" ", &on_one_line(&path.to_bytes())].concat()).into(),
+        Ok((path, kept)) => {
+            let facts = kept.map_or_else(|| facts.to_vec(), |kept| with_time(facts, &kept));
+            Reply::with(213, [&facts, &b" "[..], &on_one_line(&path.to_bytes())].concat()).into()
+        }
         Err(reply) => reply.into(),
     }
 }
@@ -192,6 +207,15 @@ fn parse_facts(facts: &[u8]) -> Result<Changes, FactFault> {
         }
     }
     Ok(changes)
+}
+
+/// Facts as they were set, with the time that is kept.
+fn with_time(facts: &[u8], kept: &str) -> Vec<u8> {
+    let is_time = |fact: &[u8]| fact.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"modify="));
+    let set = facts
+        .split(|byte| *byte == b';')
+        .map(|fact| if is_time(fact) { [&fact[..7], kept.as_bytes()].concat() } else { fact.to_vec() });
+    set.collect::<Vec<_>>().join(&b';')
 }
 
 /// Octal permission bits up to 0777: what gives a program another user's rights is nobody's to set here.
@@ -259,9 +283,12 @@ fn parse_utime(argument: &[u8]) -> Option<(i64, &[u8])> {
     Some((parse_seconds(time)?, name))
 }
 
-fn site_done(done: Result<VirtualPath, Reply>) -> Step {
+fn site_done(done: Result<(VirtualPath, Option<String>), Reply>) -> Step {
     match done {
-        Ok(path) => Reply::with(200, format!("{path} was changed.")).into(),
+        Ok((path, None)) => Reply::with(200, format!("{path} was changed.")).into(),
+        Ok((path, Some(kept))) => {
+            Reply::with(200, format!("{path} was changed; the time that is kept is {kept}.")).into()
+        }
         Err(reply) => reply.into(),
     }
 }
@@ -296,5 +323,10 @@ mod tests {
             assert_eq!(parse_facts(unknown), Err(FactFault::Unknown));
         }
         assert_eq!(parse_mode(b"+644"), None);
+        assert_eq!(
+            with_time(b"modify=20200101000001;UNIX.mode=0640;", "20200101000000"),
+            *b"modify=20200101000000;UNIX.mode=0640;"
+        );
+        assert_eq!(with_time(b"UNIX.mode=0640", "20200101000000"), *b"UNIX.mode=0640");
     }
 }
