@@ -46,7 +46,7 @@ fn noops_beside(
         let worked: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         done.store(true, Ordering::Relaxed);
         assert!(worked.iter().all(Result::is_ok), "all sessions do their work");
-        noops.join().unwrap()
+        noops.join().expect("NOOPs are answered")
     })
 }
 
@@ -283,15 +283,15 @@ fn special_folder(cluster: &Cluster) -> Vec<(&'static str, char, String)> {
     let mut expected = vec![("file", '-', "mail.eml".to_owned())];
     for number in 0..40 {
         let name = format!("link{number}.eml");
-        std::os::unix::fs::symlink("mail.eml", folder.join(&name)).unwrap();
+        std::os::unix::fs::symlink("mail.eml", folder.join(&name)).expect("our folder");
         expected.push(("OS.unix=symlink", 'l', name));
     }
-    std::os::unix::fs::symlink("..", folder.join("up")).unwrap();
-    std::os::unix::fs::symlink("/etc/passwd", folder.join("away")).unwrap();
+    std::os::unix::fs::symlink("..", folder.join("up")).expect("our folder");
+    std::os::unix::fs::symlink("/etc/passwd", folder.join("away")).expect("our folder");
     expected.extend([("OS.unix=symlink", 'l', "up".to_owned()), ("OS.unix=symlink", 'l', "away".to_owned())]);
-    let directory = fs::File::open(&folder).unwrap();
-    rustix::fs::mknodat(&directory, "pipe", FileType::Fifo, Mode::RWXU, 0).unwrap();
-    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+    let directory = fs::File::open(&folder).expect("our folder");
+    rustix::fs::mknodat(&directory, "pipe", FileType::Fifo, Mode::RWXU, 0).expect("our folder");
+    let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).expect("our folder");
     expected.extend([("OS.unix=other", 'p', "pipe".to_owned()), ("OS.unix=other", 's', "socket".to_owned())]);
     expected
 }

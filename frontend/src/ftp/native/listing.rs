@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use portolan_proto::path::{PathFault, display, domain_of};
 
 use super::data::{Connection, Plan};
@@ -28,13 +29,15 @@ const REMEMBERED_BYTES_MAX: usize = 4 * 1024 * 1024;
 const DIRECTORIES_MAX: usize = 220_000;
 /// Looks for directories that were moved while they were listed. Where nothing moves, one is enough.
 const LOOKS_MAX: usize = 8;
+/// Directories that are opened at once for a look.
+const LOOKS_AT_ONCE: usize = 4;
 /// Pause between two looks: time stamps of file systems are coarse.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Steps of work, of some nanoseconds each, after which a listing lets other sessions have its thread.
 const TURN_STEPS: usize = 50_000;
-/// Steps that an entry costs.
-const ENTRY_STEPS: usize = 500;
+/// Steps that an entry counts for.
+const ENTRY_STEPS: usize = 250;
 
 /// How entries are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -403,12 +406,12 @@ impl Sending {
 
     /// Sends these directories and all below them, but for those that were listed already.
     async fn below(&mut self, tree: &Tree, walk: &mut Walk, mut pending: Pending) -> Result<(), Error> {
-        while let Some(mut place) = pending.next() {
+        while let Some(place) = pending.next() {
             let key = walk.key(place.identity, &place.path);
             if walk.listed.contains_key(&key) {
                 continue;
             }
-            let Some(listing) = self.open(tree, &mut place, false).await? else {
+            let (place, Some(listing)) = self.open(tree, place, false).await? else {
                 walk.lose(key)?;
                 continue;
             };
@@ -428,88 +431,93 @@ impl Sending {
         let mut seen = Seen { is_whole: true, state: 0 };
         let mut pattern = start.pattern.clone();
         let place = Place { path: start.path.clone(), said: start.said.clone(), identity: None };
-        let mut next = Some(place);
+        let mut next = vec![place];
         let mut pending = Pending::default();
-        while let Some(mut place) = next.take().or_else(|| pending.next()) {
-            let Some(mut listing) = self.open(tree, &mut place, true).await? else {
-                seen.is_whole = false;
-                continue;
-            };
-            let directory = listing.directory();
-            let identity = place.identity.or(directory.map(|directory| directory.identity));
-            let key = walk.key(identity, &place.path);
-            let changed = directory.map(|directory| directory.changed_ns);
-            seen.state = seen.state.wrapping_add(walk.hasher.hash_one((key, changed)));
-            let pattern = pattern.take();
-            match walk.listed.get_mut(&key) {
-                // It is there under two names: renamed meanwhile, or mounted twice.
-                Some(look) if *look == walk.look => continue,
-                Some(look) => *look = walk.look,
-                // The directory of a pattern is not listed itself.
-                None if pattern.is_some() => {}
-                None => {
-                    seen.is_whole = false;
-                    let mut new = Pending::default();
-                    new.add(Place { identity, ..place })?;
-                    self.below(tree, walk, new).await?;
-                    continue;
-                }
+        loop {
+            while next.len() < LOOKS_AT_ONCE
+                && let Some(place) = pending.next()
+            {
+                next.push(place);
             }
-            let mut pattern = pattern;
-            while let Some(batch) = listing.next_batch().await? {
-                for entry in batch.iter().filter(|entry| entry.kind == Kind::Directory) {
-                    self.turn.take(ENTRY_STEPS + place.path.as_wire().len()).await;
-                    if let Some(pattern) = &mut pattern {
-                        let fits = pattern.matches(&entry.name);
-                        self.turn.take(pattern.take_work()).await;
-                        if !fits {
-                            continue;
-                        }
+            if next.is_empty() {
+                return Ok(seen);
+            }
+            let opened = join_all(next.drain(..).map(|place| self.open(tree, place, true))).await;
+            for opened in opened {
+                let (place, Some(mut listing)) = opened? else {
+                    seen.is_whole = false;
+                    continue;
+                };
+                let directory = listing.directory();
+                let identity = place.identity.or(directory.map(|directory| directory.identity));
+                let key = walk.key(identity, &place.path);
+                let changed = directory.map(|directory| directory.changed_ns);
+                seen.state = seen.state.wrapping_add(walk.hasher.hash_one((key, changed)));
+                let pattern = pattern.take();
+                match walk.listed.get_mut(&key) {
+                    // It is there under two names: renamed meanwhile, or mounted twice.
+                    Some(look) if *look == walk.look => continue,
+                    Some(look) => *look = walk.look,
+                    // The directory of a pattern is not listed itself.
+                    None if pattern.is_some() => {}
+                    None => {
+                        seen.is_whole = false;
+                        let mut new = Pending::default();
+                        new.add(Place { identity, ..place })?;
+                        self.below(tree, walk, new).await?;
+                        continue;
                     }
-                    let name = shown(tree, &self.login, &place.path, &entry.name).await?;
-                    pending.add(Place::below(
-                        &place.path,
-                        &place.said,
-                        &entry.name,
-                        &name,
-                        entry.identity,
-                    )?)?;
+                }
+                let mut pattern = pattern;
+                while let Some(batch) = listing.next_batch().await? {
+                    for entry in batch.iter().filter(|entry| entry.kind == Kind::Directory) {
+                        self.turn.take(ENTRY_STEPS + place.path.as_wire().len()).await;
+                        if let Some(pattern) = &mut pattern {
+                            let fits = pattern.matches(&entry.name);
+                            self.turn.take(pattern.take_work()).await;
+                            if !fits {
+                                continue;
+                            }
+                        }
+                        let name = shown(tree, &self.login, &place.path, &entry.name).await?;
+                        let below =
+                            Place::below(&place.path, &place.said, &entry.name, &name, entry.identity)?;
+                        pending.add(below)?;
+                    }
                 }
             }
         }
-        Ok(seen)
     }
 
-    /// Opens a directory, under the name that it has by now; `None`: it is in its parent no more.
+    /// Opens a directory, under the name that it has by now; no listing: it is in its parent no more.
     async fn open(
-        &mut self,
+        &self,
         tree: &Tree,
-        place: &mut Place,
+        mut place: Place,
         directories_only: bool,
-    ) -> Result<Option<Listing>, Error> {
-        let Place { path, identity, .. } = &*place;
-        let listing = match tree.list_again(&self.login, path, *identity, directories_only).await {
+    ) -> Result<(Place, Option<Listing>), Error> {
+        let listed = tree.list_again(&self.login, &place.path, place.identity, directories_only).await;
+        let listing = match listed {
             Ok(listing) => listing,
-            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) if error.is_gone() => return Ok((place, None)),
             Err(error) => return Err(error.into()),
         };
-        let (Some(identity), Some(directory)) = (identity, listing.directory()) else {
-            return Ok(Some(listing));
-        };
-        // Of an agent that knows no identities.
-        if directory.identity != *identity {
-            return Ok(None);
+        if let (Some(identity), Some(directory)) = (place.identity, listing.directory()) {
+            // Of an agent that knows no identities.
+            if directory.identity != identity {
+                return Ok((place, None));
+            }
+            if directory.name != place.path.name()
+                && !directory.name.is_empty()
+                && let Some(parent) = place.path.parent()
+            {
+                // The name that it has got in its parent.
+                let name = shown(tree, &self.login, &parent, directory.name).await?;
+                let said = without_name(&place.said);
+                place = Place::below(&parent, &said, directory.name, &name, place.identity)?;
+            }
         }
-        if directory.name != path.name()
-            && !directory.name.is_empty()
-            && let Some(parent) = path.parent()
-        {
-            // The name that it has got in its parent.
-            let name = shown(tree, &self.login, &parent, directory.name).await?;
-            let said = without_name(&place.said);
-            *place = Place::below(&parent, &said, directory.name, &name, place.identity)?;
-        }
-        Ok(Some(listing))
+        Ok((place, Some(listing)))
     }
 
     /// Sends one directory, and notes the directories in it.
