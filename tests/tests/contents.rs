@@ -44,13 +44,16 @@ fn download_while(
     (control.reply(), content)
 }
 
+/// What happens to a file.
+type Change<'a> = &'a dyn Fn(&Path);
+
 #[test]
 fn a_download_of_a_file_that_is_written_to_meanwhile_is_451() {
     let (_cluster, folder, mut control) = start();
     let file = folder.join("big.bin");
     let old = tree::noise(32 << 20);
     let writing = |file: &Path| fs::File::options().write(true).open(file).unwrap();
-    let changes: [(&str, &dyn Fn(&Path)); 4] = [
+    let changes: [(&str, Change<'_>); 4] = [
         ("rewritten", &|file| fs::write(file, vec![7; 32 << 20]).unwrap()),
         ("one byte", &|file| writing(file).write_all_at(b"x", 31 << 20).unwrap()),
         ("appended", &|file| {
@@ -65,7 +68,7 @@ fn a_download_of_a_file_that_is_written_to_meanwhile_is_451() {
         assert!(old.starts_with(&content), "{what}: what came is of another content");
     }
     // The content stays: so does the download.
-    let kept: [(&str, &dyn Fn(&Path)); 5] = [
+    let kept: [(&str, Change<'_>); 5] = [
         ("linked", &|file| fs::hard_link(file, file.with_extension("link")).unwrap()),
         ("mode", &|file| fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap()),
         ("renamed", &|file| fs::rename(file, file.with_extension("moved")).unwrap()),
@@ -194,7 +197,7 @@ fn what_is_no_file_is_never_opened_dated_or_replaced_and_can_be_moved_and_remove
         assert_eq!(control.ask(&format!("RNFR {}", at("mail"))).0, 350);
         let (code, text) = control.ask(&format!("RNTO {}", at(name)));
         assert_eq!(code, 550, "{name}: {text}");
-        assert!(folder.join("special/mail").exists(), "{name}");
+        assert!(fs::exists(folder.join("special/mail")).unwrap(), "{name}");
         let after = fs::symlink_metadata(folder.join("special").join(name)).unwrap();
         let known = |entry: &fs::Metadata| (entry.ino(), entry.mtime(), entry.mode());
         assert_eq!(known(&after), known(&before), "{name}");
