@@ -205,6 +205,9 @@ fn login(address: SocketAddr, name: &str, password: &str) -> (u16, Control) {
     control.send(format!("USER {name}\r\n").as_bytes()).unwrap();
     control.reply();
     let (code, _) = control.ask(&format!("PASS {password}"));
+    if code == 230 {
+        assert_eq!(control.ask("TYPE I").0, 200);
+    }
     (code, control)
 }
 
