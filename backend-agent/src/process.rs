@@ -146,9 +146,9 @@ enum SecondSignal {
 
 /// How long a process may take to end in order after the second signal: its blocked threads, its log and its traces
 /// have 5 s together.
-const CUT_MAX: Duration = Duration::from_secs(6);
+pub const CUT_MAX: Duration = Duration::from_secs(6);
 /// How much longer than its limit a drain may take: what is cut has to end, and then what [`CUT_MAX`] allows.
-const DRAIN_GRACE: Duration = Duration::from_secs(10);
+pub const DRAIN_GRACE: Duration = Duration::from_secs(10);
 /// The log's own thread writes the last record within this time, unless its target hangs.
 const LAST_RECORD: Duration = Duration::from_millis(200);
 
