@@ -27,6 +27,7 @@ def connect(admin):
     ftp = ftplib.FTP_TLS(context=context)
     ftp.connect(host, int(port), timeout=20)
     ftp.login(admin, password)
+    ftp.voidcmd("TYPE I")
     ftp.prot_p()
     return ftp
 
