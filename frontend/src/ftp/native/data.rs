@@ -281,9 +281,20 @@ impl Connection {
             let rest = deflate.finish().await;
             self.write(&rest).await?;
         }
-        in_time(self.stream.shutdown()).await?;
-        self.acknowledged().await?;
-        self.linger(None)
+        // What its system has of it a client need not want: some close in the middle of a file, as rclone does to seek.
+        let all_taken = unacknowledged(self.tcp())? == 0;
+        if let Some(error) = self.tcp().take_error()? {
+            return Err(error);
+        }
+        let ended = match in_time(self.stream.shutdown()).await {
+            Ok(()) => self.acknowledged().await,
+            Err(error) => Err(error),
+        };
+        match ended {
+            Err(error) if all_taken && is_reset(&error) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.linger(None),
+        }
     }
 
     /// Waits until all that was sent is acknowledged, and reads away what the client has sent. That the client has closed its
@@ -428,6 +439,12 @@ impl Connection {
     fn linger(&self, time: Option<Duration>) -> io::Result<()> {
         linger(self.tcp(), time)
     }
+}
+
+/// The peer has closed its socket without reading on.
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 /// True where the client has sent something that was not read.
