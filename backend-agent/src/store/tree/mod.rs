@@ -260,18 +260,16 @@ impl Store for TreeStore {
             FileType::RegularFile | FileType::Directory => {}
             _ => return Err(Error::NotAFile { path: path.to_string() }),
         }
-        let open = || self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY);
-        let before = open();
+        // Opened before, because the new permissions may forbid it.
+        let readable = self.root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY);
         {
             // An upload that replaces the file takes over these permissions, or those before.
             let _replacing = self.root.replacing();
             attributes::set_permissions(&named, &stat, permissions.bits()).map_err(at)?;
         }
-        // It can be synced if it may be read, before or now.
-        match before.or_else(|_| open()) {
+        match readable {
             Ok(fd) => rustix::fs::fsync(&fd).map_err(at),
-            Err(Error::PermissionDenied { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Err(_) => self.sync(path),
         }
     }
 }

@@ -302,12 +302,11 @@ impl Walk {
         }
     }
 
-    /// Notes a directory that is about to be listed; false if it was already.
-    fn add(&mut self, key: u64) -> Result<bool, Error> {
+    /// Notes a directory that is about to be listed.
+    fn add(&mut self, key: u64) -> Result<(), Error> {
         self.lost.remove(&key);
-        let is_new = self.listed.insert(key, self.look).is_none();
-        self.check()?;
-        Ok(is_new)
+        self.listed.insert(key, self.look);
+        self.check()
     }
 
     fn lose(&mut self, key: u64) -> Result<(), Error> {
