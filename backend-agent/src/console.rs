@@ -87,7 +87,7 @@ impl Shown {
             let store = Arc::clone(&self.console.store);
             let asked = tokio::task::spawn_blocking(move || store.usage()).await;
             let asked = asked.map_err(|stopped| stopped.to_string());
-            let asked = asked.and_then(|usage| usage.map_err(|error| crate::process::chain(&error)));
+            let asked = asked.and_then(|usage| usage.map_err(|error| portolan_telemetry::chain(&error)));
             {
                 let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
                 match asked {

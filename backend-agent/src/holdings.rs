@@ -118,7 +118,7 @@ impl HoldingsWatch {
                 });
             }
             Err(error) => {
-                let cause = crate::process::chain(&error);
+                let cause = portolan_telemetry::chain(&error);
                 tracing::error!(cause, "holdings could not be read; the last ones stand");
                 self.whole().failure = Some(cause);
             }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portolan_config::checked::log::{Log, Tracing};
-use portolan_telemetry::Telemetry;
 use portolan_telemetry::log::CRITICAL;
+use portolan_telemetry::{Telemetry, chain};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -250,12 +250,6 @@ pub fn raise_open_files() {
     if let Err(errno) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%errno, "the limit of open files stays as it is");
     }
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

@@ -14,10 +14,10 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
 use hickory_resolver::{Resolver, TokioResolver};
-use portolan_agent::process::chain;
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::nodes::{Discovery, DnsQuery};
 use portolan_config::units::HostPort;
+use portolan_telemetry::chain;
 
 use crate::members::Members;
 use crate::node_client::{self, Health};

@@ -360,7 +360,7 @@ impl LdapDirectory {
                 }
                 Err(trouble) => {
                     self.told(server, begun, Some(&trouble));
-                    let cause = portolan_agent::process::chain(&trouble);
+                    let cause = portolan_telemetry::chain(&trouble);
                     trace(format!("{}: {cause}", server.uri.text));
                     troubles.push(format!("{}: {cause}", server.uri.text));
                 }
@@ -403,7 +403,7 @@ impl LdapDirectory {
         };
         self.asked.failures.fetch_add(1, Ordering::Relaxed);
         if server.has_failed() {
-            let cause = portolan_agent::process::chain(trouble);
+            let cause = portolan_telemetry::chain(trouble);
             tracing::error!(directory, server = server_uri, cause, "directory server does not answer");
         }
     }
@@ -438,7 +438,7 @@ impl LdapDirectory {
                 }
                 Err(trouble) => trouble,
             };
-            troubles.push(format!("{}: {}", uri.text, portolan_agent::process::chain(&trouble)));
+            troubles.push(format!("{}: {}", uri.text, portolan_telemetry::chain(&trouble)));
         }
         Err(troubles.join("; "))
     }
@@ -508,11 +508,7 @@ impl LdapDirectory {
                 Ok(Answer::Decided(decided)) => return decided,
                 Ok(Answer::Elsewhere(more)) => pending.extend(more),
                 Err(trouble) => {
-                    troubles.push(format!(
-                        "{}: {}",
-                        place.uri.text,
-                        portolan_agent::process::chain(&trouble)
-                    ));
+                    troubles.push(format!("{}: {}", place.uri.text, portolan_telemetry::chain(&trouble)));
                 }
             }
         }

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
-use portolan_agent::process::{EXIT_USAGE, chain};
+use portolan_agent::process::EXIT_USAGE;
 use portolan_proto::id::NodeId;
+use portolan_telemetry::chain;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,

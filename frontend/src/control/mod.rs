@@ -59,7 +59,7 @@ impl Server {
             .add_service(tonic::service::interceptor::InterceptedService::new(service, service::authenticate))
             .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), stop.cancelled());
         if let Err(error) = served.await {
-            let cause = portolan_agent::process::chain(&error);
+            let cause = portolan_telemetry::chain(&error);
             tracing::error!(cause, "the control socket has failed");
         }
         if let Err(error) = std::fs::remove_file(&self.path) {

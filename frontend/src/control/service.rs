@@ -222,7 +222,7 @@ impl Control for ControlService {
         match self.running.refresh_map().await {
             Ok(Some(domains)) => Ok(Response::new(v1::RefreshMapResponse { domains: domains as u64 })),
             Ok(None) => Err(Status::failed_precondition("no directory is a source of the map")),
-            Err(error) => Err(Status::unavailable(portolan_agent::process::chain(&error))),
+            Err(error) => Err(Status::unavailable(portolan_telemetry::chain(&error))),
         }
     }
 
@@ -243,7 +243,7 @@ impl Control for ControlService {
         let reloaded = reloaded.map_err(|error| Status::internal(error.to_string()))?;
         match reloaded {
             Ok(changes) => Ok(Response::new(v1::ReloadResponse { changes })),
-            Err(error) => Err(Status::failed_precondition(portolan_agent::process::chain(&error))),
+            Err(error) => Err(Status::failed_precondition(portolan_telemetry::chain(&error))),
         }
     }
 }

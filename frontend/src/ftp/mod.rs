@@ -230,7 +230,7 @@ impl Service {
                     }
                     Err(error @ auth::Error::Away { .. }) => {
                         tell(LoginOutcome::Undecided);
-                        let cause = portolan_agent::process::chain(&error);
+                        let cause = portolan_telemetry::chain(&error);
                         let result = LoginOutcome::Undecided.word();
                         tracing::error!(
                             target: AUDIT,
@@ -242,9 +242,9 @@ impl Service {
                         return Err(LoginFailure::Undecided);
                     }
                     Err(error @ auth::Error::Barred { reason, .. }) => {
-                        (portolan_agent::process::chain(&error), LoginFailure::Barred(reason))
+                        (portolan_telemetry::chain(&error), LoginFailure::Barred(reason))
                     }
-                    Err(error) => (portolan_agent::process::chain(&error), LoginFailure::Wrong),
+                    Err(error) => (portolan_telemetry::chain(&error), LoginFailure::Wrong),
                 }
             }
             Err(reason) => (reason.to_owned(), LoginFailure::Wrong),

@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use itertools::Itertools as _;
-use portolan_agent::process::chain;
 use portolan_proto::id::{NodeId, TransferId};
+use portolan_telemetry::chain;
 use portolan_telemetry::log::AUDIT;
 
 use super::{ControlConnection, reply};

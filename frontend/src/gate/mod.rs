@@ -228,7 +228,7 @@ impl Gate {
                 return;
             }
             Ok(Err(error)) => {
-                let cause = portolan_agent::process::chain(&error);
+                let cause = portolan_telemetry::chain(&error);
                 tracing::warn!(%peer, listener = %self.name, cause, "connection closed: no good PROXY header");
                 return;
             }

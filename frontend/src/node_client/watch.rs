@@ -113,7 +113,7 @@ impl NodeClient {
                 continue;
             }
             self.unanswered.store(0, Ordering::Relaxed);
-            let cause = portolan_agent::process::chain(&ended);
+            let cause = portolan_telemetry::chain(&ended);
             let changed = self.health.send_if_modified(|health| {
                 let was_away = matches!(health, Health::Away(_));
                 *health = Health::Away(root_cause(&ended));

@@ -160,8 +160,7 @@ impl FromNodes {
         while let Some(other) = self.others.pop_front() {
             let Request { caller, path, transfer } = &self.request;
             let opened = other.read(caller.clone(), path, offset, Some(rest), *transfer).await;
-            let (path, cause) =
-                (portolan_proto::path::display(path), portolan_agent::process::chain(failure));
+            let (path, cause) = (portolan_proto::path::display(path), portolan_telemetry::chain(failure));
             let (node, standby) = (self.node.name(), other.name());
             match opened {
                 Ok(content)
@@ -177,7 +176,7 @@ impl FromNodes {
                     tracing::warn!(%transfer, path, %node, %standby, "a standby has another file and cannot go on with a download");
                 }
                 Err(error) => {
-                    let error = portolan_agent::process::chain(&error);
+                    let error = portolan_telemetry::chain(&error);
                     tracing::warn!(%transfer, path, %node, %standby, error, "a standby cannot go on with a download");
                 }
             }

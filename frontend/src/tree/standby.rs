@@ -63,7 +63,7 @@ impl Tree {
 /// Tells the log once for each absence.
 pub(super) fn report(node: &NodeClient, standby: &NodeClient, failure: &node_client::Error) {
     if node.is_stood_in_for() {
-        let cause = portolan_agent::process::chain(failure);
+        let cause = portolan_telemetry::chain(failure);
         tracing::warn!(node = %node.name(), standby = %standby.name(), cause, "a standby is read in place of a node");
     }
 }

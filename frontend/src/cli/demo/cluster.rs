@@ -56,7 +56,7 @@ impl Cluster {
             let stop = stop_agents.clone();
             agents.spawn(async move {
                 if let Err(error) = agent.run(stop).await {
-                    tracing::error!(error = portolan_agent::process::chain(&error), node, "agent failed");
+                    tracing::error!(error = portolan_telemetry::chain(&error), node, "agent failed");
                 }
             });
         }

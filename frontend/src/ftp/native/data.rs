@@ -194,7 +194,7 @@ impl Plan {
         match proxy::read(stream).await {
             Ok(ends) => ends.is_some_and(|ends| ends.source.ip().to_canonical() == client),
             Err(error) => {
-                let cause = portolan_agent::process::chain(&error);
+                let cause = portolan_telemetry::chain(&error);
                 tracing::warn!(cause, "a data connection came without a good PROXY header");
                 false
             }

@@ -179,7 +179,7 @@ pub(in crate::ftp) async fn serve(service: Arc<Service>, stream: TcpStream, cont
     };
     tokio::select! {
         served = serving => if let Err(ended) = served {
-            tracing::info!(cause = portolan_agent::process::chain(&ended), "session ended early");
+            tracing::info!(cause = portolan_telemetry::chain(&ended), "session ended early");
         },
         () = cutting => {}
     }

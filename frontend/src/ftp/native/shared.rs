@@ -398,7 +398,7 @@ impl Shared {
             // The balancer only looks whether somebody is here.
             Ok(None) => {}
             Err(error) => {
-                let cause = portolan_agent::process::chain(&error);
+                let cause = portolan_telemetry::chain(&error);
                 tracing::warn!(%from, cause, "a data connection came without a good PROXY header");
                 refuse(stream);
             }

@@ -214,7 +214,7 @@ impl Job {
 /// Opens the data connection of a transfer; the reply if there is none.
 pub(super) async fn open(plan: Plan, transfer: &Transfer, direction: Direction) -> Result<Connection, Reply> {
     plan.open(direction).await.map_err(|error| {
-        transfer.broken_off(&portolan_agent::process::chain(&error));
+        transfer.broken_off(&portolan_telemetry::chain(&error));
         error.reply()
     })
 }
