@@ -15,7 +15,6 @@
 mod console;
 pub mod holdings;
 pub mod metrics;
-pub mod process;
 pub mod service;
 pub mod store;
 mod tls;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use portolan_agent::{Agent, process};
+use portolan_agent::Agent;
+use portolan_process as process;
 use portolan_telemetry::Telemetry;
 use sd_notify::NotifyState;
 
@@ -24,38 +25,18 @@ struct Arguments {
     /// The configuration file; its keys are in docs/configuration.md.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/portolan/agent.toml")]
     config: PathBuf,
-    /// Print a completion script for this shell and exit.
-    #[arg(long, value_name = "SHELL")]
-    completions: Option<clap_complete::Shell>,
-    /// Print the manual page, in roff, and exit.
-    #[arg(long)]
-    manual: bool,
+    #[command(flatten)]
+    instead: process::Instead,
 }
 
 fn main() -> ExitCode {
-    let arguments = match process::arguments::<Arguments>() {
-        Ok(arguments) => arguments,
-        Err(status) => return status,
-    };
-    if let Some(shell) = arguments.completions {
-        process::print_completions::<Arguments>(shell);
-        return ExitCode::SUCCESS;
-    }
-    if arguments.manual {
-        return process::print_manual::<Arguments>();
-    }
-    let config = match portolan_config::Agent::load(&arguments.config) {
-        Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return ExitCode::from(process::EXIT_USAGE);
-        }
-    };
-    let started = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-agent");
-    let telemetry = match started {
-        Ok(telemetry) => telemetry,
-        Err(status) => return status,
-    };
+    serve().unwrap_or_else(|status| status)
+}
+
+fn serve() -> Result<ExitCode, ExitCode> {
+    let arguments = process::server_arguments(|arguments: &Arguments| &arguments.instead)?;
+    let config = process::loaded(portolan_config::Agent::load(&arguments.config))?;
+    let telemetry = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-agent")?;
     process::raise_open_files();
     let limit = process::DrainLimit::default();
     limit.set(config.drain_timeout);
@@ -77,7 +58,7 @@ fn main() -> ExitCode {
         Ok(())
     });
     telemetry.stop();
-    status
+    Ok(status)
 }
 
 /// Tells systemd where the agent is in its life, sd_notify(3). Without systemd it does nothing.

@@ -36,8 +36,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portolan_agent::process::{DrainLimit, Signals};
 use portolan_config::checked::frontend::Frontend as Config;
+use portolan_process::{DrainLimit, Signals};
 use portolan_telemetry::Telemetry;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;

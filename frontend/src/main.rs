@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use portolan_agent::process;
 use portolan_frontend::{Frontend, Host, Phase};
+use portolan_process as process;
 use sd_notify::NotifyState;
 
 #[global_allocator]
@@ -26,38 +26,18 @@ struct Arguments {
     /// The configuration file; its keys are in docs/configuration.md.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/portolan/frontend.toml")]
     config: PathBuf,
-    /// Print a completion script for this shell and exit.
-    #[arg(long, value_name = "SHELL")]
-    completions: Option<clap_complete::Shell>,
-    /// Print the manual page, in roff, and exit.
-    #[arg(long)]
-    manual: bool,
+    #[command(flatten)]
+    instead: process::Instead,
 }
 
 fn main() -> ExitCode {
-    let arguments = match process::arguments::<Arguments>() {
-        Ok(arguments) => arguments,
-        Err(status) => return status,
-    };
-    if let Some(shell) = arguments.completions {
-        process::print_completions::<Arguments>(shell);
-        return ExitCode::SUCCESS;
-    }
-    if arguments.manual {
-        return process::print_manual::<Arguments>();
-    }
-    let config = match portolan_config::Frontend::load(&arguments.config) {
-        Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return ExitCode::from(process::EXIT_USAGE);
-        }
-    };
-    let started = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-frontend");
-    let telemetry = match started {
-        Ok(telemetry) => telemetry,
-        Err(status) => return status,
-    };
+    serve().unwrap_or_else(|status| status)
+}
+
+fn serve() -> Result<ExitCode, ExitCode> {
+    let arguments = process::server_arguments(|arguments: &Arguments| &arguments.instead)?;
+    let config = process::loaded(portolan_config::Frontend::load(&arguments.config))?;
+    let telemetry = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-frontend")?;
     process::raise_open_files();
     let threads = process::Threads { min: config.threads.min, max: config.threads.max };
     let host_telemetry = Some(Arc::clone(&telemetry));
@@ -71,7 +51,7 @@ fn main() -> ExitCode {
         Ok(())
     });
     telemetry.stop();
-    status
+    Ok(status)
 }
 
 /// The sockets of systemd's socket activation, sd_listen_fds(3).

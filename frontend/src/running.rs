@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use portolan_agent::process::{DrainLimit, chain};
 use portolan_config::Faults;
 use portolan_config::checked::frontend::{Frontend as Config, Security};
 use portolan_config::checked::listener::{ClientCertificate, Listener, TlsSettings};
+use portolan_process::DrainLimit;
 use portolan_telemetry::Telemetry;
+use portolan_telemetry::chain;
 use portolan_telemetry::log::AUDIT;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;

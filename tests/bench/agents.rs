@@ -148,7 +148,7 @@ fn measure(folder: &Path, arguments: &Arguments, map: &str) {
 }
 
 fn main() -> ExitCode {
-    let arguments = match portolan_agent::process::arguments::<Arguments>() {
+    let arguments = match portolan_process::arguments::<Arguments>() {
         Ok(arguments) => arguments,
         Err(status) => return status,
     };

@@ -67,7 +67,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match portolan_agent::process::arguments::<Arguments>() {
+    let arguments = match portolan_process::arguments::<Arguments>() {
         Ok(arguments) => arguments,
         Err(status) => return status,
     };

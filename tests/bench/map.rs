@@ -92,7 +92,7 @@ fn median(rounds: u32, mut run: impl FnMut(u32)) -> Duration {
 }
 
 fn main() -> ExitCode {
-    let arguments = match portolan_agent::process::arguments::<Arguments>() {
+    let arguments = match portolan_process::arguments::<Arguments>() {
         Ok(arguments) => arguments,
         Err(status) => return status,
     };

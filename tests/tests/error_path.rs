@@ -221,7 +221,7 @@ impl Site {
         let ftp = frontend.local_addrs()[0];
         let shutdown = CancellationToken::new();
         tokio::spawn(agent.run(shutdown.clone()));
-        tokio::spawn(frontend.run(portolan_agent::process::Signals::by_token(shutdown.clone())));
+        tokio::spawn(frontend.run(portolan_process::Signals::by_token(shutdown.clone())));
         Self { ftp, agent: agent_address, faults, shutdown, _folder: folder }
     }
 

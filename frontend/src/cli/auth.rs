@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portolan_agent::process::EXIT_USAGE;
+use portolan_process::EXIT_USAGE;
 use portolan_telemetry::chain;
 
 use crate::auth::Admins;

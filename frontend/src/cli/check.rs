@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use portolan_agent::process::EXIT_USAGE;
 use portolan_config::Config;
+use portolan_process::EXIT_USAGE;
 
 /// Check configuration files of front ends and agents, and the files they name.
 ///

@@ -23,8 +23,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
-use portolan_agent::process;
 use portolan_config::checked::frontend::CONTROL_SOCKET;
+use portolan_process as process;
 use portolan_proto::control::control_client::ControlClient;
 use tonic::Status;
 use tonic::transport::Channel;

@@ -4,8 +4,8 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use portolan_agent::process::EXIT_USAGE;
 use portolan_config::admins;
+use portolan_process::EXIT_USAGE;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use crate::auth::local::hash_password;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
-use portolan_agent::process::EXIT_USAGE;
+use portolan_process::EXIT_USAGE;
 use portolan_proto::id::NodeId;
 use portolan_telemetry::chain;
 use rcgen::{

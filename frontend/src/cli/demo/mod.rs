@@ -14,8 +14,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use portolan_agent::process;
 use portolan_config::checked::log::{Level, Log, LogFormat};
+use portolan_process as process;
 
 use client::{Client, Transferred};
 use cluster::Cluster;

@@ -30,6 +30,37 @@ pub fn arguments<T: Parser>() -> Result<T, ExitCode> {
     })
 }
 
+/// What every server program can be asked for in place of serving.
+#[derive(clap::Args)]
+pub struct Instead {
+    /// Print a completion script for this shell and exit.
+    #[arg(long, value_name = "SHELL")]
+    completions: Option<clap_complete::Shell>,
+    /// Print the manual page, in roff, and exit.
+    #[arg(long)]
+    manual: bool,
+}
+
+/// The arguments of a server program that is to serve; otherwise what was asked for is printed and the exit status
+/// returned.
+pub fn server_arguments<T: Parser>(instead: impl Fn(&T) -> &Instead) -> Result<T, ExitCode> {
+    let given = arguments::<T>()?;
+    let Instead { completions, manual } = instead(&given);
+    if let Some(shell) = *completions {
+        print_completions::<T>(shell);
+        return Err(ExitCode::SUCCESS);
+    }
+    if *manual { Err(print_manual::<T>()) } else { Ok(given) }
+}
+
+/// The configuration; otherwise its faults are printed and the exit status returned.
+pub fn loaded<T, E: std::fmt::Display>(config: Result<T, E>) -> Result<T, ExitCode> {
+    config.map_err(|faults| {
+        eprintln!("{faults}");
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
 /// Prints a completion script.
 pub fn print_completions<T: clap::CommandFactory>(shell: clap_complete::Shell) {
     let mut command = T::command();
@@ -290,7 +321,7 @@ mod tests {
         fn start(limit: u64) -> Self {
             use std::io::{BufRead as _, BufReader};
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "--nocapture", "process::tests::program_with_blocked_workers"])
+                .args(["--exact", "--nocapture", "tests::program_with_blocked_workers"])
                 .env(LIMIT, limit.to_string())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
