@@ -16,7 +16,6 @@
 //! What it never does: touch a mail store.
 
 pub mod auth;
-pub mod cli;
 mod client;
 mod console;
 pub mod control;

@@ -52,7 +52,7 @@ impl LocalDirectory {
 
 /// The argon2id PHC string of a password, with a random salt and the parameters that OWASP names
 /// (19 MiB, 2 passes, 1 lane).
-pub(crate) fn hash_password(password: &str) -> Result<String, argon2::password_hash::Error> {
+pub fn hash_password(password: &str) -> Result<String, argon2::password_hash::Error> {
     Ok(Argon2::default().hash_password(password.as_bytes())?.to_string())
 }
 

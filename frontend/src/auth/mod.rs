@@ -7,7 +7,7 @@
 mod cache;
 pub mod grants;
 pub mod ldap;
-pub(crate) mod local;
+pub mod local;
 pub mod lockout;
 
 use std::sync::Arc;

@@ -93,7 +93,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Connects to the control socket of a running front end.
-pub(crate) async fn connect(path: &Path) -> Result<ControlClient<Channel>, tonic::transport::Error> {
+pub async fn connect(path: &Path) -> Result<ControlClient<Channel>, tonic::transport::Error> {
     let path = path.to_owned();
     // The address is required and means nothing.
     let endpoint = Endpoint::from_static("http://control");

@@ -283,6 +283,6 @@ async fn pause(control: &ControlConnection, pause: Duration) {
 }
 
 /// A point in time for people, in UTC.
-pub(crate) fn shown_time(time: SystemTime) -> String {
+pub fn shown_time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
 }

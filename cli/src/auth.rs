@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use portolan_process::EXIT_USAGE;
 use portolan_telemetry::chain;
 
-use crate::auth::Admins;
+use portolan_frontend::auth::Admins;
 
 /// Try the directories of admins.
 #[derive(Parser)]

@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Error, sample};
-use crate::auth::local::hash_password;
-use crate::cli::pki;
-use crate::{Frontend, Host};
+use crate::pki;
+use portolan_frontend::auth::local::hash_password;
+use portolan_frontend::{Frontend, Host};
 
 pub(super) const ADMIN: &str = "admin";
 /// The demo listens on loopback only, for as long as it runs.

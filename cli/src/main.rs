@@ -1,6 +1,6 @@
 //! The operator's command `portolan`: one file a subcommand.
 //!
-//! Who calls it: `bin/portolan.rs`.
+//! Who calls it: an operator.
 //! What it calls: configuration, the control socket of a running front end, the front end and the agent (for the
 //! demo).
 //! What it never does: change a running service otherwise than over its control socket.
@@ -71,8 +71,10 @@ struct Manual {
     folder: PathBuf,
 }
 
-/// Runs the command that the process was started with.
-pub fn main() -> ExitCode {
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
     let arguments = match process::arguments::<Arguments>() {
         Ok(arguments) => arguments,
         Err(status) => return status,
@@ -121,7 +123,7 @@ where
 {
     let asking = async {
         let path = &socket.socket;
-        let client = crate::control::connect(path).await.map_err(|error| {
+        let client = portolan_frontend::control::connect(path).await.map_err(|error| {
             let causes =
                 std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
             let cause = causes.last().map(ToString::to_string).unwrap_or_default();
