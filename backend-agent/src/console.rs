@@ -5,9 +5,10 @@
 //! What it never does: change anything.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use portolan_config::certificate;
 use portolan_telemetry::Telemetry;
 use portolan_telemetry::http::{Answers, Readiness, Server};
@@ -89,7 +90,7 @@ impl Shown {
             let asked = asked.map_err(|stopped| stopped.to_string());
             let asked = asked.and_then(|usage| usage.map_err(|error| portolan_telemetry::chain(&error)));
             {
-                let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut room = self.room.lock();
                 match asked {
                     Ok(usage) => *room = Room { usage: Some(usage), at: Instant::now(), failure: None },
                     Err(failure) => room.failure = Some(failure),
@@ -100,7 +101,7 @@ impl Shown {
     }
 
     fn room(&self) -> Room {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.room.lock().clone()
     }
 
     fn readiness(&self) -> Readiness {

@@ -5,9 +5,10 @@
 //! What it never does: answer a question about a path; announcements may lag, calls ask the store.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +65,7 @@ impl HoldingsWatch {
     }
 
     fn whole(&self) -> MutexGuard<'_, Whole> {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
+        self.whole.lock()
     }
 
     /// A name was made, removed or renamed through this agent.
@@ -73,7 +74,7 @@ impl HoldingsWatch {
             return;
         }
         if let Some(domain) = path.components().nth(1) {
-            self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(domain.to_vec());
+            self.touched.lock().insert(domain.to_vec());
             self.wake.notify_one();
         }
     }
@@ -90,7 +91,7 @@ impl HoldingsWatch {
                 () = self.wake.notified() => {
                     tokio::time::sleep(GATHER).await;
                     let touched =
-                        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner));
+                        std::mem::take(&mut *self.touched.lock());
                     if !touched.is_empty() {
                         self.read_again(&store, Some(touched)).await;
                     }

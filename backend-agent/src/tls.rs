@@ -9,11 +9,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::Mutex;
 use portolan_config::checked::tls::{Anchors, Identity};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
@@ -125,7 +126,7 @@ impl Tls {
                 }
                 Err(fault) => fault,
             };
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = self.told.lock();
             if !fault.is_empty() && told.fault != fault {
                 tracing::warn!(fault, "certificate files have changed and cannot be used; the old ones stay");
             }
@@ -159,7 +160,7 @@ impl Tls {
     }
 
     fn tell_failed_handshake(&self, from: SocketAddr, error: &io::Error) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let is_due = told.failed_handshake.is_none_or(|last| last.elapsed() >= TELL_EVERY);
         // Whoever only looks whether the port is open ends like this.
         if error.kind() == io::ErrorKind::UnexpectedEof || !is_due {

@@ -5,8 +5,9 @@
 //! What it never does: take out a node because DNS does not name it. A missing node is an error, never an absence.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::nodes::is_standby;
 use portolan_config::units::HostPort;
@@ -81,7 +82,7 @@ impl Members {
     /// # Errors
     /// The certificates do not fit TLS.
     pub(crate) fn prepare(&self, config: &Config, anew: bool) -> Result<Change, SetupError> {
-        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.found.lock();
         prepare(&self.nodes, config, &found, anew)
     }
 
@@ -96,7 +97,7 @@ impl Members {
 
     /// Takes in what discovery has found; true where it is dialled elsewhere, or not at all.
     pub(crate) fn take_in(&self, name: &NodeId, address: &HostPort) -> bool {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), address.clone());
+        self.found.lock().insert(name.clone(), address.clone());
         self.nodes.find(name).and_then(|node| node.address()).as_ref() != Some(address)
     }
 }

@@ -7,10 +7,11 @@
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use parking_lot::Mutex;
 use portolan_config::checked::log::{Log, Tracing};
 use portolan_telemetry::log::CRITICAL;
 use portolan_telemetry::{Telemetry, chain};
@@ -100,11 +101,11 @@ pub struct DrainLimit(Arc<Mutex<Option<Duration>>>);
 
 impl DrainLimit {
     pub fn set(&self, drain_timeout: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain_timeout);
+        *self.0.lock() = Some(drain_timeout);
     }
 
     fn is(&self) -> Option<Duration> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 }
 

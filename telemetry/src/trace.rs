@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use opentelemetry::Value;
@@ -18,6 +18,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
     Sampler, SdkTracerProvider, SpanData, SpanExporter as _, SpanProcessor, Tracer,
 };
+use parking_lot::Mutex;
 use portolan_config::checked::log::{Collector, Tracing};
 use tonic::codegen::http::header::{HeaderMap, HeaderName};
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
@@ -82,7 +83,7 @@ impl Exporting {
     }
 
     pub(crate) fn stop(&self) {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let queue = self.queue.lock().take();
         if let Some(queue) = queue {
             let deadline = Instant::now() + LAST_SPANS_MAX;
             queue.close(deadline);
@@ -98,7 +99,7 @@ impl SpanProcessor for Exporting {
         if !span.span_context.is_sampled() {
             return;
         }
-        if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(queue) = &*self.queue.lock() {
             let bytes = span_bytes(&span);
             queue.push(span, bytes);
         }

@@ -4,10 +4,11 @@
 //! core; few are computed at once, and one that nobody waits for any more stops at the next chunk.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::failure::status;
 use portolan_proto::v1::{self, DigestAlgorithm, Reason};
@@ -44,11 +45,11 @@ impl Digests {
     }
 
     fn find(&self, key: &Key) -> Option<Bytes> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).find(key)
+        self.known.lock().find(key)
     }
 
     pub(super) fn remember(&self, key: Key, digest: Bytes) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, digest);
+        self.known.lock().insert(key, digest);
     }
 }
 

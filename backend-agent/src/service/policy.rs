@@ -4,8 +4,9 @@
 //! is for backups only, cannot go past it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use portolan_config::certificate::{self, CertificateName};
 use portolan_config::checked::agent::AllowRule;
 use portolan_config::checked::directory::GrantedDomains;
@@ -79,7 +80,7 @@ impl Policy {
                 Some(_) => Err(status(Reason::NotGranted, "the caller shows no certificate")),
             };
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let permission = match known.get(certificate.as_ref()) {
             Some(permission) => Arc::clone(permission),
             None => {

@@ -5,9 +5,10 @@
 //! by one front end; past it that admin waits or is refused (BUSY), and nobody else notices.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use portolan_proto::failure::status;
 use portolan_proto::v1::Reason;
 use portolan_telemetry::trace::TRACE;
@@ -97,7 +98,7 @@ impl Shares {
 
     fn of(&self, frontend: &str, admin: &str) -> Arc<Share> {
         let who = (frontend.to_owned(), admin.to_owned());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(share) = known.shares.get(&who).and_then(Weak::upgrade) {
             return share;
         }
@@ -340,6 +341,6 @@ mod tests {
         for number in 0..10 * CLEANED_FROM {
             drop(site.stream("front-1", &number.to_string()));
         }
-        assert!(site.shares.known.lock().unwrap().shares.len() <= CLEANED_FROM);
+        assert!(site.shares.known.lock().shares.len() <= CLEANED_FROM);
     }
 }

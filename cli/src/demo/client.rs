@@ -5,11 +5,12 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::{Condvar, Mutex};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use suppaftp::list::ListParser;
@@ -192,8 +193,8 @@ impl Queue {
         Self { state: Mutex::default(), changed: Condvar::new(), progress }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     fn push(&self, job: Job) {
@@ -217,7 +218,7 @@ impl Queue {
             if state.in_hand == 0 {
                 return None;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
     }
 
@@ -239,7 +240,7 @@ impl Queue {
 
     fn finish(self) -> Result<Transferred, Error> {
         self.progress.finish_and_clear();
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.into_inner();
         match state.failure {
             Some(error) => Err(error),
             None => Ok(state.moved),

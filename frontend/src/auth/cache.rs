@@ -4,11 +4,12 @@
 //! password is never refused and an old one not taken for longer than the cache lasts.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use argon2::Argon2;
 use argon2::password_hash::{PasswordVerifier as _, phc::PasswordHash};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Admin;
 use super::local::hash_password;
@@ -46,7 +47,7 @@ impl PasswordCache {
     }
 
     fn good(&self) -> MutexGuard<'_, HashMap<String, Good>> {
-        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+        self.good.lock()
     }
 
     /// Is there anything to compare with?

@@ -6,14 +6,15 @@
 //! referral unasked, or take a directory that does not answer for one that says no.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ldap3::adapters::{Adapter, EntriesOnly, PagedResults};
 use ldap3::{
     Ldap, LdapConnAsync, LdapConnSettings, LdapError, ResultEntry, Scope, SearchEntry, SearchOptions,
 };
+use parking_lot::Mutex;
 use portolan_config::checked::directory::{Directory, DirectoryKind, LdapUri, SearchScope};
 use portolan_telemetry::metrics::SECONDS;
 use prometheus_client::metrics::histogram::Histogram;
@@ -162,8 +163,8 @@ struct Broken {
 }
 
 impl Server {
-    fn broken(&self) -> std::sync::MutexGuard<'_, Broken> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn broken(&self) -> parking_lot::MutexGuard<'_, Broken> {
+        self.broken.lock()
     }
 
     fn is_broken(&self) -> bool {

@@ -10,10 +10,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::access::Bans;
 
 use portolan_proto::path;
@@ -137,7 +137,7 @@ impl Lockout {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Other rules, for failures to come. Bans stay until they end or are lifted.

@@ -9,9 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::listener::{Listener, PassiveHost};
 use portolan_config::units::Addresses;
 
@@ -34,7 +35,7 @@ struct Name {
 
 impl Name {
     fn address(&self) -> MutexGuard<'_, Option<Ipv4Addr>> {
-        self.address.lock().unwrap_or_else(PoisonError::into_inner)
+        self.address.lock()
     }
 
     /// Resolves it. Of several addresses the present one is kept, else the lowest is taken, so that the answer does not
@@ -73,7 +74,7 @@ impl Name {
 
 impl AdvertisedNames {
     fn followed(&self) -> MutexGuard<'_, BTreeMap<String, Weak<Name>>> {
-        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.followed.lock()
     }
 
     /// Follows a name for as long as somebody holds it.

@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::access::Bandwidth;
 use portolan_config::units::Rate;
 use portolan_proto::CHUNK_BYTES_MAX;
@@ -84,7 +85,7 @@ impl Way {
     }
 
     fn free_at(&self) -> MutexGuard<'_, Instant> {
-        self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.free_at.lock()
     }
 }
 
@@ -165,7 +166,7 @@ impl AdminThrottles {
 
     /// The one that all sessions of an admin share.
     pub(crate) fn of(&self, admin: &str) -> Arc<Throttle> {
-        let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_name = self.by_name.lock();
         if let Some(shared) = by_name.get(admin).and_then(Weak::upgrade) {
             return shared;
         }

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_proto::id::SessionId;
 use portolan_telemetry::log::{AUDIT, CONNECTION};
 use portolan_telemetry::trace::TRACE;
@@ -215,7 +216,7 @@ impl ControlConnection {
     }
 
     fn shown_mut(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shown.lock()
     }
 
     pub fn shown(&self) -> Shown {

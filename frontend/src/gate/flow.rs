@@ -10,9 +10,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::access::{Limits, RuleLimits};
 
 use crate::recent::{Recent, While};
@@ -167,7 +168,7 @@ impl Flow {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Other limits, for connections to come. Those that are there stay counted.

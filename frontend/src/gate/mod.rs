@@ -17,10 +17,11 @@ pub mod sessions;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use portolan_config::checked::access::{AccessList, AccessRule, RuleLimits, Scope, Verdict};
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::listener::Tls;
@@ -77,7 +78,7 @@ impl Commons {
             Scope::Global | Scope::Ftp => format!("{}: {rule}", list.scope),
             Scope::Listener => format!("listener {listener}: {rule}"),
         };
-        let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rules = self.rules.lock();
         rules.retain(|_, flow| Arc::strong_count(flow) > 1);
         let place = Place::Rule(name.as_str().into());
         let flow = rules.entry(name).or_insert_with(|| Arc::new(Flow::new(place, rule.limits.own)));
@@ -87,7 +88,7 @@ impl Commons {
 
     /// How full global, FTP and the rules are.
     pub fn usages(&self, now: Instant) -> Vec<Usage> {
-        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let rules = self.rules.lock();
         let mut by_rule: Vec<Usage> = rules.values().map(|flow| flow.usage(now)).collect();
         by_rule.sort_by_key(|usage| usage.place.to_string());
         [&self.global, &self.ftp].into_iter().map(|flow| flow.usage(now)).chain(by_rule).collect()

@@ -4,9 +4,10 @@
 //! of a limited number of handshakes.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use portolan_config::checked::access::Scope;
 use portolan_config::checked::listener::Tls;
 use portolan_telemetry::log::AUDIT;
@@ -133,7 +134,7 @@ impl Refuser {
 
     /// Counts a line, and tells of those that may not be written when the second is over.
     fn may_write(&self) -> bool {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines.lock();
         if lines.left_out == 0 && lines.since.elapsed() >= LOG_PERIOD {
             (lines.since, lines.written) = (Instant::now(), 0);
         }
@@ -146,7 +147,7 @@ impl Refuser {
             let (listener, lines) = (Arc::clone(&self.listener), Arc::clone(&self.lines));
             self.sessions.spawn(async move {
                 tokio::time::sleep(LOG_PERIOD).await;
-                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut lines = lines.lock();
                 let left_out = lines.left_out;
                 *lines = Lines { since: Instant::now(), written: 0, left_out: 0 };
                 tracing::warn!(target: AUDIT, event = "connection_refused", %listener, left_out, "more connections were refused");

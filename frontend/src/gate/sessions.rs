@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_proto::id::{SessionId, TransferId};
 use portolan_telemetry::log::AUDIT;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +41,7 @@ pub struct Drained {
 
 impl Sessions {
     fn present(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<ControlConnection>>> {
-        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+        self.present.lock()
     }
 
     /// All of them, the oldest first.

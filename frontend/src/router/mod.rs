@@ -8,9 +8,10 @@ mod given;
 mod holdings;
 mod snapshot;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use portolan_config::checked::map::Map;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
@@ -119,7 +120,7 @@ impl Router {
     }
 
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {
-        let _one_at_a_time = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.update.lock();
         let mut next = Snapshot::clone(&self.current.load());
         change(&mut next);
         self.current.store(Arc::new(next));

@@ -12,10 +12,11 @@ pub mod path;
 mod placing;
 mod standby;
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use portolan_proto::id::{NodeId, TransferId};
 use portolan_proto::path::{DOMAINS, domain_of};
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
@@ -440,7 +441,7 @@ impl Tree {
             return Ok((text, size));
         }
         {
-            let (counted, size) = &*self.map_size.lock().unwrap_or_else(PoisonError::into_inner);
+            let (counted, size) = &*self.map_size.lock();
             if std::ptr::eq(counted.as_ptr(), Arc::as_ptr(&map)) {
                 return Ok((text, *size));
             }
@@ -450,7 +451,7 @@ impl Tree {
         let counting = tokio::task::spawn_blocking(move || counted.count());
         let size =
             counting.await.unwrap_or_else(|stopped| std::panic::resume_unwind(stopped.into_panic()))?;
-        *self.map_size.lock().unwrap_or_else(PoisonError::into_inner) = (Arc::downgrade(&map), size);
+        *self.map_size.lock() = (Arc::downgrade(&map), size);
         Ok((text, size))
     }
 

@@ -1,9 +1,9 @@
 //! Where new domains and objects have gone, until the nodes announce them.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
 
 use lru::LruCache;
+use parking_lot::Mutex;
 
 use crate::router::NodeIndex;
 
@@ -26,10 +26,10 @@ impl Placing {
 
     /// The node of a domain or object, a path of the wire.
     pub(super) fn node(&self, path: &[u8]) -> Option<NodeIndex> {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied()
+        self.placed.lock().get(path).copied()
     }
 
     pub(super) fn remember(&self, path: &[u8], node: NodeIndex) {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner).put(path.to_vec(), node);
+        self.placed.lock().put(path.to_vec(), node);
     }
 }

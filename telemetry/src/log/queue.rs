@@ -5,8 +5,10 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -185,7 +187,7 @@ impl<T> Drop for Queue<T> {
 
 impl<T> Shared<T> {
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for items; `false` when the queue is closed and empty.
@@ -196,7 +198,7 @@ impl<T> Shared<T> {
                 return false;
             }
             state.waits = true;
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         while batch.len() < BATCH_MAX
             && let Some((item, bytes)) = state.items.pop_front()
@@ -222,8 +224,7 @@ impl<T> Shared<T> {
             };
             let was_closed = state.closed.is_some();
             let left = if was_closed { left.min(LAST_TRIES) } else { left };
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, left);
             // Who is to end has no time for long pauses.
             if was_closed || state.closed.is_some() {
                 return true;
@@ -291,7 +292,7 @@ mod tests {
 
     impl Sink<u32> for Fussy {
         fn deliver(&mut self, items: &mut VecDeque<u32>, _: &mut u64) -> io::Result<()> {
-            let mut taken = self.0.lock().unwrap();
+            let mut taken = self.0.lock();
             while let Some(item) = items.front().copied() {
                 if taken.1 == 0 {
                     return Err(io::ErrorKind::TimedOut.into());
@@ -317,10 +318,10 @@ mod tests {
         while fate.failures() == 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
-        taken.lock().unwrap().1 = 100;
+        taken.lock().1 = 100;
         queue.close(end);
         queue.wait(end);
-        assert_eq!(taken.lock().unwrap().0, (0..10).collect::<Vec<_>>());
+        assert_eq!(taken.lock().0, (0..10).collect::<Vec<_>>());
         assert_eq!((fate.delivered(), fate.dropped()), (10, 0));
     }
 

@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::agent::{Links, Modes};
 use portolan_proto::path::{self, PathFault};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -131,7 +131,7 @@ impl Root {
 
     /// Held from the last look at a file to its replacement, and while its permissions are changed.
     pub fn replacing(&self) -> MutexGuard<'_, ()> {
-        self.replacing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.replacing.lock()
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {

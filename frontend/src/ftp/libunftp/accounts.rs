@@ -1,10 +1,11 @@
 //! Our admins, in the library's words.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use portolan_config::admins::NAME_BYTES_MAX;
 use portolan_proto::id::SessionId;
 use unftp_core::auth::{
@@ -67,7 +68,7 @@ impl Authenticator for PasswordCheck {
         match self.service.log_in(&self.control, name, password).await {
             Ok(admin) => {
                 let username = admin.name.clone();
-                *self.admin.lock().unwrap_or_else(PoisonError::into_inner) = Some(admin);
+                *self.admin.lock() = Some(admin);
                 Ok(Principal { username })
             }
             // The library has no reply for it but 530.
@@ -113,7 +114,7 @@ impl UserDetailProvider for FtpUsers {
 
     async fn provide_user_detail(&self, principal: &Principal) -> Result<FtpUser, UserDetailError> {
         let username = &principal.username;
-        let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let admin = self.admin.lock().clone();
         let admin = admin.filter(|admin| admin.name == *username);
         let admin = admin.ok_or_else(|| UserDetailError::UserNotFound { username: username.clone() })?;
         Ok(FtpUser(Login { admin, session: self.session }))

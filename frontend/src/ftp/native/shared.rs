@@ -13,10 +13,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::listener::{ProxiedData, ProxyProtocol, ports_meet};
 use portolan_config::units::PortRange;
 use portolan_proto::id::SessionId;
@@ -69,7 +70,7 @@ impl OpenPorts {
         range: PortRange,
         proxy_protocol: &ProxyProtocol,
     ) -> Option<Arc<SharedPorts>> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         open.retain(|ports| ports.strong_count() > 0);
         let meet = |other: &Arc<SharedPorts>| ports_meet((address, range), (other.address, other.range));
         match open.iter().filter_map(Weak::upgrade).find(meet) {
@@ -233,7 +234,7 @@ impl SharedPorts {
 
     /// Listens to all ports at one of our addresses, as far as nobody else does.
     fn listen(&self, own: IpAddr) -> io::Result<Vec<SocketAddr>> {
-        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bound = self.bound.lock();
         let ports = bound.entry(own).or_default();
         let mut failure = None;
         if ports.len() < self.range.count() as usize {
@@ -317,7 +318,7 @@ impl Taken {
 
 impl Shared {
     fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 
     /// Changes something, and gives free places to those that wait for them, in their order.

@@ -9,9 +9,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use portolan_config::certificate;
 use portolan_config::checked::listener::SessionReuse;
 use rustix::net::sockopt;
@@ -67,7 +68,7 @@ impl TlsService {
     }
 
     fn owners(&self) -> MutexGuard<'_, HashMap<Mark, Owner>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+        self.owners.lock()
     }
 }
 
@@ -120,7 +121,7 @@ impl SessionTls {
 
     /// The name of HOST, for clients that name none in their handshake (RFC 7151 section 3.2.2).
     pub(super) fn set_host(&self, host: &str) {
-        *self.names.host.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.to_owned());
+        *self.names.host.lock() = Some(host.to_owned());
     }
 
     /// An admin has logged in; other sessions of the same admin from the same address are the same client.
@@ -226,7 +227,7 @@ struct SessionCertificates {
 
 impl ResolvesServerCert for SessionCertificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = self.host.lock();
         self.certificates.choose(hello.server_name().or(host.as_deref()))
     }
 }
@@ -259,7 +260,7 @@ struct Marked {
 
 impl Marked {
     fn read(&self) -> MutexGuard<'_, Option<Mark>> {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+        self.read.lock()
     }
 
     fn add_mark(&self, session: &[u8]) -> Vec<u8> {
