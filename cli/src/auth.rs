@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use portolan_process::EXIT_USAGE;
 use portolan_telemetry::chain;
 
-use portolan_frontend::auth::Admins;
+use portolan_cluster::auth::Admins;
 
 /// Try the directories of admins.
 #[derive(Parser)]

@@ -8,7 +8,7 @@ use portolan_config::admins;
 use portolan_process::EXIT_USAGE;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use portolan_frontend::auth::local::hash_password;
+use portolan_cluster::auth::local::hash_password;
 
 /// Make a line for the admins file.
 ///

@@ -15,21 +15,12 @@
 //! What it calls: the numbered modules.
 //! What it never does: touch a mail store.
 
-pub mod auth;
-mod client;
 mod console;
 pub mod control;
-mod discovery;
 pub mod ftp;
 pub mod gate;
-mod ldap_map;
-mod members;
 pub mod metrics;
-pub mod node_client;
-mod recent;
-pub mod router;
 pub mod running;
-pub mod tree;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +34,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use node_client::Health;
+use portolan_cluster::nodes::{self, Health};
 use running::{Bound, Running};
 
 /// Before the first client is let in, the nodes get this long to be heard. Those that are not are away.
@@ -62,9 +53,9 @@ pub enum Error {
     #[error("cannot serve FTP on {address}")]
     Ftp { address: SocketAddr, source: ftp::Error },
     #[error(transparent)]
-    Node(#[from] node_client::SetupError),
+    Node(#[from] nodes::SetupError),
     #[error(transparent)]
-    Directory(#[from] auth::ldap::SetupError),
+    Directory(#[from] portolan_cluster::ldap::SetupError),
     #[error(transparent)]
     Control(#[from] control::Error),
 }

@@ -27,20 +27,20 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::lockout::Lockout;
-use crate::auth::{Admins, Authenticator};
-use crate::discovery;
 use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
 use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
-use crate::ldap_map;
-use crate::members::Members;
 use crate::metrics::{Metrics, Outcome};
-use crate::node_client::NodeClient;
-use crate::router::Router;
-use crate::tree::Tree;
 use crate::{Error, Phase};
+use portolan_cluster::auth::lockout::Lockout;
+use portolan_cluster::auth::{Admins, Authenticator};
+use portolan_cluster::map::Router;
+use portolan_cluster::map::directory as ldap_map;
+use portolan_cluster::nodes::NodeClient;
+use portolan_cluster::nodes::discovery;
+use portolan_cluster::nodes::members::Members;
+use portolan_cluster::tree::Tree;
 
 /// A map that a directory has not told yet is asked for again after this long.
 const LDAP_RETRY: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@
 //! size that agents send. No gRPC and no client is measured.
 //!
 //! Who calls it: people, for docs/scale.md.
-//! What it calls: `portolan_frontend::router`.
+//! What it calls: `portolan_cluster::map`.
 //! What it never does: serve anybody.
 
 use std::fs;
@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use portolan_cluster::map::{NodeFacts, NodeHoldings, NodeIndex, Role, Router};
+use portolan_cluster::path::VirtualPath;
 use portolan_config::checked::map::{Map, MapSource, Placement};
-use portolan_frontend::router::{NodeFacts, NodeHoldings, NodeIndex, Role, Router};
-use portolan_frontend::tree::VirtualPath;
 use portolan_proto::v1::HoldingChange;
 
 // The front end's, so that memory is what it takes there.

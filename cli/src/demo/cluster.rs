@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Error, sample};
 use crate::pki;
-use portolan_frontend::auth::local::hash_password;
+use portolan_cluster::auth::local::hash_password;
 use portolan_frontend::{Frontend, Host};
 
 pub(super) const ADMIN: &str = "admin";

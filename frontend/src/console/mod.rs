@@ -13,9 +13,9 @@ use portolan_telemetry::http::{self, Answers, Readiness};
 use portolan_telemetry::metrics;
 use tokio_util::sync::CancellationToken;
 
-use crate::node_client::Health;
 use crate::running::Running;
 use crate::{Error, Phase};
+use portolan_cluster::nodes::Health;
 
 /// The server, bound.
 pub(crate) struct Server(http::Server);

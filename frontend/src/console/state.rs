@@ -14,8 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use crate::Phase;
-use crate::node_client::Health;
 use crate::running::Running;
+use portolan_cluster::nodes::Health;
 
 /// See the module.
 pub(super) struct State(pub(super) Arc<Running>);

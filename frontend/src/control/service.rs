@@ -12,13 +12,13 @@ use tokio_stream::Stream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::auth::lockout::{Ban, Banned};
 use crate::ftp::ControlConnection;
 use crate::gate::flow::Usage;
-use crate::node_client::Health;
-use crate::router::{self, MapRow, NodeIndex, Snapshot};
 use crate::running::Running;
-use crate::tree::VirtualPath;
+use portolan_cluster::auth::lockout::{Ban, Banned};
+use portolan_cluster::map::{self, MapRow, NodeIndex, Snapshot};
+use portolan_cluster::nodes::Health;
+use portolan_cluster::path::VirtualPath;
 
 /// Sessions or bans in one message at most.
 const BATCH_MAX: usize = 1_000;
@@ -253,7 +253,7 @@ fn mapped(
     map: &Snapshot,
     names: &[Vec<u8>],
     conflicts_only: bool,
-) -> Result<Vec<v1::MappedDomain>, router::Error> {
+) -> Result<Vec<v1::MappedDomain>, map::Error> {
     let named = |nodes: &[NodeIndex]| nodes.iter().map(|node| map.name(*node).to_string()).collect();
     let mut domains = Vec::new();
     for name in names {

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::listener::{Listener, PassiveHost};
 use portolan_config::units::Addresses;
 
-use super::control::Origin;
+use portolan_net::Origin;
 
 /// A look-up that takes longer has failed.
 const LOOK_UP_MAX: Duration = Duration::from_secs(5);

@@ -1,6 +1,5 @@
 //! A control connection as others than its session see it: whose it is, what it does, how it is ended.
 
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,24 +13,12 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use portolan_net::Origin;
+use portolan_net::socket::keep_alive;
+
 use super::reply::Reply;
 use super::transfer::Transfer;
 use crate::metrics::{Metrics, Outcome, Way};
-
-/// Where a control connection comes from. Addresses are IPv4 where they can be, however a socket tells them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
-    /// The client's own address, also behind a load balancer.
-    pub client: SocketAddr,
-    /// How the client counts for limits and bans: its address, or the network of it.
-    pub network: IpAddr,
-    /// The address that the client connected to: the load balancer's, where there is one.
-    pub contacted: IpAddr,
-    /// Our own address, where passive data connections are awaited.
-    pub own: IpAddr,
-    /// The load balancer's address; `None`: the client came by itself.
-    pub balancer: Option<IpAddr>,
-}
 
 /// Why a session is to end although its client has not asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -118,22 +105,6 @@ pub struct Shown {
     pub admin: Option<String>,
     /// What is being transferred.
     pub transfer: Option<Arc<Transfer>>,
-}
-
-/// A client that is gone without a word is noticed after idle + count * interval; meanwhile its session takes
-/// up a place.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_COUNT: u32 = 4;
-
-/// Lets the kernel find out that the other end of a connection is gone. On a listening socket it holds for the
-/// connections accepted from it.
-pub(crate) fn keep_alive(socket: impl AsFd) -> std::io::Result<()> {
-    use rustix::net::sockopt;
-    sockopt::set_socket_keepalive(&socket, true)?;
-    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
-    Ok(sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_COUNT)?)
 }
 
 impl ControlConnection {

@@ -10,7 +10,6 @@ pub mod control;
 mod libunftp;
 mod native;
 pub mod passive;
-pub mod proxy;
 pub mod reply;
 pub(crate) mod tls;
 pub mod transfer;
@@ -23,18 +22,17 @@ use portolan_config::checked::listener::{Engine, Listener};
 use portolan_telemetry::log::AUDIT;
 use tokio::net::TcpStream;
 
-use crate::auth;
-use crate::auth::lockout::{Ban, Lockout};
-use crate::auth::{Admin, Admins, Authenticator, Proof};
 use crate::metrics::{LoginOutcome, Metrics};
-use crate::tree::Tree;
 use advertised::{AdvertisedNames, ListenerAddresses};
 use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
 use passive::PassivePorts;
+use portolan_cluster::auth;
+use portolan_cluster::auth::lockout::{Ban, Lockout};
+use portolan_cluster::auth::{Admin, Admins, Authenticator, Proof};
+use portolan_cluster::tree::Tree;
 use tls::ListenerTls;
 
-pub(crate) use control::keep_alive;
-pub use control::{ControlConnection, Ending, Origin};
+pub use control::{ControlConnection, Ending};
 
 /// Before the reply that nobody could decide over a login.
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use portolan_config::units::PortRange;
 use rand::seq::SliceRandom as _;
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::keep_alive;
+use portolan_net::socket::keep_alive;
 
 /// Connections that may wait to be accepted: the client's, and those of strangers who are then sent away.
 const BACKLOG: u32 = 16;

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 
 use portolan_proto::v1::Reason;
 
-use crate::tree::VirtualPath;
-use crate::{node_client, tree};
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::{nodes, tree};
 
 /// A reply to a client (RFC 959 section 4.2): a code and one plain sentence, with lines between where there is
 /// more to say. Bytes, because names are.
@@ -120,11 +120,11 @@ pub fn code(error: &tree::Error) -> u16 {
     }
 }
 
-fn node_code(error: &node_client::Error) -> u16 {
+fn node_code(error: &nodes::Error) -> u16 {
     match error {
-        node_client::Error::Refused { reason, .. } => reason_code(*reason),
-        node_client::Error::Away { .. } | node_client::Error::Slow { .. } => 450,
-        node_client::Error::Nonsense { .. } => 451,
+        nodes::Error::Refused { reason, .. } => reason_code(*reason),
+        nodes::Error::Away { .. } | nodes::Error::Slow { .. } => 450,
+        nodes::Error::Nonsense { .. } => 451,
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_reply_is_one_plain_sentence_that_names_the_cause() {
         let node = "mail-2".parse().unwrap();
-        let away = tree::Error::Node(node_client::Error::Away { node, source: None });
+        let away = tree::Error::Node(nodes::Error::Away { node, source: None });
         let reply = of(&away, Action::List, &VirtualPath::default());
         let expected = &b"Node mail-2 does not answer; nothing was listed."[..];
         assert_eq!((reply.code, &*reply.text), (450, expected));

@@ -15,9 +15,10 @@ use portolan_telemetry::chain;
 use portolan_telemetry::log::AUDIT;
 
 use super::{ControlConnection, reply};
-use crate::auth::Login;
 use crate::metrics::{Outcome, Way};
-use crate::tree::{self, Changed, VirtualPath};
+use portolan_cluster::auth::Login;
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{self, Changed};
 
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
 pub(super) const STALL_MAX: Duration = Duration::from_secs(300);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::access::{Limits, RuleLimits};
 
-use crate::recent::{Recent, While};
+use portolan_net::window::{Recent, While};
 
 /// Addresses that a scope remembers at most. With limits on totals there are never that many: an address is
 /// forgotten when its connections are gone and were opened more than an interval ago.

@@ -31,8 +31,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::ftp::{ControlConnection, Origin, Service, proxy, shown_time};
+use crate::ftp::{ControlConnection, Service, shown_time};
 use flow::{Flow, Place, Usage};
+use portolan_net::Origin;
+use portolan_net::proxy;
 use refusal::{Refused, Refuser};
 use sessions::Sessions;
 
@@ -203,7 +205,7 @@ impl Gate {
         };
         let trusted = &rules.service.listener.proxy_protocol.trusted;
         if !trusted.iter().any(|balancer| balancer.contains(peer.ip())) {
-            let network = crate::client::network(peer.ip(), rules.ipv6_prefix);
+            let network = portolan_net::network::network(peer.ip(), rules.ipv6_prefix);
             let origin = Origin { client: peer, network, contacted: own, own, balancer: None };
             self.decide(&rules, stream, origin);
             return;
@@ -244,7 +246,7 @@ impl Gate {
         };
         let client = SocketAddr::new(ends.source.ip().to_canonical(), ends.source.port());
         let contacted = ends.destination.ip().to_canonical();
-        let network = crate::client::network(client.ip(), rules.ipv6_prefix);
+        let network = portolan_net::network::network(client.ip(), rules.ipv6_prefix);
         self.decide(rules, stream, Origin { client, network, contacted, own, balancer: Some(peer.ip()) });
     }
 

@@ -24,7 +24,8 @@ use super::accounts::FtpUser;
 use crate::ftp::bandwidth::{Direction, Pace, Throttle};
 use crate::ftp::transfer::{END_GRACE, Transfer, changed, command_failed, in_time};
 use crate::ftp::{ControlConnection, Service, reply};
-use crate::tree::{self, Begins, Changed, Entry, Kind, Tree, VirtualPath};
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{self, Begins, Changed, Entry, Kind, Tree};
 
 /// What the library writes about an entry of a listing beside its name, about.
 const LINE_BYTES: usize = 60;
@@ -97,17 +98,21 @@ impl Debug for TreeStorage {
     }
 }
 
-impl Metadata for Entry {
+/// An entry as the library takes it.
+#[derive(Debug)]
+pub(super) struct Shown(Entry);
+
+impl Metadata for Shown {
     fn len(&self) -> u64 {
-        self.size
+        self.0.size
     }
 
     fn is_dir(&self) -> bool {
-        self.kind == Kind::Directory
+        self.0.kind == Kind::Directory
     }
 
     fn is_file(&self) -> bool {
-        self.kind == Kind::File
+        self.0.kind == Kind::File
     }
 
     // A special file is shown as a file whose download fails, not as a link that a client would re-create.
@@ -116,7 +121,7 @@ impl Metadata for Entry {
     }
 
     fn modified(&self) -> storage::Result<SystemTime> {
-        Ok(self.modified)
+        Ok(self.0.modified)
     }
 
     fn gid(&self) -> u32 {
@@ -128,7 +133,7 @@ impl Metadata for Entry {
     }
 
     fn permissions(&self) -> Permissions {
-        Permissions(self.unix_mode)
+        Permissions(self.0.unix_mode)
     }
 }
 
@@ -332,7 +337,7 @@ async fn next_chunk(input: &mut (impl AsyncRead + Unpin), pace: &Pace) -> std::i
 
 #[async_trait]
 impl StorageBackend<FtpUser> for TreeStorage {
-    type Metadata = Entry;
+    type Metadata = Shown;
 
     fn supported_features(&self) -> u32 {
         FEATURE_RESTART
@@ -342,21 +347,21 @@ impl StorageBackend<FtpUser> for TreeStorage {
         &self,
         user: &FtpUser,
         path: P,
-    ) -> storage::Result<Entry> {
+    ) -> storage::Result<Shown> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
         let stat = stat.await.map_err(|error| self.refused(user, "STAT", path, error));
         let absent = |error: &storage::Error| error.kind() == ErrorKind::PermanentFileNotAvailable;
         let known = stat.as_ref().err().is_none_or(absent);
         self.memory().unknown_size = (!known).then(|| path.to_owned());
-        stat
+        stat.map(Shown)
     }
 
     async fn list<P: AsRef<Path> + Send + Debug>(
         &self,
         user: &FtpUser,
         path: P,
-    ) -> storage::Result<Vec<Fileinfo<PathBuf, Entry>>> {
+    ) -> storage::Result<Vec<Fileinfo<PathBuf, Shown>>> {
         let path = path.as_ref();
         let entries = async { self.entries(user, &resolve(user, path)?).await };
         let entries = entries.await.map_err(|error| self.refused(user, "LIST", path, error))?;
@@ -365,7 +370,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.pace(user).take(Direction::ToClient, bytes).await;
         Ok(entries
             .into_iter()
-            .map(|entry| Fileinfo { path: in_one_line(&entry.name), metadata: entry })
+            .map(|entry| Fileinfo { path: in_one_line(&entry.name), metadata: Shown(entry) })
             .collect())
     }
 

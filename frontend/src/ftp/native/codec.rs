@@ -13,8 +13,8 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Stream;
-use crate::ftp::proxy;
 use crate::ftp::reply::Reply;
+use portolan_net::proxy;
 
 /// Bytes of a line at most, its end included.
 pub(super) const LINE_BYTES_MAX: usize = 4_096;

@@ -22,7 +22,9 @@ use super::tls::{self, SessionTls};
 use crate::ftp::bandwidth::{Direction, Pace};
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::{STALL_MAX, in_time};
-use crate::ftp::{Origin, keep_alive, proxy};
+use portolan_net::Origin;
+use portolan_net::proxy;
+use portolan_net::socket::keep_alive;
 
 /// How long a client may take to connect after its transfer was answered with 150, and we to it.
 const CONNECT_MAX: Duration = Duration::from_secs(30);

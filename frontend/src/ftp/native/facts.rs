@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, NaiveDate, Utc};
 
 use super::command::number;
-use crate::auth::Login;
-use crate::tree::{self, Entry, Kind, Permissions, Tree, VirtualPath};
+use portolan_cluster::auth::Login;
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{self, Entry, Kind, Permissions, Tree};
 
 /// The facts that a session wants to see (OPTS MLST). Type, size and so on are told in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,11 +17,12 @@ use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line, shown};
 use super::pattern::{Pattern, is_pattern};
 use super::transfer::{Outcome, Work, broken, open};
-use crate::auth::Login;
 use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::Transfer;
-use crate::tree::{self, Entry, Identity, Kind, Listing, Permissions, Tree, VirtualPath};
+use portolan_cluster::auth::Login;
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{self, Entry, Identity, Kind, Listing, Permissions, Tree};
 
 /// Bytes that `-R` may spend on remembering directories that it has seen and not yet entered.
 const REMEMBERED_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -25,13 +25,14 @@ use super::data::Setup;
 use super::facts::Facts;
 use super::tls::SessionTls;
 use super::transfer::{Outcome, Work};
-use crate::auth::Login;
 use crate::ftp::bandwidth::{Pace, Throttle};
 use crate::ftp::control::TransferUnderWay;
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::Transfer;
-use crate::ftp::{ControlConnection, Ending, Origin, Service};
-use crate::tree::VirtualPath;
+use crate::ftp::{ControlConnection, Ending, Service};
+use portolan_cluster::auth::Login;
+use portolan_cluster::path::VirtualPath;
+use portolan_net::Origin;
 
 /// Lines, and their bytes, that a client may send ahead while work is under way. Reading goes on all the time,
 /// so that an ABOR and the end of the connection are seen; so what is more ends the session.

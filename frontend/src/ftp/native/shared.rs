@@ -26,7 +26,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::data::linger;
-use crate::ftp::{Origin, passive, proxy};
+use crate::ftp::passive;
+use portolan_net::Origin;
+use portolan_net::proxy;
 
 /// How long a session waits for a place.
 const PLACE_MAX: Duration = Duration::from_secs(10);

@@ -13,12 +13,13 @@ use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::path::display;
 
 use super::data::{Connection, Plan};
-use crate::auth::Login;
 use crate::ftp::ControlConnection;
 use crate::ftp::bandwidth::Direction;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::{END_GRACE, Transfer};
-use crate::tree::{Begins, Tree, VirtualPath};
+use portolan_cluster::auth::Login;
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{Begins, Tree};
 
 /// Something that takes its time. It ends in a reply, perhaps after a preliminary one.
 pub(super) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -205,7 +206,7 @@ impl Job {
         }
     }
 
-    fn refuse(&self, error: &crate::tree::Error, action: Action) -> Reply {
+    fn refuse(&self, error: &portolan_cluster::tree::Error, action: Action) -> Reply {
         self.transfer.failed(error);
         reply::of(error, action, self.path())
     }

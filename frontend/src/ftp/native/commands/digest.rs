@@ -12,7 +12,7 @@ use crate::ftp::native::session::{Session, Step};
 use crate::ftp::native::transfer::Outcome;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::command_failed;
-use crate::tree::VirtualPath;
+use portolan_cluster::path::VirtualPath;
 
 /// The algorithms by their names in FEAT.
 pub(super) const ALGORITHMS: [(DigestAlgorithm, &str); 5] = [

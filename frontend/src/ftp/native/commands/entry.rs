@@ -13,7 +13,8 @@ use crate::ftp::native::facts::{
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
 use crate::ftp::transfer::changed;
-use crate::tree::{Changed, Entry, Kind, Tree, VirtualPath};
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{Changed, Entry, Kind, Tree};
 
 /// Entries that STAT shows of a directory at most: its reply is one piece.
 const STAT_ENTRIES_MAX: usize = 1_000;

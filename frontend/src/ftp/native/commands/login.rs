@@ -8,14 +8,14 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
 use super::{data_requires_tls, login_requires_tls};
-use crate::auth::{Admin, Login, Proof};
 use crate::ftp::native::command::number;
 use crate::ftp::native::data::Setup;
 use crate::ftp::native::facts::Facts;
 use crate::ftp::native::session::{Modes, NextTransfer, Session, Step};
 use crate::ftp::reply::Reply;
 use crate::ftp::{LoginFailure, shown_time};
-use crate::tree::VirtualPath;
+use portolan_cluster::auth::{Admin, Login, Proof};
+use portolan_cluster::path::VirtualPath;
 
 pub(super) async fn user(session: &mut Session, name: &[u8]) -> Step {
     if login_requires_tls(session) && !session.protected {

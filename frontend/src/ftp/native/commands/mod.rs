@@ -16,10 +16,11 @@ use portolan_proto::path::{PathFault, display};
 use super::client::{Writing, undoubled};
 use super::command::{Command, Verb};
 use super::session::{Session, Step};
-use crate::auth::Login;
 use crate::ftp::reply::{self, Action, Reply};
 use crate::ftp::transfer::{Transfer, Unanswered, command_failed};
-use crate::tree::{self, VirtualPath};
+use portolan_cluster::auth::Login;
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{self};
 
 /// Runs a command.
 pub(super) async fn run(session: &mut Session, command: Command) -> Step {

@@ -5,7 +5,8 @@ use crate::ftp::native::command::Verb;
 use crate::ftp::native::session::{Session, Step};
 use crate::ftp::reply::{Action, Reply};
 use crate::ftp::transfer::changed;
-use crate::tree::{Changed, Kind, Tree, VirtualPath};
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::{Changed, Kind, Tree};
 
 pub(super) async fn cwd(session: &mut Session, argument: &[u8]) -> Step {
     let path = match path(session, Verb::CWD, argument).await {
@@ -78,7 +79,11 @@ async fn change(
     verb: Verb,
     argument: &[u8],
     from: Option<&VirtualPath>,
-    work: impl AsyncFnOnce(&Tree, &crate::auth::Login, &VirtualPath) -> crate::tree::Result<Changed>,
+    work: impl AsyncFnOnce(
+        &Tree,
+        &portolan_cluster::auth::Login,
+        &VirtualPath,
+    ) -> portolan_cluster::tree::Result<Changed>,
 ) -> Result<VirtualPath, Reply> {
     let path = path(session, verb, argument).await?;
     let login = login(session);

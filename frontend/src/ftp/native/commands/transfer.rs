@@ -14,7 +14,8 @@ use crate::ftp::native::session::{NextTransfer, Session, Step};
 use crate::ftp::native::transfer::{Job, Work};
 use crate::ftp::reply::Reply;
 use crate::ftp::transfer::Transfer;
-use crate::tree::{Begins, VirtualPath};
+use portolan_cluster::path::VirtualPath;
+use portolan_cluster::tree::Begins;
 
 /// ALLO: the bytes of the next upload; the record size of page structure means nothing here.
 pub(super) fn allo(session: &mut Session, argument: &[u8]) -> Step {

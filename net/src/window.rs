@@ -13,7 +13,7 @@ const KEPT: usize = PARTS as usize + 1;
 
 /// A count over the last while. All calls must be given the same while.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Recent {
+pub struct Recent {
     parts: [u32; KEPT],
     /// The number of the newest part, from `epoch` on; its place is the remainder.
     newest: u64,
@@ -21,9 +21,9 @@ pub(crate) struct Recent {
 
 /// The while, and what its parts are numbered from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct While {
-    pub(crate) epoch: Instant,
-    pub(crate) length: Duration,
+pub struct While {
+    pub epoch: Instant,
+    pub length: Duration,
 }
 
 impl While {
@@ -36,7 +36,7 @@ impl While {
 
 impl Recent {
     /// How often it was since `now` minus the while.
-    pub(crate) fn count(&mut self, of: While, now: Instant) -> u32 {
+    pub fn count(&mut self, of: While, now: Instant) -> u32 {
         let part = of.part(now);
         let passed = part.saturating_sub(self.newest);
         for step in 1..=passed.min(KEPT as u64) {
@@ -47,7 +47,7 @@ impl Recent {
     }
 
     /// Counts one more.
-    pub(crate) fn add(&mut self, of: While, now: Instant) {
+    pub fn add(&mut self, of: While, now: Instant) {
         self.count(of, now);
         let part = &mut self.parts[Self::place(self.newest)];
         *part = part.saturating_add(1);

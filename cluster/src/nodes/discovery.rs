@@ -19,22 +19,22 @@ use portolan_config::checked::nodes::{Discovery, DnsQuery};
 use portolan_config::units::HostPort;
 use portolan_telemetry::chain;
 
-use crate::members::Members;
-use crate::node_client::{self, Health};
+use crate::nodes::members::Members;
+use crate::nodes::{self, Health};
 
 /// Agents that are asked at once who they are.
 const IDENTIFIED_AT_ONCE: usize = 16;
 
 /// What was told of faults: once is enough.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub struct Told {
     dns: String,
     /// By address.
     agents: BTreeMap<String, String>,
 }
 
 /// Looks once. Returns whether nodes have come or moved.
-pub(crate) async fn look(config: &Config, discovery: &Discovery, members: &Members, told: &mut Told) -> bool {
+pub async fn look(config: &Config, discovery: &Discovery, members: &Members, told: &mut Told) -> bool {
     let addresses = match resolve(discovery).await {
         Ok(addresses) => addresses,
         Err(error) => {
@@ -59,7 +59,7 @@ pub(crate) async fn look(config: &Config, discovery: &Discovery, members: &Membe
     let asked = addresses.into_iter().map(host_port).filter(|address| !up.contains(&address.to_string()));
     let identified = futures_util::stream::iter(asked)
         .map(|address| async move {
-            let who = node_client::identify(&address, &config.cluster).await;
+            let who = nodes::identify(&address, &config.cluster).await;
             (address, who)
         })
         .buffer_unordered(IDENTIFIED_AT_ONCE)

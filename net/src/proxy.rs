@@ -42,7 +42,7 @@ pub enum Error {
 }
 
 /// Is this the beginning of a header, or of what looks like one?
-pub(super) fn looks_like_header(bytes: &[u8]) -> bool {
+pub fn looks_like_header(bytes: &[u8]) -> bool {
     let text = ["PROXY TCP4 ", "PROXY TCP6 ", "PROXY UNKNOWN"];
     bytes.starts_with(v2::PROTOCOL_PREFIX) || text.iter().any(|start| bytes.starts_with(start.as_bytes()))
 }

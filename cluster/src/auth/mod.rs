@@ -6,7 +6,6 @@
 
 mod cache;
 pub mod grants;
-pub mod ldap;
 pub mod local;
 pub mod lockout;
 
@@ -20,9 +19,9 @@ use portolan_proto::path::domain_of;
 use portolan_proto::v1;
 use tokio::sync::Semaphore;
 
+use crate::ldap::{self, Failure, LdapDirectory};
 use cache::PasswordCache;
 pub use grants::{DomainSet, Grants};
-use ldap::{Failure, LdapDirectory};
 use local::LocalDirectory;
 
 /// Password checks at once: each costs 19 MiB and some 20 ms of a core, so a burst of logins must queue.

@@ -9,7 +9,7 @@ use portolan_proto::v1;
 
 use super::cluster::Generated;
 use super::{Error, Result, standby};
-use crate::node_client::{self, NodeClient};
+use crate::nodes::{self, NodeClient};
 
 /// See the module.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ enum Source {
 /// Where a node fails in the middle, its standbys go on, if they have the same file.
 #[derive(Debug)]
 struct FromNodes {
-    content: node_client::Content,
+    content: nodes::Content,
     /// Who it comes from.
     node: Arc<NodeClient>,
     /// Who else has it.
@@ -53,7 +53,7 @@ impl Content {
         length: Option<u64>,
     ) -> Result<Self> {
         let mut others = VecDeque::from(nodes);
-        let mut failure: Option<(Arc<NodeClient>, node_client::Error)> = None;
+        let mut failure: Option<(Arc<NodeClient>, nodes::Error)> = None;
         while let Some(node) = others.pop_front() {
             let Request { caller, path, transfer } = &request;
             match node.read(caller.clone(), path, offset, length, *transfer).await {
@@ -154,7 +154,7 @@ impl FromNodes {
     }
 
     /// Goes on with the next node that has the same file, of which size and modification time tell.
-    async fn resume(&mut self, failure: &node_client::Error) -> bool {
+    async fn resume(&mut self, failure: &nodes::Error) -> bool {
         let rest = self.content.missing();
         let offset = self.end - rest;
         while let Some(other) = self.others.pop_front() {

@@ -108,14 +108,14 @@ pub type Trace<'a> = &'a (dyn Fn(String) + Sync);
 
 /// One search of many entries.
 #[derive(Debug)]
-pub(crate) struct Search {
-    pub(crate) base: String,
-    pub(crate) filter: String,
-    pub(crate) attributes: Vec<String>,
+pub struct Search {
+    pub base: String,
+    pub filter: String,
+    pub attributes: Vec<String>,
 }
 
 #[derive(Debug)]
-pub(crate) struct LdapDirectory {
+pub struct LdapDirectory {
     directory: Directory,
     /// The attribute of a grant that names domains is asked for with the entry.
     attributes: Vec<String>,
@@ -225,7 +225,7 @@ impl<'a> Typed<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     dn: String,
     /// Values that are text, by attribute in lower case.
     text: Vec<(String, Vec<String>)>,
@@ -241,7 +241,7 @@ impl Entry {
     }
 
     /// The values of an attribute that are text.
-    pub(crate) fn values(&self, attribute: &str) -> impl Iterator<Item = &str> {
+    pub fn values(&self, attribute: &str) -> impl Iterator<Item = &str> {
         let wanted = attribute.to_ascii_lowercase();
         let found = self.text.iter().find(move |(name, _)| *name == wanted);
         found.into_iter().flat_map(|(_, values)| values.iter().map(String::as_str))
@@ -279,7 +279,7 @@ enum Trouble {
 }
 
 impl LdapDirectory {
-    pub(crate) fn new(directory: &Directory, domain_attributes: &[String]) -> Result<Self, SetupError> {
+    pub fn new(directory: &Directory, domain_attributes: &[String]) -> Result<Self, SetupError> {
         let setup = |source| SetupError { directory: directory.name.clone(), source };
         let mut roots = RootCertStore::empty();
         match &directory.ca {
@@ -420,7 +420,7 @@ impl LdapDirectory {
 
     /// All entries that some searches find, page by page, from the first server that answers all of them; what was taken from
     /// one that breaks off is dropped. `take` is told of which search an entry is.
-    pub(crate) async fn read_all<T: Default>(
+    pub async fn read_all<T: Default>(
         &self,
         searches: &[Search],
         take: impl Fn(&mut T, usize, &Entry),

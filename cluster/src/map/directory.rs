@@ -11,9 +11,9 @@ use portolan_config::checked::map::{LdapMap, MapSearch};
 use portolan_config::checked::nodes::is_standby;
 use portolan_proto::path;
 
-use crate::auth::ldap::{Entry, LdapDirectory, Search, SetupError};
-use crate::node_client::Nodes;
-use crate::router::{GivenMap, NodeIndex};
+use crate::ldap::{Entry, LdapDirectory, Search, SetupError};
+use crate::map::{GivenMap, NodeIndex};
+use crate::nodes::Nodes;
 
 /// Entries that are of no use are shown to this number, and remembered to that one.
 const SHOWN_MAX: usize = 5;
@@ -21,7 +21,7 @@ const USELESS_MAX: usize = 1_000;
 
 /// Why there is no new map.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     #[error(transparent)]
     Setup(#[from] SetupError),
     #[error("directory {directory} does not answer: {cause}")]
@@ -35,12 +35,12 @@ pub(crate) enum Error {
 
 /// A map that was read.
 #[derive(Debug, Default)]
-pub(crate) struct Read {
-    pub(crate) map: GivenMap,
+pub struct Read {
+    pub map: GivenMap,
     /// Entries of domains, and of users.
-    pub(crate) counts: [usize; 2],
+    pub counts: [usize; 2],
     /// What directories call nodes that there are none of, names that cannot be paths, and users of two nodes.
-    pub(crate) useless: BTreeSet<String>,
+    pub useless: BTreeSet<String>,
 }
 
 impl Read {
@@ -89,7 +89,7 @@ impl Read {
 }
 
 /// Reads the map. `before`: how many entries it had last time.
-pub(crate) async fn read(
+pub async fn read(
     config: &Config,
     settings: &LdapMap,
     nodes: &Nodes,
@@ -139,7 +139,7 @@ pub(crate) async fn read(
 }
 
 /// What is useless, for the log.
-pub(crate) fn shown(useless: &BTreeSet<String>) -> String {
+pub fn shown(useless: &BTreeSet<String>) -> String {
     let first = useless.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
     match useless.len().saturating_sub(SHOWN_MAX) {
         0 => first,

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use super::Tree;
-use crate::node_client::{self, NodeClient};
-use crate::router::NodeIndex;
+use crate::map::NodeIndex;
+use crate::nodes::{self, NodeClient};
 
 impl Tree {
     pub(super) fn node(&self, index: NodeIndex) -> Arc<NodeClient> {
@@ -27,9 +27,9 @@ impl Tree {
         &self,
         index: NodeIndex,
         call: impl Fn(Arc<NodeClient>) -> F,
-    ) -> node_client::Result<T>
+    ) -> nodes::Result<T>
     where
-        F: Future<Output = node_client::Result<T>>,
+        F: Future<Output = nodes::Result<T>>,
     {
         let node = self.node(index);
         let failure = match call(Arc::clone(&node)).await {
@@ -61,7 +61,7 @@ impl Tree {
 }
 
 /// Tells the log once for each absence.
-pub(super) fn report(node: &NodeClient, standby: &NodeClient, failure: &node_client::Error) {
+pub(super) fn report(node: &NodeClient, standby: &NodeClient, failure: &nodes::Error) {
     if node.is_stood_in_for() {
         let cause = portolan_telemetry::chain(failure);
         tracing::warn!(node = %node.name(), standby = %standby.name(), cause, "a standby is read in place of a node");

@@ -11,8 +11,8 @@ use itertools::Itertools as _;
 use portolan_proto::path;
 
 use super::{Entry, Error, Kind, Result, VirtualPath};
-use crate::node_client::Nodes;
-use crate::router::{NodeFacts, Role, Snapshot};
+use crate::map::{NodeFacts, Role, Snapshot};
+use crate::nodes::Nodes;
 
 /// Domains, or objects of one of them, that are written at once.
 const PIECE_ROWS: usize = 200;

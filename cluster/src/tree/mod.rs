@@ -8,7 +8,6 @@ mod cluster;
 mod content;
 pub mod error;
 mod listing;
-pub mod path;
 mod placing;
 mod standby;
 
@@ -22,18 +21,17 @@ use portolan_proto::path::{DOMAINS, domain_of};
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
-use crate::node_client::{self, Batches, ListOptions, NodeClient, Nodes, Upload};
-use crate::router::{self, NodeIndex, Route, Router, Site, Snapshot};
+use crate::map::{self, NodeIndex, Route, Router, Site, Snapshot};
+use crate::nodes::{self, Batches, ListOptions, NodeClient, Nodes, Upload};
 
-pub use crate::node_client::Begins;
+pub use crate::nodes::Begins;
+use crate::path::{CLUSTER, Place, VirtualPath};
 use cluster::{ClusterFile, Generated};
 pub use content::Content;
 use content::Request;
 pub use error::Error;
 pub use listing::Listing;
 use listing::{Known, PartSource};
-use path::CLUSTER;
-pub use path::{Place, VirtualPath};
 use placing::Placing;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -192,9 +190,9 @@ impl Tree {
     }
 
     /// The route by the map, or to where a new domain has just been placed.
-    fn known_route(&self, path: &VirtualPath) -> std::result::Result<Route, router::Error> {
+    fn known_route(&self, path: &VirtualPath) -> std::result::Result<Route, map::Error> {
         let routed = self.router.snapshot().route(path);
-        if let (Err(router::Error::UnknownDomain), Some(domain)) = (&routed, domain_of(path.as_wire()))
+        if let (Err(map::Error::UnknownDomain), Some(domain)) = (&routed, domain_of(path.as_wire()))
             && let Some(node) = self.placing.node(&[DOMAINS, domain].join(&b'/'))
             && self.router.snapshot().primaries().any(|primary| primary == node)
         {
@@ -219,7 +217,7 @@ impl Tree {
         let nodes = match self.known_route(path) {
             Ok(Route::Search(nodes)) => nodes,
             Ok(known) => return Ok(known),
-            Err(router::Error::UnknownDomain) => Vec::new(),
+            Err(map::Error::UnknownDomain) => Vec::new(),
             Err(error) => return Err(Error::from_route(path, error)),
         };
         if let Some(node) = self.search(login, path, &nodes, Need::Change).await? {
@@ -309,7 +307,7 @@ impl Tree {
         Ok(found)
     }
 
-    async fn stat_on(&self, login: &Login, path: &[u8], node: NodeIndex) -> node_client::Result<v1::Entry> {
+    async fn stat_on(&self, login: &Login, path: &[u8], node: NodeIndex) -> nodes::Result<v1::Entry> {
         self.ask(node, |node| async move { node.stat(login.caller(path), path).await }).await
     }
 
@@ -319,7 +317,7 @@ impl Tree {
         path: &[u8],
         node: NodeIndex,
         options: ListOptions,
-    ) -> node_client::Result<Batches> {
+    ) -> nodes::Result<Batches> {
         let list = |node: Arc<NodeClient>| async move { node.list(login.caller(path), path, options).await };
         self.ask(node, list).await
     }
@@ -596,7 +594,7 @@ impl Tree {
             let node = self.changed(*node);
             async move { node.bytes_free().await }
         });
-        Ok(join_all(asked).await.into_iter().collect::<node_client::Result<_>>()?)
+        Ok(join_all(asked).await.into_iter().collect::<nodes::Result<_>>()?)
     }
 
     /// What this admin may do at `path`, so far as its place in the tree allows.
@@ -718,8 +716,8 @@ impl Tree {
     }
 }
 
-impl From<node_client::Error> for Error {
-    fn from(error: node_client::Error) -> Self {
+impl From<nodes::Error> for Error {
+    fn from(error: nodes::Error) -> Self {
         Error::Node(error)
     }
 }

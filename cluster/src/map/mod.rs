@@ -4,6 +4,7 @@
 //! What it calls: nothing.
 //! What it never does: I/O, or guess. Where sources disagree their order decides, and the log says so.
 
+pub mod directory;
 mod given;
 mod holdings;
 mod snapshot;

@@ -18,8 +18,8 @@ use portolan_config::checked::access::Bans;
 
 use portolan_proto::path;
 
-use crate::client;
-use crate::recent::{Recent, While};
+use portolan_net::network;
+use portolan_net::window::{Recent, While};
 
 /// Addresses, and names, with failures that are remembered at most; the one that was quiet for longest is
 /// forgotten first.
@@ -102,7 +102,7 @@ impl State {
     }
 
     fn address(&self, address: IpAddr) -> Banned {
-        Banned::Address(client::shown(address, self.ipv6_prefix))
+        Banned::Address(network::shown(address, self.ipv6_prefix))
     }
 
     fn name(name: &str) -> Banned {
@@ -256,10 +256,10 @@ impl Lockout {
         let address: Option<IpAddr> = address.parse().ok();
         let address = address.filter(|_| length.is_empty() || length == ipv6_prefix.to_string());
         let mut meant = Vec::new();
-        if let Some(address) = address.map(|address| client::network(address, *ipv6_prefix))
+        if let Some(address) = address.map(|address| network::network(address, *ipv6_prefix))
             && addresses.pop(&address).is_some()
         {
-            meant.push(Banned::Address(client::shown(address, *ipv6_prefix)));
+            meant.push(Banned::Address(network::shown(address, *ipv6_prefix)));
         }
         let is_meant = |name: &str| name == typed || State::name(name) == Banned::Name(typed.to_owned());
         let same: Vec<String> =

@@ -4,7 +4,7 @@ use portolan_config::admins::Domains;
 use portolan_config::checked::directory::{GrantRule, GrantedDomains, Grantee};
 
 use super::ldap::Found;
-use crate::tree::VirtualPath;
+use crate::path::VirtualPath;
 
 /// A set of domains.
 pub type DomainSet = GrantedDomains;

@@ -5,7 +5,7 @@ use portolan_proto::path::PathFault;
 use portolan_proto::v1::Reason;
 
 use super::VirtualPath;
-use crate::{node_client, router};
+use crate::{map, nodes};
 
 /// Paths are for people. The sentences go to the client: one, plain, without a full stop.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +39,9 @@ pub enum Error {
     Unplaced { path: String },
     /// What there is cannot be told, because a source of the map is not known.
     #[error(transparent)]
-    Unknown(router::Error),
+    Unknown(map::Error),
     #[error(transparent)]
-    Node(node_client::Error),
+    Node(nodes::Error),
 }
 
 impl Error {
@@ -76,14 +76,14 @@ impl Error {
         }
     }
 
-    pub(super) fn from_route(path: &VirtualPath, error: router::Error) -> Self {
+    pub(super) fn from_route(path: &VirtualPath, error: map::Error) -> Self {
         match error {
-            router::Error::UnknownDomain => Error::NotFound { path: path.to_string() },
-            error @ (router::Error::Unheard { .. }
-            | router::Error::TooFew { .. }
-            | router::Error::Unread { .. }
-            | router::Error::Unresolved { .. }) => Error::Unknown(error),
-            router::Error::Unplaced => Error::Unplaced { path: path.to_string() },
+            map::Error::UnknownDomain => Error::NotFound { path: path.to_string() },
+            error @ (map::Error::Unheard { .. }
+            | map::Error::TooFew { .. }
+            | map::Error::Unread { .. }
+            | map::Error::Unresolved { .. }) => Error::Unknown(error),
+            map::Error::Unplaced => Error::Unplaced { path: path.to_string() },
         }
     }
 }

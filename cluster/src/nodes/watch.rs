@@ -13,7 +13,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::{CALL_MAX, Health, NodeClient, UNANSWERED_MAX};
-use crate::router::{NodeHoldings, Router};
+use crate::map::{NodeHoldings, Router};
 
 /// Pauses between attempts to reach a node: doubled from the first to the last. A node that comes back is
 /// noticed within the last one and the time of a connection.

@@ -5,8 +5,10 @@
 //! What it never does: decide which node to ask. It is the only place that dials one.
 
 mod content;
+pub mod discovery;
 pub mod error;
 mod identify;
+pub mod members;
 mod upload;
 mod watch;
 
@@ -40,7 +42,7 @@ pub use error::Error;
 pub use identify::identify;
 pub use upload::{Committed, Upload};
 
-use crate::router::NodeIndex;
+use crate::map::NodeIndex;
 
 /// A connection that is not made by then fails.
 const CONNECT_MAX: Duration = Duration::from_secs(3);

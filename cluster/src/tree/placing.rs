@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::router::NodeIndex;
+use crate::map::NodeIndex;
 
 /// Placements that are remembered at most; the oldest are forgotten first, which the nodes have announced long since.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// What counts as one client: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 one, because a host has a
 /// whole network of these.
-pub(crate) fn network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
+pub fn network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {
@@ -19,7 +19,7 @@ pub(crate) fn network(address: IpAddr, ipv6_prefix: u8) -> IpAddr {
 }
 
 /// The same for people: a network of IPv6 with its length.
-pub(crate) fn shown(network: IpAddr, ipv6_prefix: u8) -> String {
+pub fn shown(network: IpAddr, ipv6_prefix: u8) -> String {
     match network {
         IpAddr::V6(_) if ipv6_prefix < 128 => format!("{network}/{ipv6_prefix}"),
         IpAddr::V4(_) | IpAddr::V6(_) => network.to_string(),

@@ -10,8 +10,8 @@ use portolan_proto::v1;
 
 use super::{Entry, Error, Identity, Kind, Place, Result, VirtualPath};
 use crate::auth::Login;
-use crate::node_client::Batches;
-use crate::router::{NodeIndex, Snapshot};
+use crate::map::{NodeIndex, Snapshot};
+use crate::nodes::Batches;
 
 /// The entries of a directory, batch by batch: memory does not grow with their number.
 #[derive(Debug)]

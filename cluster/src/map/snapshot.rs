@@ -11,7 +11,7 @@ use portolan_proto::path;
 use portolan_proto::v1::HoldingChange;
 
 use super::{Error, GivenMap, NodeFacts, NodeHoldings, NodeIndex, Role};
-use crate::tree::path::{Place, VirtualPath};
+use crate::path::{Place, VirtualPath};
 
 /// Which node to ask for a path.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use portolan_config::secret::Secret;
 
 use super::grants::set_of_line;
 use super::{Admin, Grants};
-use crate::tree::VirtualPath;
+use crate::path::VirtualPath;
 
 #[derive(Debug)]
 pub(super) struct LocalDirectory {

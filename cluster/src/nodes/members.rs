@@ -15,11 +15,11 @@ use portolan_proto::id::NodeId;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::node_client::{self, NodeClient, Nodes, Prepared, SetupError};
-use crate::router::{NodeFacts, Role, Router};
+use crate::map::{NodeFacts, Role, Router};
+use crate::nodes::{self, NodeClient, Nodes, Prepared, SetupError};
 
 /// See the module.
-pub(crate) struct Members {
+pub struct Members {
     nodes: Arc<Nodes>,
     router: Arc<Router>,
     /// What discovery has found, each with its last address.
@@ -30,7 +30,7 @@ pub(crate) struct Members {
 }
 
 /// What has to change, made ready so that nothing can fail any more.
-pub(crate) struct Change {
+pub struct Change {
     /// All that are to be there; `None`: its channel stays, or discovery has not found it.
     wanted: Vec<(NodeId, Option<Prepared>)>,
     out: Vec<Arc<NodeClient>>,
@@ -38,7 +38,7 @@ pub(crate) struct Change {
 
 impl Members {
     /// Nodes are watched when [`Members::watch`] is called.
-    pub(crate) fn new(config: &Config) -> Result<Self, SetupError> {
+    pub fn new(config: &Config) -> Result<Self, SetupError> {
         let nodes = Arc::new(Nodes::default());
         let change = prepare(&nodes, config, &BTreeMap::new(), false)?;
         settle(&nodes, change);
@@ -52,16 +52,16 @@ impl Members {
         })
     }
 
-    pub(crate) fn nodes(&self) -> &Arc<Nodes> {
+    pub fn nodes(&self) -> &Arc<Nodes> {
         &self.nodes
     }
 
-    pub(crate) fn router(&self) -> &Arc<Router> {
+    pub fn router(&self) -> &Arc<Router> {
         &self.router
     }
 
     /// Begins to watch all nodes; those that come later are watched as they come.
-    pub(crate) fn watch(&self) {
+    pub fn watch(&self) {
         self.nodes.list().into_iter().for_each(|node| self.watch_one(node));
     }
 
@@ -71,7 +71,7 @@ impl Members {
     }
 
     /// Ends the watches.
-    pub(crate) async fn stop(&self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.watches.close();
         self.watches.wait().await;
@@ -81,13 +81,13 @@ impl Members {
     ///
     /// # Errors
     /// The certificates do not fit TLS.
-    pub(crate) fn prepare(&self, config: &Config, anew: bool) -> Result<Change, SetupError> {
+    pub fn prepare(&self, config: &Config, anew: bool) -> Result<Change, SetupError> {
         let found = self.found.lock();
         prepare(&self.nodes, config, &found, anew)
     }
 
     /// Puts a change into force, and where it says so what the configuration says of nodes and map.
-    pub(crate) fn apply(&self, change: Change, config: &Config, anew: bool) {
+    pub fn apply(&self, change: Change, config: &Config, anew: bool) {
         let new = settle(&self.nodes, change);
         if anew || !new.is_empty() {
             self.router.replace(facts(&self.nodes, config), nodes_min(config), &config.map);
@@ -96,7 +96,7 @@ impl Members {
     }
 
     /// Takes in what discovery has found; true where it is dialled elsewhere, or not at all.
-    pub(crate) fn take_in(&self, name: &NodeId, address: &HostPort) -> bool {
+    pub fn take_in(&self, name: &NodeId, address: &HostPort) -> bool {
         self.found.lock().insert(name.clone(), address.clone());
         self.nodes.find(name).and_then(|node| node.address()).as_ref() != Some(address)
     }
@@ -120,7 +120,7 @@ fn prepare(
         let dialled = nodes.find(name).and_then(|node| node.address());
         let prepared = match address {
             Some(address) if anew || dialled.as_ref() != Some(address) => {
-                Some(node_client::prepare(name, address, &config.cluster)?)
+                Some(nodes::prepare(name, address, &config.cluster)?)
             }
             _ => None,
         };
