@@ -5,6 +5,8 @@
 //! demo).
 //! What it never does: change a running service otherwise than over its control socket.
 
+#![forbid(unsafe_code)]
+
 mod auth;
 mod bans;
 mod check;

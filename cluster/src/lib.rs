@@ -10,6 +10,8 @@
 //! What it calls: tonic, ldap3, hickory-resolver; `path` and `ldap` lie below all of it.
 //! What it never does: know FTP, or touch a file system.
 
+#![forbid(unsafe_code)]
+
 pub mod auth;
 pub mod ldap;
 pub mod map;

@@ -15,11 +15,11 @@
 //! What it calls: the numbered modules.
 //! What it never does: touch a mail store.
 
+#![forbid(unsafe_code)]
+
 mod console;
 pub mod control;
-pub mod ftp;
 pub mod gate;
-pub mod metrics;
 pub mod running;
 
 use std::net::SocketAddr;
@@ -51,7 +51,7 @@ pub enum Error {
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot serve FTP on {address}")]
-    Ftp { address: SocketAddr, source: ftp::Error },
+    Ftp { address: SocketAddr, source: portolan_ftp::Error },
     #[error(transparent)]
     Node(#[from] nodes::SetupError),
     #[error(transparent)]

@@ -27,11 +27,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::ftp::{Service, Shared};
 use crate::gate::flow::Usage;
 use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
-use crate::metrics::{Metrics, Outcome};
 use crate::{Error, Phase};
 use portolan_cluster::auth::lockout::Lockout;
 use portolan_cluster::auth::{Admins, Authenticator};
@@ -41,6 +39,8 @@ use portolan_cluster::nodes::NodeClient;
 use portolan_cluster::nodes::discovery;
 use portolan_cluster::nodes::members::Members;
 use portolan_cluster::tree::Tree;
+use portolan_ftp::metrics::{Metrics, Outcome};
+use portolan_ftp::{Service, Shared};
 
 /// A map that a directory has not told yet is asked for again after this long.
 const LDAP_RETRY: Duration = Duration::from_secs(5);
@@ -147,7 +147,12 @@ impl Running {
         Ok(Self {
             started: SystemTime::now(),
             drain_limit,
-            shared: Arc::new(Shared::new(&config, tree, Admins::new(&config)?)),
+            shared: Arc::new(Shared::new(
+                &config,
+                tree,
+                Admins::new(&config)?,
+                portolan_ftp_libunftp::library,
+            )),
             commons: Arc::new(Commons::new(&config)),
             config: ArcSwap::from_pointee(config),
             config_read: Mutex::new(SystemTime::now()),

@@ -4,6 +4,8 @@
 //! What it calls: rustix, ppp, tokio.
 //! What it never does: know a protocol above TCP other than PROXY, or who may connect.
 
+#![forbid(unsafe_code)]
+
 pub mod network;
 pub mod origin;
 pub mod proxy;

@@ -4,6 +4,8 @@
 //! What it calls: clap, tokio, portolan-telemetry.
 //! What it never does: anything that a library caller or a test would have to undo.
 
+#![forbid(unsafe_code)]
+
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

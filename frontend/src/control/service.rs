@@ -12,13 +12,13 @@ use tokio_stream::Stream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::ftp::ControlConnection;
 use crate::gate::flow::Usage;
 use crate::running::Running;
 use portolan_cluster::auth::lockout::{Ban, Banned};
 use portolan_cluster::map::{self, MapRow, NodeIndex, Snapshot};
 use portolan_cluster::nodes::Health;
 use portolan_cluster::path::VirtualPath;
+use portolan_ftp::ControlConnection;
 
 /// Sessions or bans in one message at most.
 const BATCH_MAX: usize = 1_000;

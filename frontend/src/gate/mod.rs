@@ -31,8 +31,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::ftp::{ControlConnection, Service, shown_time};
 use flow::{Flow, Place, Usage};
+use portolan_ftp::{ControlConnection, Service, shown_time};
 use portolan_net::Origin;
 use portolan_net::proxy;
 use refusal::{Refused, Refuser};

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::flow::Refusal;
 use super::sessions::Sessions;
-use crate::ftp::Service;
+use portolan_ftp::Service;
 
 /// How long a refused client may take for its TLS handshake and its refusal.
 const TLS_REFUSAL_MAX: Duration = Duration::from_secs(5);

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::flow::Admission;
-use crate::ftp::transfer::{Stand, Transfer};
-use crate::ftp::{ControlConnection, Ending};
+use portolan_ftp::transfer::{Stand, Transfer};
+use portolan_ftp::{ControlConnection, Ending};
 
 /// How often a drain looks for sessions that have become idle.
 const DRAIN_STEP: Duration = Duration::from_millis(50);

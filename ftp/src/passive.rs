@@ -58,7 +58,7 @@ impl PassivePorts {
 }
 
 /// Listens at a port that many sessions share.
-pub(super) fn listen_shared(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn listen_shared(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address)?.listen(SHARED_BACKLOG)
 }
 

@@ -25,11 +25,11 @@ use super::data::Setup;
 use super::facts::Facts;
 use super::tls::SessionTls;
 use super::transfer::{Outcome, Work};
-use crate::ftp::bandwidth::{Pace, Throttle};
-use crate::ftp::control::TransferUnderWay;
-use crate::ftp::reply::Reply;
-use crate::ftp::transfer::Transfer;
-use crate::ftp::{ControlConnection, Ending, Service};
+use crate::bandwidth::{Pace, Throttle};
+use crate::control::TransferUnderWay;
+use crate::reply::Reply;
+use crate::transfer::Transfer;
+use crate::{ControlConnection, Ending, Service};
 use portolan_cluster::auth::Login;
 use portolan_cluster::path::VirtualPath;
 use portolan_net::Origin;
@@ -162,7 +162,7 @@ enum Ended {
 }
 
 /// Serves one control connection until it ends.
-pub(in crate::ftp) async fn serve(service: Arc<Service>, stream: TcpStream, control: Arc<ControlConnection>) {
+pub(crate) async fn serve(service: Arc<Service>, stream: TcpStream, control: Arc<ControlConnection>) {
     control.set_ends_by_itself();
     let serving = run(service, stream, &control);
     // The session itself says good bye. This is for one that cannot, because its client takes no replies.

@@ -29,18 +29,18 @@ pub enum Error {
 
 /// TLS of one listener.
 #[derive(Debug, Clone)]
-pub(crate) struct ListenerTls {
-    pub(crate) config: Arc<ServerConfig>,
-    pub(crate) certificates: Arc<Certificates>,
+pub struct ListenerTls {
+    pub config: Arc<ServerConfig>,
+    pub certificates: Arc<Certificates>,
     /// What a kept TLS session was made under. It must not outlive a change of these.
     client: ClientCertificate,
-    pub(crate) certificate_name: CertificateName,
+    pub certificate_name: CertificateName,
 }
 
 impl ListenerTls {
     /// `previous` is the TLS of this listener before a reload: what clients keep for resumption stays valid where
     /// they would be let in by a full handshake all the same.
-    pub(crate) fn new(settings: &TlsSettings, previous: Option<&Self>) -> Result<Self, Error> {
+    pub fn new(settings: &TlsSettings, previous: Option<&Self>) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut versions = Vec::new();
         versions.extend(settings.versions.v1_3.then_some(&version::TLS13));
@@ -88,7 +88,7 @@ fn verifier(
 }
 
 /// The certificates of a listener.
-pub(crate) struct Certificates {
+pub struct Certificates {
     /// At least one; the first is shown where no name fits.
     keys: Vec<Arc<CertifiedKey>>,
 }
@@ -103,7 +103,7 @@ impl Certificates {
     }
 
     /// The first one that is made out for `name`, wildcards included (RFC 6125), or the first of all.
-    pub(crate) fn choose(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+    pub fn choose(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let first = || self.keys.first().cloned();
         let Some(name) = name.filter(|_| self.keys.len() > 1) else { return first() };
         let Ok(name) = ServerName::try_from(name) else { return first() };

@@ -1,10 +1,10 @@
 //! Where the client stands, and changes of names: CWD to RNTO (RFC 959, RFC 1123 section 4.1.3.1).
 
 use super::{asked, asked_to_change, login, path};
-use crate::ftp::native::command::Verb;
-use crate::ftp::native::session::{Session, Step};
-use crate::ftp::reply::{Action, Reply};
-use crate::ftp::transfer::changed;
+use crate::native::command::Verb;
+use crate::native::session::{Session, Step};
+use crate::reply::{Action, Reply};
+use crate::transfer::changed;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{Changed, Kind, Tree};
 

@@ -13,10 +13,10 @@ use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::path::display;
 
 use super::data::{Connection, Plan};
-use crate::ftp::ControlConnection;
-use crate::ftp::bandwidth::Direction;
-use crate::ftp::reply::{self, Action, Reply};
-use crate::ftp::transfer::{END_GRACE, Transfer};
+use crate::ControlConnection;
+use crate::bandwidth::Direction;
+use crate::reply::{self, Action, Reply};
+use crate::transfer::{END_GRACE, Transfer};
 use portolan_cluster::auth::Login;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{Begins, Tree};

@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::data::linger;
-use crate::ftp::passive;
+use crate::passive;
 use portolan_net::Origin;
 use portolan_net::proxy;
 

@@ -13,7 +13,7 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Stream;
-use crate::ftp::reply::Reply;
+use crate::reply::Reply;
 use portolan_net::proxy;
 
 /// Bytes of a line at most, its end included.

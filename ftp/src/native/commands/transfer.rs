@@ -7,13 +7,13 @@ use portolan_config::checked::listener::Ascii;
 
 use super::digest::span;
 use super::{bad_name, data_requires_tls, login, named, path};
-use crate::ftp::native::command::{Verb, number, words};
-use crate::ftp::native::data::{Plan, Setup};
-use crate::ftp::native::listing::{self, Asked, Form};
-use crate::ftp::native::session::{NextTransfer, Session, Step};
-use crate::ftp::native::transfer::{Job, Work};
-use crate::ftp::reply::Reply;
-use crate::ftp::transfer::Transfer;
+use crate::native::command::{Verb, number, words};
+use crate::native::data::{Plan, Setup};
+use crate::native::listing::{self, Asked, Form};
+use crate::native::session::{NextTransfer, Session, Step};
+use crate::native::transfer::{Job, Work};
+use crate::reply::Reply;
+use crate::transfer::Transfer;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::Begins;
 

@@ -32,7 +32,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    pub(super) fn reply(self) -> Reply {
+    pub fn reply(self) -> Reply {
         match self {
             Ending::No | Ending::Drain => Reply::new(421, "The service stops; good bye."),
             Ending::Kick => Reply::new(421, "The operator has closed this session; good bye."),

@@ -3,10 +3,10 @@
 use portolan_config::checked::listener::Ascii;
 
 use super::digest::{ALGORITHMS, algorithm_name};
-use crate::ftp::native::command::{Verb, number, words};
-use crate::ftp::native::facts::Facts;
-use crate::ftp::native::session::{DataType, Session, Step};
-use crate::ftp::reply::Reply;
+use crate::native::command::{Verb, number, words};
+use crate::native::facts::Facts;
+use crate::native::session::{DataType, Session, Step};
+use crate::reply::Reply;
 
 /// FEAT (RFC 2389): what works here, and nothing else.
 pub(super) fn feat(session: &Session) -> Step {

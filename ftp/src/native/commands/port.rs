@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use portolan_config::checked::listener::ProxiedData;
 
-use crate::ftp::advertised::Advertised;
-use crate::ftp::native::command::number;
-use crate::ftp::native::data::Setup;
-use crate::ftp::native::session::{Session, Step};
-use crate::ftp::native::shared::Guest;
-use crate::ftp::reply::Reply;
+use crate::advertised::Advertised;
+use crate::native::command::number;
+use crate::native::data::Setup;
+use crate::native::session::{Session, Step};
+use crate::native::shared::Guest;
+use crate::reply::Reply;
 
 /// Ports below belong to services that a server must not be sent to (RFC 2577 section 3).
 const ACTIVE_PORT_MIN: u16 = 1024;

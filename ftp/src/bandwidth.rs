@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 /// Which way content goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     ToClient,
     FromClient,
 }
@@ -30,26 +30,26 @@ const LATE_MAX: Duration = Duration::from_millis(20);
 
 /// A limit each way, that may change while it holds. 0 is no limit.
 #[derive(Debug, Default)]
-pub(crate) struct Rates {
+pub struct Rates {
     down: Arc<AtomicU64>,
     up: Arc<AtomicU64>,
 }
 
 impl Rates {
-    pub(crate) fn new(bandwidth: Bandwidth) -> Self {
+    pub fn new(bandwidth: Bandwidth) -> Self {
         let rates = Self::default();
         rates.set(bandwidth);
         rates
     }
 
     /// Holds at once, also for transfers under way.
-    pub(crate) fn set(&self, Bandwidth { down: Rate(down), up: Rate(up) }: Bandwidth) {
+    pub fn set(&self, Bandwidth { down: Rate(down), up: Rate(up) }: Bandwidth) {
         self.down.store(down, Ordering::Relaxed);
         self.up.store(up, Ordering::Relaxed);
     }
 
     /// One that this limit holds for.
-    pub(crate) fn throttle(&self) -> Arc<Throttle> {
+    pub fn throttle(&self) -> Arc<Throttle> {
         let way = |rate: &Arc<AtomicU64>| Way { rate: Arc::clone(rate), free_at: Mutex::new(Instant::now()) };
         Arc::new(Throttle { down: way(&self.down), up: way(&self.up) })
     }
@@ -57,7 +57,7 @@ impl Rates {
 
 /// What shares one limit: a session, all of an admin, all of a listener.
 #[derive(Debug)]
-pub(crate) struct Throttle {
+pub struct Throttle {
     down: Way,
     up: Way,
 }
@@ -109,12 +109,12 @@ impl Drop for Turn<'_> {
 
 /// All limits of one session.
 #[derive(Debug, Clone)]
-pub(crate) struct Pace {
+pub struct Pace {
     throttles: Vec<Arc<Throttle>>,
 }
 
 impl Pace {
-    pub(crate) fn new(throttles: Vec<Arc<Throttle>>) -> Self {
+    pub fn new(throttles: Vec<Arc<Throttle>>) -> Self {
         Self { throttles }
     }
 
@@ -126,14 +126,14 @@ impl Pace {
     }
 
     /// Bytes to move at once, at most.
-    pub(crate) fn piece_bytes_max(&self, direction: Direction) -> usize {
+    pub fn piece_bytes_max(&self, direction: Direction) -> usize {
         let piece = self.ways(direction).filter_map(Way::rate).min().map(|rate| rate / PIECES_A_SECOND);
         let piece = piece.map(|piece| usize::try_from(piece.max(PIECE_BYTES_MIN)).unwrap_or(usize::MAX));
         piece.map_or(CHUNK_BYTES_MAX, |piece| piece.min(CHUNK_BYTES_MAX))
     }
 
     /// Waits for as long as this many bytes take.
-    pub(crate) async fn take(&self, direction: Direction, bytes: usize) {
+    pub async fn take(&self, direction: Direction, bytes: usize) {
         let now = Instant::now();
         let mut turns: Vec<Turn<'_>> =
             self.ways(direction).filter_map(|way| way.reserve(bytes, now)).collect();
@@ -150,22 +150,22 @@ impl Pace {
 
 /// The throttles of the admins who have sessions.
 #[derive(Debug)]
-pub(crate) struct AdminThrottles {
+pub struct AdminThrottles {
     rates: Rates,
     by_name: Mutex<HashMap<String, Weak<Throttle>>>,
 }
 
 impl AdminThrottles {
-    pub(crate) fn new(bandwidth: Bandwidth) -> Self {
+    pub fn new(bandwidth: Bandwidth) -> Self {
         Self { rates: Rates::new(bandwidth), by_name: Mutex::default() }
     }
 
-    pub(crate) fn set(&self, bandwidth: Bandwidth) {
+    pub fn set(&self, bandwidth: Bandwidth) {
         self.rates.set(bandwidth);
     }
 
     /// The one that all sessions of an admin share.
-    pub(crate) fn of(&self, admin: &str) -> Arc<Throttle> {
+    pub fn of(&self, admin: &str) -> Arc<Throttle> {
         let mut by_name = self.by_name.lock();
         if let Some(shared) = by_name.get(admin).and_then(Weak::upgrade) {
             return shared;

@@ -13,8 +13,8 @@ use unftp_core::auth::{
     UserDetailProvider,
 };
 
-use crate::ftp::{ControlConnection, LoginFailure, Service};
 use portolan_cluster::auth::{Admin, Login, Proof};
+use portolan_ftp::{ControlConnection, LoginFailure, Service};
 
 /// Who has logged in; the library asks for it by name.
 pub(super) type SessionAdmin = Arc<Mutex<Option<Arc<Admin>>>>;

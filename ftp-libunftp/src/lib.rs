@@ -1,8 +1,10 @@
 //! The `libunftp` engine: the library's FTP, over our tree and admins.
 //!
-//! Who calls it: `ftp::Service::serve`.
+//! Who calls it: `portolan_ftp::Service`, for listeners that choose it; the front end makes it.
 //! What it calls: libunftp, with the adapters of this folder.
 //! What it never does: more than adapt. The limits of the library are stated by `tests/tests/libunftp_limits.rs`.
+
+#![forbid(unsafe_code)]
 
 mod accounts;
 mod storage;
@@ -11,6 +13,7 @@ mod threads;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,22 +21,23 @@ use libunftp::ServerBuilder;
 use libunftp::options::{Binder, FtpsRequired, PassiveHost};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::advertised::Advertised;
-use super::passive::PassivePorts;
-use super::{ControlConnection, Ending, Service};
 use accounts::{FtpUser, FtpUsers, PasswordCheck, SessionAdmin};
+use portolan_config::checked::listener::Listener;
+use portolan_ftp::advertised::Advertised;
+use portolan_ftp::passive::PassivePorts;
+use portolan_ftp::{ControlConnection, Ending, Service};
 use storage::TreeStorage;
 use threads::Threads;
 
 /// What the sessions of one listener share for the library.
-pub(super) struct Library {
+pub struct Library {
     threads: Arc<Threads>,
     greeting: &'static str,
 }
 
 impl Library {
     /// `previous` is that of the same listener before a reload.
-    pub(super) fn new(banner: &[String], previous: Option<&Self>) -> std::io::Result<Self> {
+    fn new(banner: &[String], previous: Option<&Self>) -> std::io::Result<Self> {
         let text = banner.join(" ");
         let threads = match previous {
             Some(previous) => Arc::clone(&previous.threads),
@@ -48,10 +52,34 @@ impl Library {
     }
 }
 
+/// The library's engine for a listener.
+///
+/// # Errors
+/// The system has no thread left.
+pub fn library(listener: &Listener) -> std::io::Result<Arc<dyn portolan_ftp::Library>> {
+    Ok(Arc::new(Library::new(&listener.banner, None)?))
+}
+
+impl portolan_ftp::Library for Library {
+    fn renewed(&self, listener: &Listener) -> std::io::Result<Arc<dyn portolan_ftp::Library>> {
+        Ok(Arc::new(Self::new(&listener.banner, Some(self))?))
+    }
+
+    fn serve(
+        &self,
+        service: Arc<Service>,
+        stream: TcpStream,
+        control: Arc<ControlConnection>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let library = Self { threads: Arc::clone(&self.threads), greeting: self.greeting };
+        Box::pin(async move { serve(&service, &library, stream, control).await })
+    }
+}
+
 /// How often it is looked whether a session's last transfer has ended.
 const END_STEP: Duration = Duration::from_millis(5);
 
-pub(super) async fn serve(
+async fn serve(
     service: &Arc<Service>,
     library: &Library,
     stream: TcpStream,

@@ -21,11 +21,11 @@ use unftp_core::storage::{
 };
 
 use super::accounts::FtpUser;
-use crate::ftp::bandwidth::{Direction, Pace, Throttle};
-use crate::ftp::transfer::{END_GRACE, Transfer, changed, command_failed, in_time};
-use crate::ftp::{ControlConnection, Service, reply};
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{self, Begins, Changed, Entry, Kind, Tree};
+use portolan_ftp::bandwidth::{Direction, Pace, Throttle};
+use portolan_ftp::transfer::{END_GRACE, Transfer, changed, command_failed, in_time};
+use portolan_ftp::{ControlConnection, Service, reply};
 
 /// What the library writes about an entry of a listing beside its name, about.
 const LINE_BYTES: usize = 60;

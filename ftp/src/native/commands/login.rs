@@ -8,12 +8,12 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
 use super::{data_requires_tls, login_requires_tls};
-use crate::ftp::native::command::number;
-use crate::ftp::native::data::Setup;
-use crate::ftp::native::facts::Facts;
-use crate::ftp::native::session::{Modes, NextTransfer, Session, Step};
-use crate::ftp::reply::Reply;
-use crate::ftp::{LoginFailure, shown_time};
+use crate::native::command::number;
+use crate::native::data::Setup;
+use crate::native::facts::Facts;
+use crate::native::session::{Modes, NextTransfer, Session, Step};
+use crate::reply::Reply;
+use crate::{LoginFailure, shown_time};
 use portolan_cluster::auth::{Admin, Login, Proof};
 use portolan_cluster::path::VirtualPath;
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use portolan_proto::v1::{DigestAlgorithm, DigestResponse};
 
 use super::{login, named, path};
-use crate::ftp::native::command::{Verb, number, words};
-use crate::ftp::native::facts::on_one_line;
-use crate::ftp::native::session::{Session, Step};
-use crate::ftp::native::transfer::Outcome;
-use crate::ftp::reply::{self, Action, Reply};
-use crate::ftp::transfer::command_failed;
+use crate::native::command::{Verb, number, words};
+use crate::native::facts::on_one_line;
+use crate::native::session::{Session, Step};
+use crate::native::transfer::Outcome;
+use crate::reply::{self, Action, Reply};
+use crate::transfer::command_failed;
 use portolan_cluster::path::VirtualPath;
 
 /// The algorithms by their names in FEAT.

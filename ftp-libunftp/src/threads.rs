@@ -19,7 +19,7 @@ const TASKS_BEFORE_SOCKETS: u32 = 4_096;
 
 /// The threads of one listener; they end when this is dropped.
 #[derive(Debug)]
-pub(in crate::ftp) struct Threads {
+pub(crate) struct Threads {
     runtimes: Vec<Handle>,
     next: AtomicUsize,
     _stop: DropGuard,
@@ -27,7 +27,7 @@ pub(in crate::ftp) struct Threads {
 
 impl Threads {
     /// As many threads as there are cores.
-    pub(in crate::ftp) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let count = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         let stop = CancellationToken::new();
         // Those that have started end when one cannot.

@@ -21,15 +21,15 @@ use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{self, Changed};
 
 /// A data connection on which nothing moves for this long is given up. The whole transfer has no limit.
-pub(super) const STALL_MAX: Duration = Duration::from_secs(300);
+pub const STALL_MAX: Duration = Duration::from_secs(300);
 
 /// The end of a data connection looks the same whether the client is done or dead: a client that gives up may
 /// still end its TLS in order. When it is dead its control connection ends too, but perhaps a moment later. So such
 /// an upload waits this long before it is kept.
-pub(super) const END_GRACE: Duration = Duration::from_millis(50);
+pub const END_GRACE: Duration = Duration::from_millis(50);
 
 /// A step on a data connection, which fails when the client lets it stall.
-pub(super) async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(STALL_MAX, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 

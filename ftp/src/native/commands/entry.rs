@@ -6,13 +6,13 @@ use std::time::SystemTime;
 use portolan_config::checked::listener::Ascii;
 
 use super::{asked, asked_to_change, login, path};
-use crate::ftp::native::command::{Verb, words};
-use crate::ftp::native::facts::{
+use crate::native::command::{Verb, words};
+use crate::native::facts::{
     list_line, on_one_line, parse_seconds, parse_timestamp, shown, timestamp, timestamp_of,
 };
-use crate::ftp::native::session::{Session, Step};
-use crate::ftp::reply::{Action, Reply};
-use crate::ftp::transfer::changed;
+use crate::native::session::{Session, Step};
+use crate::reply::{Action, Reply};
+use crate::transfer::changed;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{Changed, Entry, Kind, Tree};
 

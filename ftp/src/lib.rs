@@ -5,15 +5,16 @@
 //! What it never does: know a node's address, or decide who may connect.
 
 pub mod advertised;
-pub(crate) mod bandwidth;
+pub mod bandwidth;
 pub mod control;
-mod libunftp;
+pub mod metrics;
 mod native;
 pub mod passive;
 pub mod reply;
-pub(crate) mod tls;
+pub mod tls;
 pub mod transfer;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -39,17 +40,37 @@ const UNDECIDED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the services of all listeners share.
 pub struct Shared {
-    pub(crate) tree: Arc<Tree>,
-    pub(crate) auth: Authenticator,
-    pub(crate) lockout: Lockout,
-    pub(crate) advertised: AdvertisedNames,
-    pub(crate) metrics: Arc<Metrics>,
+    pub tree: Arc<Tree>,
+    pub auth: Authenticator,
+    pub lockout: Lockout,
+    pub advertised: AdvertisedNames,
+    pub metrics: Arc<Metrics>,
     open_ports: native::OpenPorts,
     admin_throttles: AdminThrottles,
+    library: MakeLibrary,
 }
 
+/// An engine that is not ours, for listeners that choose it.
+pub trait Library: Send + Sync {
+    /// The same for the listener after a reload.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    fn renewed(&self, listener: &Listener) -> std::io::Result<Arc<dyn Library>>;
+    /// Serves one control connection until it ends.
+    fn serve(
+        &self,
+        service: Arc<Service>,
+        stream: TcpStream,
+        control: Arc<ControlConnection>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Makes the library's engine for a listener.
+pub type MakeLibrary = fn(&Listener) -> std::io::Result<Arc<dyn Library>>;
+
 impl Shared {
-    pub fn new(config: &Config, tree: Arc<Tree>, admins: Admins) -> Self {
+    pub fn new(config: &Config, tree: Arc<Tree>, admins: Admins, library: MakeLibrary) -> Self {
         Self {
             tree,
             auth: Authenticator::new(admins),
@@ -58,6 +79,7 @@ impl Shared {
             metrics: Arc::default(),
             open_ports: native::OpenPorts::default(),
             admin_throttles: AdminThrottles::new(config.admin_bandwidth),
+            library,
         }
     }
 
@@ -71,18 +93,18 @@ impl Shared {
 
 /// What the sessions of one listener share. A reload makes a new one; sessions keep theirs.
 pub struct Service {
-    pub(crate) listener: Listener,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) passive: Arc<PassivePorts>,
+    pub listener: Listener,
+    pub shared: Arc<Shared>,
+    pub passive: Arc<PassivePorts>,
     /// `None`: each session that waits has a port of its own.
     pub(crate) shared_ports: Option<Arc<native::SharedPorts>>,
-    pub(crate) advertised: ListenerAddresses,
+    pub advertised: ListenerAddresses,
     /// `None`: this listener speaks plaintext only.
-    pub(crate) tls: Option<ListenerTls>,
+    pub tls: Option<ListenerTls>,
     /// What the native engine remembers of the TLS sessions of this listener.
     tls_sessions: Option<Arc<native::TlsService>>,
-    /// `None`: another engine.
-    library: Option<libunftp::Library>,
+    /// `None`: the native engine.
+    library: Option<Arc<dyn Library>>,
     limits: Arc<Bandwidths>,
 }
 
@@ -104,7 +126,7 @@ pub enum Error {
 }
 
 /// What a failed login comes to.
-pub(crate) enum LoginFailure {
+pub enum LoginFailure {
     /// The name or the password is wrong, or both.
     Wrong,
     /// It was not even tried.
@@ -134,12 +156,10 @@ impl Service {
         };
         let kept = previous.and_then(|previous| previous.tls_sessions.as_deref());
         let tls_sessions = tls.as_ref().map(|tls| Arc::new(native::TlsService::new(tls, kept)));
-        let library = match listener.engine {
-            Engine::Native => None,
-            Engine::Libunftp => {
-                let previous = previous.and_then(|previous| previous.library.as_ref());
-                Some(libunftp::Library::new(&listener.banner, previous)?)
-            }
+        let library = match (listener.engine, previous.and_then(|previous| previous.library.as_ref())) {
+            (Engine::Native, _) => None,
+            (Engine::Libunftp, Some(previous)) => Some(previous.renewed(&listener)?),
+            (Engine::Libunftp, None) => Some((shared.library)(&listener)?),
         };
         let advertised = ListenerAddresses::new(&listener, &shared.advertised);
         let limits = match previous {
@@ -164,24 +184,24 @@ impl Service {
     pub async fn serve(self: Arc<Self>, stream: TcpStream, control: Arc<ControlConnection>) {
         match &self.library {
             None => native::serve(self, stream, control).await,
-            Some(library) => libunftp::serve(&self, library, stream, control).await,
+            Some(library) => library.serve(Arc::clone(&self), stream, control).await,
         }
     }
 
     /// What a session's data may take before anybody has logged in; see [`Service::pace_of`].
-    pub(crate) fn session_throttle(&self) -> Arc<Throttle> {
+    pub fn session_throttle(&self) -> Arc<Throttle> {
         self.limits.session.throttle()
     }
 
     /// The bandwidth limits of an admin's session.
-    pub(crate) fn pace_of(&self, session: &Arc<Throttle>, admin: &str) -> Pace {
+    pub fn pace_of(&self, session: &Arc<Throttle>, admin: &str) -> Pace {
         let admin = self.shared.admin_throttles.of(admin);
         Pace::new(vec![Arc::clone(session), admin, Arc::clone(&self.limits.listener_throttle)])
     }
 
     /// Checks a name and its proof, which came over `control`, and counts failures. A failed one takes the longer the
     /// more there were before.
-    pub(crate) async fn log_in(
+    pub async fn log_in(
         &self,
         control: &ControlConnection,
         name: &str,

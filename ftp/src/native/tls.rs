@@ -23,8 +23,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::ftp::bandwidth::Direction;
-use crate::ftp::tls::{Certificates, ListenerTls};
+use crate::bandwidth::Direction;
+use crate::tls::{Certificates, ListenerTls};
 
 const MARK_BYTES: usize = 16;
 type Mark = [u8; MARK_BYTES];
