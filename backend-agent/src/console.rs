@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use portolan_config::certificate;
 use portolan_telemetry::Telemetry;
-use portolan_telemetry::http::{Answers, Readiness, Server};
+use portolan_telemetry::http::{self, Answers, Limits, Readiness, Server};
 use portolan_telemetry::metrics::{self, gauge, timestamp};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -71,7 +71,7 @@ impl Console {
             }),
         };
         tokio::select! {
-            () = server.run(answers, stop) => {}
+            () = server.run(http::routes(answers), Limits::PROBES, stop) => {}
             () = shown.watch_room() => {}
         }
     }

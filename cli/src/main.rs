@@ -125,7 +125,7 @@ where
 {
     let asking = async {
         let path = &socket.socket;
-        let client = portolan_frontend::control::connect(path).await.map_err(|error| {
+        let client = portolan_frontend::operator::connect(path).await.map_err(|error| {
             let causes =
                 std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
             let cause = causes.last().map(ToString::to_string).unwrap_or_default();

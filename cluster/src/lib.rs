@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod in_force;
 pub mod ldap;
 pub mod map;
 pub mod nodes;

@@ -1,25 +1,19 @@
 //! Portolan's front end: one FTP endpoint over all nodes of a mail cluster.
 //!
-//! The way of the content, from the client's socket to a node; calls go down the numbers only:
-//!
 //! ```text
-//! client ──> gate (1) ──> ftp (2) ──> tree (3) ──> router (4)
-//!                          │           └────────> node_client (5) ── gRPC, mTLS ──> agent
-//!                          └──> auth
+//! client ──> gate ──> portolan-ftp ──> portolan-cluster ── gRPC, mTLS ──> agent
+//!             └── running: gates, reload, certificates, view <── operator (control socket), console (HTTP)
 //! ```
 //!
-//! Beside it: `running` holds the parts together and reloads them, `control` shows them to the operator, `console` to
-//! Prometheus and Kubernetes; `metrics` counts.
-//!
 //! Who calls it: `main.rs`, and `portolan demo`, which runs one beside its agents.
-//! What it calls: the numbered modules.
+//! What it calls: portolan-ftp, portolan-cluster.
 //! What it never does: touch a mail store.
 
 #![forbid(unsafe_code)]
 
 mod console;
-pub mod control;
 pub mod gate;
+pub mod operator;
 pub mod running;
 
 use std::net::SocketAddr;
@@ -30,21 +24,14 @@ use portolan_config::checked::frontend::Frontend as Config;
 use portolan_process::{DrainLimit, Signals};
 use portolan_telemetry::Telemetry;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use portolan_cluster::nodes::{self, Health};
+use portolan_cluster::nodes;
 use running::{Bound, Running};
 
 /// Before the first client is let in, the nodes get this long to be heard. Those that are not are away.
 const FIRST_HEARING_MAX: Duration = Duration::from_secs(3);
-/// How often certificate files are looked at.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
-/// How often directories are asked whether they are there.
-const PROBE_EVERY: Duration = Duration::from_secs(30);
-/// How often the names of passive addresses are resolved again.
-const NAMES_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Directory(#[from] portolan_cluster::ldap::SetupError),
     #[error(transparent)]
-    Control(#[from] control::Error),
+    Operator(#[from] operator::Error),
 }
 
 /// What the process around a front end has for it.
@@ -68,13 +55,13 @@ pub struct Host {
     pub telemetry: Option<Arc<Telemetry>>,
     /// The time limit of a drain, which a reload changes.
     pub drain_limit: DrainLimit,
-    /// Is told each phase as it begins.
-    pub tell: fn(Phase),
+    /// Called with each phase as it begins.
+    pub on_phase: fn(Phase),
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { sockets: Vec::new(), telemetry: None, drain_limit: DrainLimit::default(), tell: |_| {} }
+        Self { sockets: Vec::new(), telemetry: None, drain_limit: DrainLimit::default(), on_phase: |_| {} }
     }
 }
 
@@ -95,19 +82,19 @@ pub enum Phase {
 pub struct Frontend {
     running: Arc<Running>,
     listeners: Vec<Bound>,
-    control: Option<control::Server>,
+    operator: Option<operator::Server>,
     console: Option<console::Server>,
 }
 
 impl Frontend {
     /// Binds all listeners. Nodes are dialled when it runs.
     pub async fn bind(config: Config, host: Host) -> Result<Self, Error> {
-        let Host { mut sockets, telemetry, drain_limit, tell } = host;
-        let control = control::Server::bind(&config.control)?;
+        let Host { mut sockets, telemetry, drain_limit, on_phase } = host;
+        let operator = operator::Server::bind(&config.control)?;
         let console = console::Server::bind(config.http).await?;
-        let running = Arc::new(Running::new(config, telemetry, drain_limit, tell)?);
+        let running = Arc::new(Running::new(config, telemetry, drain_limit, on_phase)?);
         let config = running.config();
-        let bound = config.listeners.iter().map(|listener| running.bind(listener, &mut sockets));
+        let bound = config.listeners.iter().map(|listener| running.gates().bind(listener, &mut sockets));
         let listeners = bound.collect::<Result<_, _>>()?;
         for socket in &sockets {
             let address = socket.local_addr().ok();
@@ -116,7 +103,7 @@ impl Frontend {
                 "a socket from the service manager fits the address of no listener; it is closed"
             );
         }
-        Ok(Self { running, listeners, control, console })
+        Ok(Self { running, listeners, operator, console })
     }
 
     /// The addresses that are bound, in the order of the configuration.
@@ -127,35 +114,36 @@ impl Frontend {
     /// Serves until it is told to drain, then drains for the configured time. What is not done then is cut and
     /// commits nothing.
     pub async fn run(self, signals: Signals) {
-        let Self { running, listeners, control, console } = self;
+        let Self { running, listeners, operator, console } = self;
         running.enter(Phase::Starting);
         // The watches, the control socket and the console outlive the gates: transfers that drain still need to know their
         // nodes, and the operator wants to see them.
         let stop_last = CancellationToken::new();
         let last = TaskTracker::new();
         running.members().watch();
-        if let Some(control) = control {
-            last.spawn(control.run(Arc::clone(&running), stop_last.clone()));
+        if let Some(operator) = operator {
+            last.spawn(operator.run(Arc::clone(&running), stop_last.clone()));
         }
         if let Some(console) = console {
             last.spawn(console.run(Arc::clone(&running), stop_last.clone()));
         }
         tokio::select! {
-            _ = tokio::time::timeout(FIRST_HEARING_MAX, hear(&running)) => {}
+            _ = tokio::time::timeout(FIRST_HEARING_MAX, running.hear()) => {}
             () = signals.drain.cancelled() => {}
         }
         for bound in listeners {
-            running.open(bound);
+            running.gates().open(bound, running.config().ipv6_prefix);
         }
         running.enter(Phase::Serving);
         let chores = TaskTracker::new();
         chores.spawn(reload_when_asked(Arc::clone(&running), signals.reload, signals.drain.clone()));
-        chores.spawn(look_around(Arc::clone(&running), signals.drain.clone()));
+        let (around, drain) = (Arc::clone(&running), signals.drain.clone());
+        chores.spawn(async move { around.look_around(drain).await });
         signals.drain.cancelled().await;
 
         running.enter(Phase::Draining);
         tracing::info!("front end drains");
-        running.close_all().await;
+        running.gates().close_all().await;
         chores.close();
         chores.wait().await;
         let drain_timeout = running.config().drain_timeout;
@@ -185,21 +173,6 @@ impl Frontend {
     }
 }
 
-/// Waits until each node is up or known to be away, and names are resolved.
-async fn hear(running: &Running) {
-    running.discover().await;
-    let nodes = async {
-        for node in running.nodes() {
-            let mut health = node.health();
-            // The sender lives as long as the node.
-            health.wait_for(|health| *health != Health::Unheard).await.ok();
-        }
-    };
-    // Its outcome is in the log.
-    let map = async { running.refresh_map().await.ok() };
-    tokio::join!(running.refresh_names(), nodes, map);
-}
-
 /// Reloads, one after the other; however often it is asked for meanwhile, once more is enough. Ends with the drain,
 /// also in the middle of waiting: what a reload changes it changes at once.
 async fn reload_when_asked(running: Arc<Running>, mut asked: mpsc::Receiver<()>, drain: CancellationToken) {
@@ -214,54 +187,5 @@ async fn reload_when_asked(running: Arc<Running>, mut asked: mpsc::Receiver<()>,
     tokio::select! {
         () = drain.cancelled() => {}
         () = reloading => {}
-    }
-}
-
-/// Looks for nodes, at certificate files, resolves names and reads the map of the directory, until the drain.
-async fn look_around(running: Arc<Running>, drain: CancellationToken) {
-    let every = |period| {
-        let mut interval = tokio::time::interval(period);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        interval
-    };
-    let (mut certificates, mut names) = (every(CERTIFICATES_EVERY), every(NAMES_EVERY));
-    let mut probes = every(PROBE_EVERY);
-    let probing = async {
-        loop {
-            probes.tick().await;
-            running.auth().probe().await;
-        }
-    };
-    let renewing = async {
-        loop {
-            certificates.tick().await;
-            running.renew_certificates().await;
-        }
-    };
-    let resolving = async {
-        loop {
-            names.tick().await;
-            running.refresh_names().await;
-        }
-    };
-    let mapping = async {
-        loop {
-            running.map_is_due().await;
-            running.refresh_map().await.ok();
-        }
-    };
-    let discovering = async {
-        loop {
-            running.discovery_is_due().await;
-            running.discover().await;
-        }
-    };
-    tokio::select! {
-        () = drain.cancelled() => {}
-        () = discovering => {}
-        () = renewing => {}
-        () = probing => {}
-        () = resolving => {}
-        () = mapping => {}
     }
 }

@@ -46,7 +46,7 @@ fn serve() -> Result<ExitCode, ExitCode> {
         drain_limit.set(config.drain_timeout);
         let signals = process::Signals::listen(drain_limit.clone())?;
         let sockets = inherited_sockets()?;
-        let host = Host { sockets, telemetry: host_telemetry, drain_limit, tell: tell_service_manager };
+        let host = Host { sockets, telemetry: host_telemetry, drain_limit, on_phase: report_phase };
         Frontend::bind(config, host).await?.run(signals).await;
         Ok(())
     });
@@ -64,16 +64,16 @@ fn inherited_sockets() -> std::io::Result<Vec<TcpListener>> {
     Ok(sockets)
 }
 
-/// Tells systemd where the front end is in its life, sd_notify(3). Without systemd it does nothing.
-fn tell_service_manager(phase: Phase) {
-    let told = match phase {
+/// Reports to systemd where the front end is in its life, sd_notify(3). Without systemd it does nothing.
+fn report_phase(phase: Phase) {
+    let reported = match phase {
         Phase::Starting => Ok(()),
         Phase::Serving => sd_notify::notify(&[NotifyState::Ready]),
         Phase::Reloading => NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
         Phase::Draining | Phase::Stopped => sd_notify::notify(&[NotifyState::Stopping]),
     };
-    if let Err(error) = told {
+    if let Err(error) = reported {
         tracing::warn!(%error, "the service manager cannot be told");
     }
 }

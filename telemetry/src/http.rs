@@ -1,8 +1,8 @@
-//! The HTTP server of metrics and health: `/metrics`, `/healthz`, `/readyz`.
+//! The routes of metrics and health (`/metrics`, `/healthz`, `/readyz`), and a server for them and other routes.
 //!
 //! Who calls it: the programs, where an address is configured; Prometheus, Kubernetes, load balancers.
-//! What it calls: what it was handed to answer with.
-//! What it never does: change anything, or take more connections than it has room for.
+//! What it calls: the closures that it was given, axum and hyper.
+//! What it never does: change anything, or hold more connections than its limits allow.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,12 +21,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections at once. For one more the oldest is closed.
-const CONNECTIONS_MAX: usize = 64;
-/// The head of a request has come by then.
-const HEADERS_MAX: Duration = Duration::from_secs(5);
-/// A connection has one request, and stands no longer.
-const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The text format of OpenMetrics 1.0.
@@ -41,10 +35,43 @@ pub struct Readiness {
     pub warnings: Vec<String>,
 }
 
-/// What the server answers with.
+/// What the routes answer with.
 pub struct Answers {
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
     pub readiness: Box<dyn Fn() -> Readiness + Send + Sync>,
+}
+
+/// What a server allows its clients.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at once. For one more the oldest is closed.
+    pub connections_max: usize,
+    /// The head of a request has come by then.
+    pub headers_max: Duration,
+    /// A connection lives no longer.
+    pub connection_max: Duration,
+    /// Whether a connection may have more than one request.
+    pub keep_alive: bool,
+}
+
+impl Limits {
+    /// For probes and scrapes, which have one short request each.
+    pub const PROBES: Self = Self {
+        connections_max: 64,
+        headers_max: Duration::from_secs(5),
+        connection_max: Duration::from_secs(10),
+        keep_alive: false,
+    };
+}
+
+/// The routes of metrics and health.
+pub fn routes(answers: Answers) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        // An answer shows that the process lives.
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .with_state(Arc::new(answers))
 }
 
 /// A server that is bound.
@@ -65,15 +92,9 @@ impl Server {
         Ok(Self { listener, address })
     }
 
-    /// Answers until `stop`.
-    pub async fn run(self, answers: Answers, stop: CancellationToken) {
+    /// Answers by `router` until `stop`.
+    pub async fn run(self, router: Router, limits: Limits, stop: CancellationToken) {
         tracing::info!(address = %self.address, "metrics and health are served");
-        let router = Router::new()
-            .route("/metrics", get(metrics))
-            // Whoever is answered knows that the process lives.
-            .route("/healthz", get(async || "ok\n"))
-            .route("/readyz", get(ready))
-            .with_state(Arc::new(answers));
         let service = TowerToHyperService::new(router);
         let connections = TaskTracker::new();
         // Oldest first.
@@ -91,7 +112,7 @@ impl Server {
                 () = stop.cancelled() => break,
             };
             open.retain(|connection| !connection.is_finished());
-            if open.len() == CONNECTIONS_MAX
+            if open.len() == limits.connections_max
                 && let Some(oldest) = open.pop_front()
             {
                 oldest.abort();
@@ -100,12 +121,12 @@ impl Server {
             open.push_back(connections.spawn(async move {
                 let serving = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(HEADERS_MAX)
-                    .keep_alive(false)
+                    .header_read_timeout(limits.headers_max)
+                    .keep_alive(limits.keep_alive)
                     .serve_connection(TokioIo::new(stream), service);
                 tokio::select! {
                     // What a client does to its own connection is its own business.
-                    served = tokio::time::timeout(CONNECTION_MAX, serving) => drop(served),
+                    served = tokio::time::timeout(limits.connection_max, serving) => drop(served),
                     () = stop.cancelled() => {}
                 }
             }));

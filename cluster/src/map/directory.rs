@@ -1,18 +1,24 @@
 //! The domain map as a directory has it: which node each domain and user lies on.
 //!
-//! Who calls it: `running`, at the start, by the interval of the configuration, and when the operator asks.
-//! What it calls: `auth::ldap` for the entries.
+//! Who calls it: the front end, at the start and when the operator asks; then it reads by the interval of the configuration.
+//! What it calls: `ldap` for the entries, `map` with what it read.
 //! What it never does: hand out a part of a map. Where the directory fails, the last map stays.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::map::{LdapMap, MapSearch};
 use portolan_config::checked::nodes::is_standby;
 use portolan_proto::path;
+use portolan_telemetry::chain;
+use tokio::sync::Notify;
 
+use crate::in_force::InForce;
 use crate::ldap::{Entry, LdapDirectory, Search, SetupError};
-use crate::map::{GivenMap, NodeIndex};
+use crate::map::{GivenMap, NodeIndex, Router};
 use crate::nodes::Nodes;
 
 /// Entries that are of no use are shown to this number, and remembered to that one.
@@ -27,20 +33,161 @@ pub enum Error {
     #[error("directory {directory} does not answer: {cause}")]
     Away { directory: String, cause: String },
     #[error("directory {directory} did not tell the whole map in {limit:?}")]
-    Slow { directory: String, limit: std::time::Duration },
+    Slow { directory: String, limit: Duration },
     /// An error of the directory's rights looks the same as a cluster without domains.
     #[error("directory {directory} names no {what}")]
     Empty { directory: String, what: &'static str },
 }
 
+/// A map that a directory has not told yet is asked for again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is known of the map of the directory.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// When it was read last.
+    pub read: Option<SystemTime>,
+    pub domains: usize,
+    /// Entries of domains, and of users.
+    entries: [usize; 2],
+    /// Why the last reading failed.
+    pub failure: Option<String>,
+    /// What was of no use in it.
+    useless: BTreeSet<String>,
+    tried: Option<Instant>,
+}
+
+/// The map of the directory that the configuration in force names, if it names one.
+pub struct DirectoryMap {
+    in_force: Arc<InForce>,
+    nodes: Arc<Nodes>,
+    router: Arc<Router>,
+    known: Mutex<Known>,
+    /// One reading at a time.
+    reading: tokio::sync::Mutex<()>,
+    wanted: Notify,
+}
+
+impl DirectoryMap {
+    pub fn new(in_force: Arc<InForce>, nodes: Arc<Nodes>, router: Arc<Router>) -> Self {
+        Self {
+            in_force,
+            nodes,
+            router,
+            known: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// What is known of it; `None`: no directory is a source of the map.
+    pub fn known(&self) -> Option<Known> {
+        self.in_force.load().map.ldap.as_ref().map(|_| self.known.lock().clone())
+    }
+
+    /// What was known is of another directory.
+    pub fn forget(&self) {
+        *self.known.lock() = Known::default();
+    }
+
+    /// It is to be read at once.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Reads it when it is time to, for ever.
+    pub async fn run(&self) {
+        loop {
+            self.until_due().await;
+            // Its outcome is in the log.
+            self.refresh().await.ok();
+        }
+    }
+
+    async fn until_due(&self) {
+        let (config, known) = (self.in_force.load(), self.known.lock().clone());
+        let wait = match (&config.map.ldap, known.tried) {
+            (None, _) => return self.wanted.notified().await,
+            (Some(_), None) => Duration::ZERO,
+            // Until it has told the map once, domains are missing.
+            (Some(_), Some(tried)) if known.read.is_none() => RETRY.saturating_sub(tried.elapsed()),
+            (Some(ldap), Some(tried)) => ldap.refresh.saturating_sub(tried.elapsed()),
+        };
+        tokio::select! {
+            () = self.wanted.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+
+    /// Reads it, where a directory is a source of the map. How many domains it has.
+    ///
+    /// # Errors
+    /// The last map stays.
+    pub async fn refresh(&self) -> Result<Option<usize>, Error> {
+        let _one_at_a_time = self.reading.lock().await;
+        let config = self.in_force.load();
+        let Some(settings) = &config.map.ldap else { return Ok(None) };
+        let Known { domains: before, entries, .. } = self.known.lock().clone();
+        let begun = Instant::now();
+        let read = read(&config, settings, &self.nodes, entries).await;
+        let mut known = self.known.lock();
+        let present = self.in_force.load();
+        if !Arc::ptr_eq(&config, &present) {
+            // It was read for what is in force no more.
+            self.want();
+        }
+        known.tried = Some(Instant::now());
+        match read {
+            Ok(_) if present.map.ldap != config.map.ldap => Ok(Some(known.domains)),
+            Ok(Read { map, counts, useless }) => {
+                let ms = begun.elapsed().as_millis();
+                if !useless.is_empty() && useless != known.useless {
+                    let what = shown(&useless);
+                    tracing::warn!(
+                        directory = settings.directory,
+                        what,
+                        "words of the directory mean no node, domain or user; what lies there answers 450"
+                    );
+                }
+                if known.read.is_none() || known.failure.is_some() || map.len() != before {
+                    tracing::info!(
+                        directory = settings.directory,
+                        domains = map.len(),
+                        ms,
+                        "the map of the directory is read"
+                    );
+                }
+                *known = Known {
+                    read: Some(SystemTime::now()),
+                    domains: map.len(),
+                    entries: counts,
+                    failure: None,
+                    useless,
+                    tried: known.tried,
+                };
+                self.router.replace_ldap(map);
+                Ok(Some(known.domains))
+            }
+            Err(error) => {
+                let cause = chain(&error);
+                if known.failure.as_ref() != Some(&cause) {
+                    tracing::error!(cause, "the map of the directory cannot be read; the last one stays");
+                }
+                known.failure = Some(cause);
+                Err(error)
+            }
+        }
+    }
+}
+
 /// A map that was read.
 #[derive(Debug, Default)]
-pub struct Read {
-    pub map: GivenMap,
+struct Read {
+    map: GivenMap,
     /// Entries of domains, and of users.
-    pub counts: [usize; 2],
+    counts: [usize; 2],
     /// What directories call nodes that there are none of, names that cannot be paths, and users of two nodes.
-    pub useless: BTreeSet<String>,
+    useless: BTreeSet<String>,
 }
 
 impl Read {
@@ -89,12 +236,7 @@ impl Read {
 }
 
 /// Reads the map. `before`: how many entries it had last time.
-pub async fn read(
-    config: &Config,
-    settings: &LdapMap,
-    nodes: &Nodes,
-    before: [usize; 2],
-) -> Result<Read, Error> {
+async fn read(config: &Config, settings: &LdapMap, nodes: &Nodes, before: [usize; 2]) -> Result<Read, Error> {
     let name = settings.directory.clone();
     let directory = config.directories.iter().find(|directory| directory.name == name);
     let directory = directory.expect("the configuration was checked: the map names a directory");
@@ -139,7 +281,7 @@ pub async fn read(
 }
 
 /// What is useless, for the log.
-pub fn shown(useless: &BTreeSet<String>) -> String {
+fn shown(useless: &BTreeSet<String>) -> String {
     let first = useless.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
     match useless.len().saturating_sub(SHOWN_MAX) {
         0 => first,

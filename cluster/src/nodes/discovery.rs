@@ -1,12 +1,13 @@
 //! Finds agents in DNS.
 //!
-//! Who calls it: `running`, at the start and by the interval of the configuration.
-//! What it calls: hickory-resolver for the records; `node_client::identify`, because who an agent is its certificate says and
-//! not its address; `members`.
+//! Who calls it: the front end, at the start; then it looks by the interval of the configuration.
+//! What it calls: hickory-resolver for the records; `nodes::identify`, because the certificate of an agent says who it is and
+//! its address does not; `members`.
 //! What it never does: take a node out, or move one that is up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
@@ -15,38 +16,99 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
 use hickory_resolver::{Resolver, TokioResolver};
 use portolan_config::checked::frontend::Frontend as Config;
-use portolan_config::checked::nodes::{Discovery, DnsQuery};
+use portolan_config::checked::nodes::{Discovery as Settings, DnsQuery};
 use portolan_config::units::HostPort;
 use portolan_telemetry::chain;
+use tokio::sync::Notify;
 
+use crate::in_force::InForce;
 use crate::nodes::members::Members;
 use crate::nodes::{self, Health};
 
 /// Agents that are asked at once who they are.
 const IDENTIFIED_AT_ONCE: usize = 16;
 
-/// What was told of faults: once is enough.
+/// The faults that were logged last: once is enough.
 #[derive(Debug, Default)]
-pub struct Told {
+struct Logged {
     dns: String,
     /// By address.
     agents: BTreeMap<String, String>,
 }
 
+/// See the module.
+pub struct Discovery {
+    in_force: Arc<InForce>,
+    members: Arc<Members>,
+    wanted: Notify,
+    /// One look at a time.
+    logged: tokio::sync::Mutex<Logged>,
+}
+
+impl Discovery {
+    pub fn new(in_force: Arc<InForce>, members: Arc<Members>) -> Self {
+        Self { in_force, members, wanted: Notify::new(), logged: tokio::sync::Mutex::default() }
+    }
+
+    /// Nodes are to be looked for at once.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Looks when it is time to, for ever, and calls `changed` when nodes have come or moved.
+    pub async fn run(&self, changed: impl Fn()) {
+        loop {
+            self.until_due().await;
+            if self.look().await {
+                changed();
+            }
+        }
+    }
+
+    async fn until_due(&self) {
+        let Some(interval) = self.in_force.load().discovery.as_ref().map(|discovery| discovery.interval)
+        else {
+            return self.wanted.notified().await;
+        };
+        tokio::select! {
+            () = self.wanted.notified() => {}
+            () = tokio::time::sleep(interval) => {}
+        }
+    }
+
+    /// Looks for nodes in DNS, where that is configured, and dials those that have come or moved. Returns whether there are
+    /// any.
+    pub async fn look(&self) -> bool {
+        let config = self.in_force.load();
+        let Some(discovery) = &config.discovery else { return false };
+        let mut logged = self.logged.lock().await;
+        if !find(&config, discovery, &self.members, &mut logged).await {
+            return false;
+        }
+        let _change = self.in_force.change().await;
+        let config = self.in_force.load();
+        match self.members.prepare(&config, false) {
+            Ok(change) => self.members.apply(change, &config, false),
+            Err(error) => tracing::error!(cause = chain(&error), "a node that was found cannot be dialled"),
+        }
+        true
+    }
+}
+
 /// Looks once. Returns whether nodes have come or moved.
-pub async fn look(config: &Config, discovery: &Discovery, members: &Members, told: &mut Told) -> bool {
+async fn find(config: &Config, discovery: &Settings, members: &Members, logged: &mut Logged) -> bool {
     let addresses = match resolve(discovery).await {
         Ok(addresses) => addresses,
         Err(error) => {
             let cause = chain(&error);
-            if told.dns != cause {
+            if logged.dns != cause {
                 tracing::error!(cause, "nodes cannot be looked up in DNS; those that are known stay");
             }
-            told.dns = cause;
+            logged.dns = cause;
             return false;
         }
     };
-    told.dns.clear();
+    logged.dns.clear();
     // Who is up at an address needs not be asked again: its certificate was checked when it was dialled.
     let up: BTreeSet<String> = members
         .nodes()
@@ -82,12 +144,12 @@ pub async fn look(config: &Config, discovery: &Discovery, members: &Members, tol
             Err(error) => chain(&error),
         };
         let address = address.to_string();
-        if told.agents.get(&address) != Some(&fault) {
+        if logged.agents.get(&address) != Some(&fault) {
             tracing::warn!(address, fault, "an address that DNS names is not used as a node");
         }
         faults.insert(address, fault);
     }
-    told.agents = faults;
+    logged.agents = faults;
     news
 }
 
@@ -99,7 +161,7 @@ fn host_port(address: SocketAddr) -> HostPort {
     HostPort { host, port: address.port() }
 }
 
-async fn resolve(discovery: &Discovery) -> Result<BTreeSet<SocketAddr>, NetError> {
+async fn resolve(discovery: &Settings) -> Result<BTreeSet<SocketAddr>, NetError> {
     let resolver = resolver(&discovery.servers)?;
     let mut addresses = BTreeSet::new();
     match &discovery.query {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use portolan_config::certificate;
 use portolan_config::checked::frontend::Security;
@@ -15,6 +14,7 @@ use prometheus_client::registry::Unit;
 
 use crate::Phase;
 use crate::running::Running;
+use crate::running::view::{DirectoryView, View};
 use portolan_cluster::nodes::Health;
 
 /// See the module.
@@ -34,19 +34,19 @@ fn flag(flag: bool) -> f64 {
 
 impl Collector for State {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Encoded {
-        let running = &*self.0;
-        life(&mut encoder, running)?;
-        sessions(&mut encoder, running)?;
-        limits(&mut encoder, running)?;
-        nodes(&mut encoder, running)?;
-        directories(&mut encoder, running)?;
-        map(&mut encoder, running)?;
-        certificates(&mut encoder, running)
+        let view = &self.0.view();
+        life(&mut encoder, view)?;
+        sessions(&mut encoder, view)?;
+        limits(&mut encoder, view)?;
+        nodes(&mut encoder, view)?;
+        directories(&mut encoder, &self.0, view)?;
+        map(&mut encoder, &self.0, view)?;
+        certificates(&mut encoder, view)
     }
 }
 
-fn life(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
-    let present = running.phase();
+fn life(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+    let present = view.phase;
     let phases = [Phase::Starting, Phase::Serving, Phase::Reloading, Phase::Draining, Phase::Stopped];
     let values = phases.map(|phase| ([("phase", phase.name())], flag(phase == present)));
     gauge(
@@ -56,13 +56,13 @@ fn life(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
         None,
         values,
     )?;
-    let ready = super::readiness(running).reasons.is_empty();
+    let ready = view.readiness().reasons.is_empty();
     let none: [(&str, &str); 0] = [];
     gauge(encoder, "portolan_ready", "1 where /readyz says so", None, [(none, flag(ready))])?;
-    let read = timestamp(running.config_read());
+    let read = timestamp(view.config_read);
     let help = "When the configuration in force was read, since 1970";
     gauge(encoder, "portolan_config_read_timestamp", help, Some(&Unit::Seconds), [(none, read)])?;
-    let refused = flag(running.refused_reload().is_some());
+    let refused = flag(view.refused_reload.is_some());
     gauge(
         encoder,
         "portolan_reload_refused",
@@ -70,13 +70,13 @@ fn life(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
         None,
         [(none, refused)],
     )?;
-    let bans = running.lockout().bans(Instant::now()).len() as f64;
+    let bans = view.bans.len() as f64;
     gauge(encoder, "portolan_bans", "Addresses and names that are banned", None, [(none, bans)])
 }
 
-fn sessions(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
-    let sessions = running.sessions().list();
-    let names: Vec<String> = running.gates().iter().map(|gate| gate.name().to_owned()).collect();
+fn sessions(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+    let sessions = &view.sessions;
+    let names: Vec<String> = view.gates.iter().map(|gate| gate.name().to_owned()).collect();
     let of = |name: &String| sessions.iter().filter(|control| *control.listener == **name).count() as f64;
     let values = names.iter().map(|name| ([("listener", name.clone())], of(name)));
     gauge(encoder, "portolan_sessions", "Sessions that are in", None, values)?;
@@ -88,10 +88,10 @@ fn sessions(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
     gauge(encoder, "portolan_transfers_under_way", help, None, [(none, under_way)])
 }
 
-fn limits(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
+fn limits(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
     let mut used = Vec::new();
     let mut most = Vec::new();
-    for usage in running.usages() {
+    for usage in &view.usages {
         let scope = usage.place.to_string();
         let limits = usage.limits;
         for (limit, present, max) in [
@@ -108,7 +108,7 @@ fn limits(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
             }
         }
     }
-    let config = running.config();
+    let config = &view.config;
     let threads = [("scope", "process".to_owned()), ("limit", "threads".to_owned())];
     most.push((threads, config.threads.max as f64));
     gauge(encoder, "portolan_limit_used", "How much of a limit is used", None, used)?;
@@ -120,12 +120,13 @@ fn limits(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
     gauge(encoder, "portolan_passive_ports", "Ports for passive data connections", None, ports)
 }
 
-fn nodes(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
-    let nodes = running.nodes();
+fn nodes(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
     let labels = |name: String| [("node", name)];
-    let up = nodes
+    let up = view
+        .nodes
         .iter()
-        .map(|node| (labels(node.name().to_string()), flag(matches!(&*node.health().borrow(), Health::Up))));
+        .map(|view| (labels(view.node.name().to_string()), flag(matches!(view.health, Health::Up))));
+    let nodes: Vec<_> = view.nodes.iter().map(|view| &view.node).collect();
     gauge(encoder, "portolan_node_up", "1 where the node is there", None, up)?;
     let unanswered = nodes
         .iter()
@@ -150,9 +151,9 @@ fn nodes(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
     Ok(())
 }
 
-fn directories(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
-    let directories = running.auth().directories();
-    let up = directories.iter().flat_map(|(name, servers)| {
+fn directories(encoder: &mut DescriptorEncoder<'_>, running: &Running, view: &View) -> Encoded {
+    let directories = &view.directories;
+    let up = directories.iter().flat_map(|DirectoryView { name, servers }| {
         servers.iter().map(move |(server, away)| {
             ([("directory", name.clone()), ("server", server.clone())], flag(!away))
         })
@@ -177,7 +178,7 @@ fn directories(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encode
     Ok(())
 }
 
-fn map(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
+fn map(encoder: &mut DescriptorEncoder<'_>, running: &Running, view: &View) -> Encoded {
     let map = running.router().snapshot();
     let sizes = map.sizes();
     let given = [("static", Some(sizes.fixed)), ("ldap", sizes.ldap)];
@@ -189,7 +190,7 @@ fn map(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
     let (seconds, since) = (Some(&Unit::Seconds), timestamp(map.since));
     let help = "When the map changed last, since 1970";
     gauge(encoder, "portolan_map_changed_timestamp", help, seconds, [(none, since)])?;
-    let Some(ldap) = running.ldap_map() else { return Ok(()) };
+    let Some(ldap) = &view.directory_map else { return Ok(()) };
     let help = "When the map of the directory was read last, since 1970";
     // Never is 1970.
     let read = ldap.read.map_or(0.0, timestamp);
@@ -199,8 +200,8 @@ fn map(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
     gauge(encoder, "portolan_map_directory_failing", help, None, [(none, failing)])
 }
 
-fn certificates(encoder: &mut DescriptorEncoder<'_>, running: &Running) -> Encoded {
-    let config = running.config();
+fn certificates(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
+    let config = &view.config;
     let mut ends = Vec::new();
     let mut add = |of: &str, file: &std::path::Path, chain: &[rustls::pki_types::CertificateDer<'_>]| {
         // The first of a chain to end ends them all.

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::gate::flow::Usage;
 use crate::running::Running;
+use crate::running::view::{DirectoryView, NodeView};
 use portolan_cluster::auth::lockout::{Ban, Banned};
 use portolan_cluster::map::{self, MapRow, NodeIndex, Snapshot};
 use portolan_cluster::nodes::Health;
@@ -70,9 +71,8 @@ impl Control for ControlService {
         &self,
         _: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
-        let running = &self.running;
-        let config = running.config();
-        let listeners = running.gates().into_iter().map(|gate| {
+        let view = self.running.view();
+        let listeners = view.gates.iter().map(|gate| {
             let service = gate.service();
             let (engine, tls) = (service.listener.engine, &service.listener.tls);
             v1::Listener {
@@ -91,39 +91,38 @@ impl Control for ControlService {
                 .to_owned(),
             }
         });
-        let nodes = running.nodes().into_iter().map(|node| {
-            let (health, cause) = match &*node.health().borrow() {
+        let nodes = view.nodes.iter().map(|NodeView { node, health, standby_of }| {
+            let (health, cause) = match health {
                 Health::Up => ("up", String::new()),
                 Health::Away(cause) => ("away", cause.clone()),
                 Health::Unheard => ("unheard", String::new()),
             };
             let name = node.name().to_string();
             let address = node.address().map(|address| address.to_string()).unwrap_or_default();
-            let primary = config.nodes.iter().find(|other| other.standby.contains(node.name()));
-            let standby_of = primary.map(|primary| primary.name.to_string()).unwrap_or_default();
+            let standby_of = standby_of.as_ref().map(|primary| primary.to_string()).unwrap_or_default();
             v1::Node { name, address, health: health.to_owned(), cause, standby_of }
         });
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok(Response::new(v1::DescribeResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process_id: std::process::id(),
-            started_ns: nanoseconds(running.started()),
-            phase: running.phase().name().to_owned(),
-            phase_since_ns: nanoseconds(running.phase_since()),
-            refused_reload: running
-                .refused_reload()
-                .map(|refused| v1::RefusedReload { at_ns: nanoseconds(refused.at), cause: refused.cause }),
-            config_file: config.file.display().to_string(),
-            config_read_ns: nanoseconds(running.config_read()),
+            started_ns: nanoseconds(view.started),
+            phase: view.phase.name().to_owned(),
+            phase_since_ns: nanoseconds(view.phase_since),
+            refused_reload: view.refused_reload.as_ref().map(|refused| v1::RefusedReload {
+                at_ns: nanoseconds(refused.at),
+                cause: refused.cause.clone(),
+            }),
+            config_file: view.config.file.display().to_string(),
+            config_read_ns: nanoseconds(view.config_read),
             listeners: listeners.collect(),
             nodes: nodes.collect(),
-            usages: running.usages().iter().map(usage).collect(),
-            sessions: count(running.sessions().list().len()),
-            directories: running
-                .auth()
-                .directories()
+            usages: view.usages.iter().map(usage).collect(),
+            sessions: count(view.sessions.len()),
+            directories: view
+                .directories
                 .into_iter()
-                .map(|(name, servers)| v1::Directory {
+                .map(|DirectoryView { name, servers }| v1::Directory {
                     name,
                     servers: servers
                         .into_iter()
@@ -131,13 +130,19 @@ impl Control for ControlService {
                         .collect(),
                 })
                 .collect(),
-            directory_map: running.ldap_map().map(|map| v1::DirectoryMap {
-                directory: config.map.ldap.as_ref().map(|ldap| ldap.directory.clone()).unwrap_or_default(),
+            directory_map: view.directory_map.map(|map| v1::DirectoryMap {
+                directory: view
+                    .config
+                    .map
+                    .ldap
+                    .as_ref()
+                    .map(|ldap| ldap.directory.clone())
+                    .unwrap_or_default(),
                 read_ns: map.read.map(nanoseconds),
                 domains: map.domains as u64,
                 failure: map.failure.unwrap_or_default(),
             }),
-            bans: count(running.lockout().bans(Instant::now()).len()),
+            bans: count(view.bans.len()),
         }))
     }
 
@@ -219,7 +224,7 @@ impl Control for ControlService {
         &self,
         _: Request<v1::RefreshMapRequest>,
     ) -> Result<Response<v1::RefreshMapResponse>, Status> {
-        match self.running.refresh_map().await {
+        match self.running.directory_map().refresh().await {
             Ok(Some(domains)) => Ok(Response::new(v1::RefreshMapResponse { domains: domains as u64 })),
             Ok(None) => Err(Status::failed_precondition("no directory is a source of the map")),
             Err(error) => Err(Status::unavailable(portolan_telemetry::chain(&error))),
