@@ -33,6 +33,7 @@ impl Reason {
             Reason::Busy | Reason::Draining => Code::Unavailable,
             Reason::DiskFault => Code::Internal,
             Reason::Damaged => Code::DataLoss,
+            Reason::Unsupported => Code::Unimplemented,
         }
     }
 }
@@ -59,14 +60,14 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        for number in 1..=18 {
+        for number in 1..=19 {
             let reason = Reason::try_from(number).expect("reasons are numbered without gaps");
             let status = status(reason, "why");
             assert_eq!(reason_of(&status), Some(reason));
             assert_eq!(status.code(), reason.code());
             assert_eq!(status.message(), "why");
         }
-        assert!(Reason::try_from(19).is_err(), "a new reason belongs into this test");
+        assert!(Reason::try_from(20).is_err(), "a new reason belongs into this test");
     }
 
     #[test]

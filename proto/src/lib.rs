@@ -9,6 +9,7 @@
 
 pub mod failure;
 pub mod id;
+pub mod levels;
 pub mod path;
 
 /// Package `portolan.agent.v1`, as generated from `agent.proto`.

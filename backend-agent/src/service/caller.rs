@@ -4,7 +4,7 @@
 //! name a path outside the tree, nor go past the grant it states for the audit.
 
 use portolan_proto::failure::status;
-use portolan_proto::path::{DOMAINS, domain_of};
+use portolan_proto::levels::{DOMAINS, domain_of};
 use portolan_proto::v1::{Caller, Reason};
 use tonic::Status;
 

@@ -32,7 +32,7 @@ use tracing::Instrument as _;
 use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
 use crate::store::{
-    self, Directory, DirectoryId, Entry, Holdings, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
+    self, Directory, Entry, Holdings, Identity, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
 };
 use caller::{Need, authorize};
 use digest::Digests;
@@ -170,21 +170,23 @@ fn wire_entry(entry: Entry) -> v1::Entry {
         Kind::CharacterDevice => v1::EntryKind::CharacterDevice,
         Kind::Other => v1::EntryKind::Other,
     };
+    let (device, inode) = entry.identity.map(Identity::halves).unwrap_or_default();
     v1::Entry {
         name: entry.name.into(),
         kind: kind.into(),
         size: entry.size,
         modified_ns: entry.modified_ns,
         unix_mode: entry.unix_mode,
-        device: entry.device,
-        inode: entry.inode,
+        device,
+        inode,
         target: entry.target.into(),
     }
 }
 
 fn wire_directory(directory: Directory) -> v1::ListedDirectory {
-    let Directory { id: DirectoryId { device, inode }, name, changed_ns } = directory;
-    v1::ListedDirectory { device, inode, changed_ns, name: name.into() }
+    let Directory { identity, name, state } = directory;
+    let (device, inode) = identity.halves();
+    v1::ListedDirectory { device, inode, changed_ns: state, name: name.into() }
 }
 
 #[tonic::async_trait]
@@ -263,7 +265,7 @@ impl Agent for AgentService {
         let options = ListOptions {
             sorted: request.sorted,
             wanted: if request.directories_only { Wanted::Directories } else { Wanted::All },
-            was: request.was.map(|v1::DirectoryId { device, inode }| DirectoryId { device, inode }),
+            was: request.was.map(|was| Identity::from_halves(was.device, was.inode)),
         };
         let opening = move |store: &dyn Store, stop: &CancellationToken| store.list(&path, options, stop);
         let mut listing = call.on_store(Work::Long, opening).await?;

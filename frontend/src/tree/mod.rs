@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use futures_util::future::join_all;
 use portolan_proto::id::{NodeId, TransferId};
-use portolan_proto::path::{DOMAINS, domain_of};
+use portolan_proto::levels::{DOMAINS, domain_of};
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
