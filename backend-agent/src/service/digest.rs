@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::AgentService;
-use super::caller::{Need, authorize};
+use super::caller::Checked;
 use super::content::Range;
 use super::share::Work;
 use crate::store::{self, Error, Version};
@@ -131,10 +131,9 @@ pub(super) async fn digest(
     service: &AgentService,
     request: Request<v1::DigestRequest>,
 ) -> Result<Response<v1::DigestResponse>, Status> {
-    let permission = service.policy.of(&request)?;
-    let request = request.into_inner();
-    let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
-    let call = service.stream(&permission, request.caller.as_ref(), service.admit()?)?;
+    let asked = service.checked(request)?;
+    let call = service.stream(asked.whose(), service.admit()?)?;
+    let Checked { request, path, .. } = asked;
     let algorithm = request.algorithm();
     let sum = sum_of(algorithm)
         .ok_or_else(|| status(Reason::BadRequest, "the digest's algorithm is not set or not known"))?;
