@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod conformance;
 pub mod fault_store;
 pub mod http;
 pub mod link;
