@@ -14,7 +14,7 @@ use portolan_config::checked::agent::{Links, Modes};
 use portolan_frontend::{Frontend, Host};
 use portolan_proto::path::PathFault;
 use portolan_proto::v1::agent_client::AgentClient;
-use portolan_proto::v1::{Caller, Grant, RemoveRequest};
+use portolan_proto::v1::{Caller, Grant, Reason, RemoveRequest};
 use portolan_tests::client::Control;
 use portolan_tests::fault_store::{FaultStore, Faults};
 use portolan_tests::prepare;
@@ -165,4 +165,19 @@ async fn a_disk_that_fails_in_the_middle_is_never_a_short_answer() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_at_the_longest_path_is_still_that_failure() {
+    let site = Site::start().await;
+    let mut agent = AgentClient::connect(format!("http://{}", site.agent)).await.unwrap();
+    // Text for people takes up to four bytes for one of a path, and its form on the wire more again.
+    for name in [vec![0xff; 250], "\u{e9}".repeat(125).into_bytes(), vec![b'x'; 250]] {
+        let path = [&b"domains/one.example"[..], &[&b"/"[..], &name].concat().repeat(16)].concat();
+        assert!(path.len() > 4_000);
+        let grant = Some(Grant { backup: true, restore: true, domain: None });
+        let caller = Some(Caller { admin: "test".into(), session_id: "s1".into(), grant });
+        let status = agent.remove(RemoveRequest { caller, path: path.into() }).await.unwrap_err();
+        assert_eq!(portolan_proto::failure::reason_of(&status), Some(Reason::NotFound), "{status:?}");
+    }
 }
