@@ -9,18 +9,25 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
+use portolan_proto::levels::HOLDINGS_DEPTHS;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Error, Holdings, Store, StorePath};
-
-/// Depth of a path whose appearance or removal changes the holdings: a domain, an entry of its level, an
-/// object in a container.
-const HOLDING_DEPTHS: std::ops::RangeInclusive<usize> = 2..=4;
+use crate::store::{self, Holdings, Store, StorePath};
 
 /// Changes made here are gathered this long before their domains are read again, so that a restore of a
 /// thousand users costs a few readings and not a thousand.
 const GATHER: Duration = Duration::from_millis(100);
+
+/// Why a reading of the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the reading of the store did not end in order")]
+    Broken(#[source] JoinError),
+}
 
 pub struct HoldingsWatch {
     current: watch::Sender<Arc<Holdings>>,
@@ -40,7 +47,7 @@ struct Whole {
 impl HoldingsWatch {
     /// Reads the store for the first time.
     pub async fn start(store: &Arc<dyn Store>) -> Result<Self, Error> {
-        let first = read(store, Arc::default(), None).await?;
+        let first = read(store, None).await?;
         Ok(Self {
             current: watch::Sender::new(Arc::new(first)),
             touched: Mutex::default(),
@@ -70,7 +77,7 @@ impl HoldingsWatch {
 
     /// A name was made, removed or renamed through this agent.
     pub fn touched(&self, path: &StorePath) {
-        if !HOLDING_DEPTHS.contains(&path.depth()) {
+        if !HOLDINGS_DEPTHS.contains(&path.depth()) {
             return;
         }
         if let Some(domain) = path.components().nth(1) {
@@ -104,7 +111,7 @@ impl HoldingsWatch {
     async fn read_again(&self, store: &Arc<dyn Store>, only: Option<BTreeSet<Vec<u8>>>) {
         let before = self.current.borrow().clone();
         let whole = only.is_none();
-        match read(store, before.clone(), only).await {
+        match read(store, only).await {
             Ok(next) => {
                 if whole {
                     *self.whole() = Whole { read_at: SystemTime::now(), failure: None };
@@ -127,12 +134,96 @@ impl HoldingsWatch {
     }
 }
 
-async fn read(
-    store: &Arc<dyn Store>,
-    before: Arc<Holdings>,
-    only: Option<BTreeSet<Vec<u8>>>,
-) -> Result<Holdings, Error> {
+async fn read(store: &Arc<dyn Store>, only: Option<BTreeSet<Vec<u8>>>) -> Result<Holdings, Error> {
     let store = Arc::clone(store);
-    let reading = tokio::task::spawn_blocking(move || store.holdings(&before, only.as_ref()));
-    reading.await.expect("a reading does not panic and is not aborted")
+    let reading = tokio::task::spawn_blocking(move || store.holdings(only.as_ref()));
+    // A store that panics has failed like any other: the watch goes on, and reads again.
+    Ok(reading.await.map_err(Error::Broken)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::store::{Content, Entry, ListOptions, Listing, Usage};
+
+    /// Holds one domain, and panics when it is asked to.
+    #[derive(Default)]
+    struct Panicking {
+        panics: AtomicBool,
+        /// The domain has another object.
+        changed: AtomicBool,
+    }
+
+    impl Store for Panicking {
+        fn kind(&self) -> &'static str {
+            "panicking"
+        }
+        fn usage(&self) -> store::Result<Usage> {
+            unreachable!("the watch asks for holdings alone")
+        }
+        fn holdings(&self, _only: Option<&BTreeSet<Vec<u8>>>) -> store::Result<Holdings> {
+            assert!(!self.panics.load(Ordering::Relaxed), "as the test wants");
+            let mut objects = BTreeSet::from([b"users/anna".to_vec()]);
+            if self.changed.load(Ordering::Relaxed) {
+                objects.insert(b"users/bob".to_vec());
+            }
+            Ok(Holdings { domains: [(b"a".to_vec(), Arc::new(objects))].into() })
+        }
+        fn rescan_interval(&self) -> Duration {
+            Duration::from_millis(20)
+        }
+        fn stat(&self, _path: &StorePath) -> store::Result<Entry> {
+            unreachable!("the watch asks for holdings alone")
+        }
+        fn list(
+            &self,
+            _path: &StorePath,
+            _options: ListOptions,
+            _stop: &CancellationToken,
+        ) -> store::Result<Box<dyn Listing>> {
+            unreachable!("the watch asks for holdings alone")
+        }
+        fn read(&self, _path: &StorePath) -> store::Result<Box<dyn Content>> {
+            unreachable!("the watch asks for holdings alone")
+        }
+    }
+
+    async fn eventually(what: &str, condition: impl Fn() -> bool) {
+        let waiting = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect(what);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_panics_is_read_again_and_its_last_set_stands() {
+        let panicking = Arc::new(Panicking::default());
+        let store: Arc<dyn Store> = panicking.clone();
+        let watch = Arc::new(HoldingsWatch::start(&store).await.unwrap());
+        let current = watch.subscribe();
+        let objects = || current.borrow().domains[&b"a"[..]].len();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn({
+            let (watch, stop) = (Arc::clone(&watch), stop.clone());
+            async move { watch.run(store, stop).await }
+        });
+        panicking.panics.store(true, Ordering::Relaxed);
+        eventually("the failure is known", || watch.failure().is_some()).await;
+        assert_eq!(objects(), 1);
+        panicking.changed.store(true, Ordering::Relaxed);
+        panicking.panics.store(false, Ordering::Relaxed);
+        eventually("it is read again", || watch.failure().is_none() && objects() == 2).await;
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_agent_does_not_start_over_a_store_that_panics() {
+        let store: Arc<dyn Store> = Arc::new(Panicking { panics: true.into(), changed: false.into() });
+        assert!(matches!(HoldingsWatch::start(&store).await.err(), Some(Error::Broken(_))));
+    }
 }

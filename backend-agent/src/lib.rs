@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use portolan_config::checked::agent::{Agent as Config, Security, Store as StoreConfig};
+use portolan_config::checked::agent::{Agent as Config, Security};
 use portolan_proto::v1::agent_server::AgentServer;
 use portolan_proto::{
     HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
@@ -39,7 +39,6 @@ use holdings::HoldingsWatch;
 use portolan_telemetry::{Telemetry, http};
 use service::AgentService;
 use store::Store;
-use store::tree::TreeStore;
 use tls::Tls;
 
 /// A connection whose peer does not answer a ping is closed after interval + timeout.
@@ -50,12 +49,10 @@ const HTTP2_STREAMS_MAX: u32 = 2_048;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot open the store at {path}")]
-    Store { path: String, source: std::io::Error },
-    #[error("another process serves the store at {path}")]
-    StoreTaken { path: String },
+    #[error(transparent)]
+    Open(#[from] store::OpenError),
     #[error("cannot read what the store holds")]
-    Scan(#[source] store::Error),
+    Scan(#[source] holdings::Error),
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the certificates cannot be used")]
@@ -80,16 +77,8 @@ pub struct Agent {
 impl Agent {
     /// Opens the store, sweeps its staging folder and binds the port.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let StoreConfig::Tree { root, rescan_interval, modes, links } = &config.store;
-        let store = TreeStore::open(root, *rescan_interval, *modes, *links).map_err(|source| {
-            let path = root.display().to_string();
-            if source.kind() == std::io::ErrorKind::WouldBlock {
-                Error::StoreTaken { path }
-            } else {
-                Error::Store { path, source }
-            }
-        })?;
-        Self::bind_store(config, Arc::new(store)).await
+        let store = store::open(&config.store)?;
+        Self::bind_store(config, store).await
     }
 
     /// As [`Agent::bind`], over a store that is open already.

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use portolan_proto::path;
+use portolan_proto::{levels, path};
 
 use crate::error::{Fault, Faults};
 use crate::secret::{Secret, read_secret_file};
@@ -117,8 +117,8 @@ pub fn parse_root(text: &str, covered: impl Fn(&[u8]) -> bool) -> Result<Vec<u8>
     let wire = text.strip_prefix('/').ok_or_else(|| bad("it does not begin with '/'"))?.as_bytes();
     let wire = wire.strip_suffix(b"/").unwrap_or(wire);
     path::check(wire).map_err(|fault| bad(&fault.to_string()))?;
-    match path::domain_of(wire) {
-        None if wire != path::DOMAINS => Err(bad("it is not in /domains")),
+    match levels::domain_of(wire) {
+        None if wire != levels::DOMAINS => Err(bad("it is not in /domains")),
         Some(domain) if !covered(domain) => Err(bad("the domain in it is not granted")),
         _ => Ok(wire.to_vec()),
     }

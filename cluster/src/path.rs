@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use portolan_proto::path::{self, DOMAINS, PathFault, is_container};
+use portolan_proto::levels::{DOMAINS, is_container};
+use portolan_proto::path::{self, PathFault};
 
 /// The name of the level that is generated.
 pub const CLUSTER: &[u8] = b"cluster";

@@ -155,6 +155,8 @@ fn kind(error: &tree::Error) -> ErrorKind {
         550 if matches!(error, tree::Error::NotGranted { .. } | tree::Error::Fixed { .. }) => {
             ErrorKind::PermissionDenied
         }
+        // 502: the library has no 504.
+        504 => ErrorKind::CommandNotImplemented,
         550 => ErrorKind::PermanentFileNotAvailable,
         552 => ErrorKind::ExceededStorageAllocationError,
         553 => ErrorKind::FileNameNotAllowedError,

@@ -141,6 +141,7 @@ fn reason_code(reason: Reason) -> u16 {
         | Reason::PermissionDenied
         | Reason::NotGranted => 550,
         Reason::BadName => 553,
+        Reason::Unsupported => 504,
         Reason::NoSpace => 452,
         Reason::QuotaExceeded => 552,
         Reason::Busy | Reason::Draining => 450,
@@ -161,6 +162,16 @@ mod tests {
         assert_eq!((reply.code, &*reply.text), (450, expected));
         let missing = tree::Error::NotFound { path: "/domains/x".into() };
         assert_eq!(&*of(&missing, Action::Look, &VirtualPath::default()).text, b"/domains/x does not exist.");
+    }
+
+    #[test]
+    fn what_a_store_cannot_do_is_504_and_names_the_store() {
+        let sentence = "the store of this node cannot set permissions at /domains/x".to_owned();
+        let (node, reason) = ("mail-2".parse().unwrap(), Reason::Unsupported);
+        let error = tree::Error::Node(nodes::Error::Refused { node, reason, sentence, source: None });
+        let reply = of(&error, Action::Change, &VirtualPath::default());
+        let expected = &b"The store of this node cannot set permissions at /domains/x."[..];
+        assert_eq!((reply.code, &*reply.text), (504, expected));
     }
 
     #[test]

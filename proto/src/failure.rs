@@ -14,6 +14,12 @@ use crate::v1::Reason;
 /// Domain of our ErrorInfo, so that a proxy's own details are not mistaken for ours.
 pub const ERROR_DOMAIN: &str = "agent.portolan";
 
+/// Bytes of a sentence on the wire at most. It goes twice, percent-encoded (three bytes for one) and in Base64, in HTTP/2
+/// trailers of which a client takes 16 KiB; beyond them the failure of a call is one of the connection.
+pub const SENTENCE_BYTES_MAX: usize = 2_048;
+/// Stands for what is left out of a longer one.
+const LEFT_OUT: &str = "...";
+
 impl Reason {
     /// The gRPC code that goes with a reason.
     pub fn code(self) -> Code {
@@ -33,6 +39,7 @@ impl Reason {
             Reason::Busy | Reason::Draining => Code::Unavailable,
             Reason::DiskFault => Code::Internal,
             Reason::Damaged => Code::DataLoss,
+            Reason::Unsupported => Code::Unimplemented,
         }
     }
 }
@@ -40,7 +47,20 @@ impl Reason {
 /// A status for `reason` with one plain sentence.
 pub fn status(reason: Reason, sentence: impl Into<String>) -> Status {
     let details = ErrorDetails::with_error_info(reason.as_str_name(), ERROR_DOMAIN, HashMap::new());
-    Status::with_error_details(reason.code(), sentence, details)
+    Status::with_error_details(reason.code(), shortened(sentence.into()), details)
+}
+
+/// A sentence without its middle where it is too long: a path is at its beginning, what is wrong at its end, or the other
+/// way round.
+fn shortened(sentence: String) -> String {
+    if sentence.len() <= SENTENCE_BYTES_MAX {
+        return sentence;
+    }
+    let kept = (SENTENCE_BYTES_MAX - LEFT_OUT.len()) / 2;
+    let start = (0..=kept).rev().find(|at| sentence.is_char_boundary(*at)).unwrap_or(0);
+    let rest = sentence.len() - kept;
+    let end = (rest..=sentence.len()).find(|at| sentence.is_char_boundary(*at)).unwrap_or(sentence.len());
+    [&sentence[..start], LEFT_OUT, &sentence[end..]].concat()
 }
 
 /// The reason a status carries; `None` when it was not made by [`status`]: the transport failed, or the peer
@@ -59,14 +79,30 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        for number in 1..=18 {
+        for number in 1..=19 {
             let reason = Reason::try_from(number).expect("reasons are numbered without gaps");
             let status = status(reason, "why");
             assert_eq!(reason_of(&status), Some(reason));
             assert_eq!(status.code(), reason.code());
             assert_eq!(status.message(), "why");
         }
-        assert!(Reason::try_from(19).is_err(), "a new reason belongs into this test");
+        assert!(Reason::try_from(20).is_err(), "a new reason belongs into this test");
+    }
+
+    #[test]
+    fn a_long_sentence_loses_its_middle_and_no_character_is_cut() {
+        for long in ["x".repeat(SENTENCE_BYTES_MAX + 1), "é".repeat(8_000), "受".repeat(8_000)] {
+            let sentence = format!("/{long} does not exist");
+            let shown = status(Reason::NotFound, sentence).message().to_owned();
+            assert!(
+                shown.len() <= SENTENCE_BYTES_MAX && shown.len() > SENTENCE_BYTES_MAX - 8,
+                "{}",
+                shown.len()
+            );
+            assert!(shown.starts_with('/') && shown.contains(LEFT_OUT) && shown.ends_with(" does not exist"));
+        }
+        let longest = "x".repeat(SENTENCE_BYTES_MAX);
+        assert_eq!(status(Reason::NotFound, longest.clone()).message(), longest);
     }
 
     #[test]

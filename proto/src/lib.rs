@@ -3,13 +3,15 @@
 //!
 //! Who calls it: the front end's `node_client`, `control` and `cli`, the agent's `service`.
 //! What it calls: prost and tonic.
-//! What it never does: I/O. It holds no policy, only shapes and limits.
+//! What it never does: I/O. It grants nothing, it only says what each call needs.
 
 #![forbid(unsafe_code)]
 
 pub mod failure;
 pub mod id;
+pub mod levels;
 pub mod path;
+pub mod rights;
 
 /// Package `portolan.agent.v1`, as generated from `agent.proto`.
 #[allow(clippy::all, unreachable_pub, missing_docs, rustdoc::all)]

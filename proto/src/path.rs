@@ -1,6 +1,6 @@
-//! The rules for paths on the wire, checked by both sides, and the names of the levels of the tree.
+//! The rules for paths on the wire, checked by both sides.
 //!
-//! Who calls it: `tree::VirtualPath` on the front end, `store::disk::StorePath` on the agent.
+//! Who calls it: `tree::VirtualPath` on the front end, `store::StorePath` on the agent.
 //! What it calls: nothing.
 //! What it never does: touch a file system, or assume that a name is UTF-8.
 
@@ -8,18 +8,6 @@
 pub const PATH_BYTES_MAX: usize = 4_096;
 /// Bytes of one component at most (NAME_MAX of the usual file systems).
 pub const COMPONENT_BYTES_MAX: usize = 255;
-
-/// The directory in the root below which all domains lie.
-pub const DOMAINS: &[u8] = b"domains";
-
-/// The directories of a domain that hold objects which may lie on different nodes.
-pub const CONTAINERS: [&[u8]; 6] =
-    [b"users", b"maillists", b"groups", b"forwarders", b"folderRecipients", b"publicFolder"];
-
-/// True for a name of [`CONTAINERS`].
-pub fn is_container(name: &[u8]) -> bool {
-    CONTAINERS.contains(&name)
-}
 
 /// What is wrong with a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -62,15 +50,6 @@ pub fn check(path: &[u8]) -> Result<(), PathFault> {
         return Err(PathFault::TooLong);
     }
     path.split(|byte| *byte == b'/').try_for_each(check_component)
-}
-
-/// The domain that a path of the wire lies in, `None` for the levels above.
-pub fn domain_of(path: &[u8]) -> Option<&[u8]> {
-    let mut components = path.split(|byte| *byte == b'/');
-    if components.next() != Some(DOMAINS) {
-        return None;
-    }
-    components.next()
 }
 
 /// A path or name for people: as it is where it is printable UTF-8, escaped where it is not.
@@ -130,8 +109,5 @@ mod tests {
     fn names_are_bytes() {
         assert_eq!(check(b"domains/example.org/users/\xff\xfe"), Ok(()));
         assert_eq!(display(b"a\xffb\x01"), "a\\xffb\\u{1}");
-        assert_eq!(domain_of(b"domains/example.org/users"), Some(&b"example.org"[..]));
-        assert_eq!(domain_of(b"domains"), None);
-        assert_eq!(domain_of(b"cluster/nodes.cfg"), None);
     }
 }

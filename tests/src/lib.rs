@@ -8,6 +8,8 @@
 
 pub mod client;
 pub mod collector;
+pub mod conformance;
+pub mod fault_store;
 pub mod http;
 pub mod link;
 pub mod tree;

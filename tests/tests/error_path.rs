@@ -1,160 +1,26 @@
 //! The error path, row by row: what a store says, over the wire, to the reply that an FTP client reads.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use portolan_agent::Agent;
 use portolan_agent::service::status;
 use portolan_agent::store::error::Damage;
 use portolan_agent::store::tree::TreeStore;
-use portolan_agent::store::{
-    Begin, Content, Directory, Entry, Error, Holdings, ListOptions, Listing, Permissions, Result, Store,
-    StorePath, Upload, Usage, Version,
-};
+use portolan_agent::store::{Error, Operation};
 use portolan_config::checked::agent::{Links, Modes};
 use portolan_frontend::{Frontend, Host};
 use portolan_proto::path::PathFault;
 use portolan_proto::v1::agent_client::AgentClient;
-use portolan_proto::v1::{Caller, Grant, RemoveRequest};
+use portolan_proto::v1::{Caller, Grant, Reason, RemoveRequest};
 use portolan_tests::client::Control;
+use portolan_tests::fault_store::{FaultStore, Faults};
 use portolan_tests::prepare;
 use portolan_tests::tree::put;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-
-/// A tree store whose next calls do as the test wants: `None` works, `Some` fails.
-struct FaultStore {
-    tree: TreeStore,
-    faults: Arc<Mutex<VecDeque<Option<Error>>>>,
-}
-
-impl FaultStore {
-    fn next(&self) -> Result<()> {
-        let next = self.faults.lock().expect("no panic").pop_front();
-        next.flatten().map_or(Ok(()), Err)
-    }
-}
-
-impl Store for FaultStore {
-    fn kind(&self) -> &'static str {
-        "fault"
-    }
-    fn usage(&self) -> Result<Usage> {
-        self.tree.usage()
-    }
-    fn holdings(&self, previous: &Holdings, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
-        self.tree.holdings(previous, only)
-    }
-    fn rescan_interval(&self) -> Duration {
-        self.tree.rescan_interval()
-    }
-    fn stat(&self, path: &StorePath) -> Result<Entry> {
-        self.next()?;
-        self.tree.stat(path)
-    }
-    fn list(
-        &self,
-        path: &StorePath,
-        options: ListOptions,
-        stop: &CancellationToken,
-    ) -> Result<Box<dyn Listing>> {
-        self.next()?;
-        let listing = self.tree.list(path, options, stop)?;
-        Ok(Box::new(FaultListing { listing, fault: self.next().err() }))
-    }
-    fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
-        self.next()?;
-        let content = self.tree.read(path)?;
-        Ok(Box::new(FaultContent { content, fault: self.next().err() }))
-    }
-    fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>> {
-        self.next()?;
-        self.tree.write(path, begin)
-    }
-    fn make_directory(&self, path: &StorePath) -> Result<()> {
-        self.next()?;
-        self.tree.make_directory(path)
-    }
-    fn remove(&self, path: &StorePath) -> Result<()> {
-        self.next()?;
-        self.tree.remove(path)
-    }
-    fn remove_directory(&self, path: &StorePath) -> Result<()> {
-        self.next()?;
-        self.tree.remove_directory(path)
-    }
-    fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()> {
-        self.next()?;
-        self.tree.rename(from, to)
-    }
-    fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<i64> {
-        self.next()?;
-        self.tree.set_times(path, modified_ns)
-    }
-    fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()> {
-        self.next()?;
-        self.tree.set_mode(path, permissions)
-    }
-}
-
-/// Gives one batch, then fails.
-struct FaultListing {
-    listing: Box<dyn Listing>,
-    fault: Option<Error>,
-}
-
-impl Listing for FaultListing {
-    fn directory(&self) -> Directory {
-        self.listing.directory()
-    }
-
-    fn next_batch(&mut self, entries_max: usize) -> Result<Vec<Entry>> {
-        let batch = self.listing.next_batch(entries_max)?;
-        match self.fault.take() {
-            Some(fault) if batch.is_empty() => Err(fault),
-            fault => {
-                self.fault = fault;
-                Ok(batch)
-            }
-        }
-    }
-}
-
-/// Gives one chunk, then fails.
-struct FaultContent {
-    content: Box<dyn Content>,
-    fault: Option<Error>,
-}
-
-impl Content for FaultContent {
-    fn size(&self) -> u64 {
-        self.content.size()
-    }
-    fn modified_ns(&self) -> i64 {
-        self.content.modified_ns()
-    }
-    fn version(&self) -> Version {
-        self.content.version()
-    }
-    fn version_now(&self) -> Result<Version> {
-        self.content.version_now()
-    }
-    fn settle(&mut self) -> bool {
-        self.content.settle()
-    }
-    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        match self.fault.take() {
-            Some(fault) if offset > 0 => Err(fault),
-            fault => {
-                self.fault = fault;
-                self.content.read_at(buffer, offset)
-            }
-        }
-    }
-}
 
 /// Every error of a store with its gRPC code and FTP reply. A new variant belongs into this table: the match
 /// in `service/status.rs` does not compile without it either.
@@ -179,6 +45,7 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::Shrunk { path: path() }, Code::DataLoss, 451),
         (Error::Rewritten { path: path() }, Code::DataLoss, 451),
         (Error::TimeNotKept { path: path() }, Code::PermissionDenied, 550),
+        (Error::Unsupported { path: path(), operation: Operation::Remove }, Code::Unimplemented, 504),
         (Error::Stopped, Code::Unavailable, 450),
         (Error::Changing { path: path() }, Code::Unavailable, 450),
     ]
@@ -188,7 +55,7 @@ fn rows() -> Vec<(Error, Code, u16)> {
 struct Site {
     ftp: std::net::SocketAddr,
     agent: std::net::SocketAddr,
-    faults: Arc<Mutex<VecDeque<Option<Error>>>>,
+    faults: Faults,
     shutdown: CancellationToken,
     _folder: tempfile::TempDir,
 }
@@ -207,12 +74,8 @@ impl Site {
         let text =
             "version = 1\nnode = \"mail-1\"\n[listen]\naddress = \"127.0.0.1:0\"\n[store]\nroot = \"node\"\n";
         std::fs::write(&agent_file, text).expect("our file");
-        let faults = Arc::default();
-        let store = FaultStore {
-            tree: TreeStore::open(&root, Duration::from_secs(3_600), Modes::default(), Links::Show)
-                .expect("a new store"),
-            faults: Arc::clone(&faults),
-        };
+        let tree = TreeStore::open(&root, Duration::from_secs(3_600), Modes::default(), Links::Show);
+        let (store, faults) = FaultStore::over(Arc::new(tree.expect("a new store")));
         let config = portolan_config::Agent::load(&agent_file).expect("a good configuration");
         let agent = Agent::bind_store(config, Arc::new(store)).await.expect("a free port");
         let agent_address = agent.local_addr();
@@ -302,4 +165,19 @@ async fn a_disk_that_fails_in_the_middle_is_never_a_short_answer() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_at_the_longest_path_is_still_that_failure() {
+    let site = Site::start().await;
+    let mut agent = AgentClient::connect(format!("http://{}", site.agent)).await.unwrap();
+    // Text for people takes up to four bytes for one of a path, and its form on the wire more again.
+    for name in [vec![0xff; 250], "\u{e9}".repeat(125).into_bytes(), vec![b'x'; 250]] {
+        let path = [&b"domains/one.example"[..], &[&b"/"[..], &name].concat().repeat(16)].concat();
+        assert!(path.len() > 4_000);
+        let grant = Some(Grant { backup: true, restore: true, domain: None });
+        let caller = Some(Caller { admin: "test".into(), session_id: "s1".into(), grant });
+        let status = agent.remove(RemoveRequest { caller, path: path.into() }).await.unwrap_err();
+        assert_eq!(portolan_proto::failure::reason_of(&status), Some(Reason::NotFound), "{status:?}");
+    }
 }

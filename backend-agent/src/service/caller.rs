@@ -3,8 +3,11 @@
 //! The front end has checked already; this is the second lock. A front end that was taken over still cannot
 //! name a path outside the tree, nor go past the grant it states for the audit.
 
+use std::sync::Arc;
+
 use portolan_proto::failure::status;
-use portolan_proto::path::{DOMAINS, domain_of};
+use portolan_proto::levels::{DOMAINS, domain_of};
+use portolan_proto::rights::{Need, OnPath};
 use portolan_proto::v1::{Caller, Reason};
 use tonic::Status;
 
@@ -12,25 +15,43 @@ use super::policy::Permission;
 use super::status;
 use crate::store::{Error, StorePath};
 
-/// What a call wants to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
-    /// See names, sizes and times: either right will do.
-    Look,
-    /// See content.
-    Read,
-    /// Write, rename, remove.
-    Change,
-}
-
 /// Bytes of an admin's name at most.
 const ADMIN_BYTES_MAX: usize = 256;
 /// Characters of a session's id at most.
 const SESSION_CHARACTERS_MAX: usize = 64;
 
+/// A request whose caller may make it.
+pub(super) struct Checked<R> {
+    pub(super) permission: Arc<Permission>,
+    pub(super) request: R,
+    /// What the request is about.
+    pub(super) path: StorePath,
+}
+
+impl<R: OnPath> Checked<R> {
+    /// Checks who makes the request, and for whom.
+    ///
+    /// # Errors
+    /// Those of [`authorize`].
+    pub(super) fn new(permission: Arc<Permission>, request: R) -> Result<Self, Status> {
+        let path = authorize(&permission, request.caller(), request.path(), R::NEED)?;
+        Ok(Self { permission, request, path })
+    }
+
+    /// Another path of the same request, which needs the same right.
+    pub(super) fn also(&self, path: &[u8]) -> Result<StorePath, Status> {
+        authorize(&self.permission, self.request.caller(), path, R::NEED)
+    }
+
+    /// Whose share the call belongs to: the front end's name, and the admin's.
+    pub(super) fn whose(&self) -> (&str, &str) {
+        (self.permission.frontend(), self.request.caller().map_or("", |caller| &caller.admin))
+    }
+}
+
 /// The path of a call, after its caller, its grant and what its front end may do were checked. Its failure is logged as
 /// it may be an attack.
-pub(super) fn authorize(
+fn authorize(
     permission: &Permission,
     caller: Option<&Caller>,
     path: &[u8],
@@ -51,11 +72,7 @@ pub(super) fn authorize(
         return Err(status(Reason::NotFound, format!("{store_path} does not exist")));
     }
     let grant = caller.grant.clone().unwrap_or_default();
-    let right = match need {
-        Need::Look => grant.backup || grant.restore,
-        Need::Read => grant.backup,
-        Need::Change => grant.restore,
-    };
+    let right = need.is_met_by(grant.backup, grant.restore);
     let in_domain = grant.domain.as_deref().is_none_or(|domain| domain_of(path) == Some(domain));
     // The levels above a domain's content are made and removed with it, never written into.
     let fixed = need == Need::Change && domain_of(path).is_none();

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
-use super::caller::{Need, authorize};
+use super::caller::Checked;
 use super::share::Work;
 use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream};
 use crate::store::{self, Content, Error, StorePath};
@@ -89,10 +89,9 @@ pub(super) async fn read(
     service: &AgentService,
     request: Request<v1::ReadRequest>,
 ) -> Result<Response<ResponseStream<v1::ReadResponse>>, Status> {
-    let permission = service.policy.of(&request)?;
-    let request = request.into_inner();
-    let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
-    let call = service.stream(&permission, request.caller.as_ref(), service.admit()?)?;
+    let asked = service.checked(request)?;
+    let call = service.stream(asked.whose(), service.admit()?)?;
+    let Checked { request, path, .. } = asked;
     let (offset, length) = (request.offset, request.length);
     // A small file is opened and read in one visit.
     let (mut range, mut chunk) = call

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::AgentService;
-use super::caller::{Need, authorize};
+use super::caller::Checked;
 use super::content::Range;
 use super::share::Work;
 use crate::store::{self, Error, Version};
@@ -27,10 +26,6 @@ const AT_ONCE: usize = 4;
 
 /// Digests of whole files that are remembered at most, in some 12 MiB.
 const KNOWN_MAX: usize = 65_536;
-
-/// A file that was written to or changed more recently is not remembered: its time stamps may not show a
-/// change that follows in the same tick of the file system's clock.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// The digests of one agent: whose turn it is, and those that are known.
 #[derive(Debug)]
@@ -101,8 +96,6 @@ struct Job {
     range: Range,
     algorithm: DigestAlgorithm,
     sum: Sum,
-    /// Before the file was opened.
-    started: SystemTime,
 }
 
 impl Job {
@@ -113,7 +106,7 @@ impl Job {
 
     /// The digest; `None` when it was told to stop.
     fn compute(&mut self, digests: &Digests, stop: &CancellationToken) -> store::Result<Option<Bytes>> {
-        // A page that is dirty through a memory map takes more writes without a time stamp until it has been written back.
+        // Only what its version will stand for is remembered.
         let settled = self.range.is_whole() && self.range.content.settle();
         // The range moves on while it is read.
         let key = self.key().filter(|_| settled);
@@ -128,36 +121,27 @@ impl Job {
         if self.range.content.version_now()? != before {
             return Err(changing(self.range.path.to_string()));
         }
-        if let Some(key) = key.filter(|_| is_settled(&before, self.started)) {
+        if let Some(key) = key {
             digests.remember(key, digest.clone());
         }
         Ok(Some(digest))
     }
 }
 
-/// Was the file at rest when it was opened?
-fn is_settled(version: &Version, opened: SystemTime) -> bool {
-    let opened = opened.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let last = version.modified_ns.max(version.changed_ns);
-    i128::from(last) + SETTLED_AFTER.as_nanos() as i128 <= opened as i128
-}
-
 pub(super) async fn digest(
     service: &AgentService,
     request: Request<v1::DigestRequest>,
 ) -> Result<Response<v1::DigestResponse>, Status> {
-    let permission = service.policy.of(&request)?;
-    let request = request.into_inner();
-    let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Read)?;
-    let call = service.stream(&permission, request.caller.as_ref(), service.admit()?)?;
+    let asked = service.checked(request)?;
+    let call = service.stream(asked.whose(), service.admit()?)?;
+    let Checked { request, path, .. } = asked;
     let algorithm = request.algorithm();
     let sum = sum_of(algorithm)
         .ok_or_else(|| status(Reason::BadRequest, "the digest's algorithm is not set or not known"))?;
     let (offset, length) = (request.offset, request.length);
     let mut job = call
         .on_store(Work::Short, move |store, _| {
-            let started = SystemTime::now();
-            Ok(Job { range: Range::open(store, path, offset, length)?, algorithm, sum, started })
+            Ok(Job { range: Range::open(store, path, offset, length)?, algorithm, sum })
         })
         .await?;
     let (size, modified_ns) = (job.range.content.size(), job.range.content.modified_ns());
@@ -227,15 +211,17 @@ mod tests {
         bytes: Vec<u8>,
         before: Version,
         after: Version,
+        size: usize,
+        settles: bool,
         reads: Arc<AtomicUsize>,
     }
 
     impl Content for Told {
         fn size(&self) -> u64 {
-            self.before.size
+            self.size as u64
         }
         fn modified_ns(&self) -> i64 {
-            self.before.modified_ns
+            0
         }
         fn version(&self) -> Version {
             self.before
@@ -244,7 +230,7 @@ mod tests {
             Ok(self.after)
         }
         fn settle(&mut self) -> bool {
-            true
+            self.settles
         }
         fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> store::Result<usize> {
             self.reads.fetch_add(1, Ordering::Relaxed);
@@ -255,19 +241,22 @@ mod tests {
         }
     }
 
-    fn version(size: usize) -> Version {
-        Version { device: 1, inode: 2, size: size as u64, modified_ns: 0, changed_ns: 0 }
+    /// The version of a file, by a number for its content and one for the rest.
+    fn version(content: u64, rest: u64) -> Version {
+        let mut bytes = [0; Version::CONTENT_BYTES];
+        bytes[..8].copy_from_slice(&content.to_le_bytes());
+        Version::new(bytes, rest.to_le_bytes())
     }
 
     fn told(bytes: &[u8]) -> Told {
-        let before = version(bytes.len());
-        Told { bytes: bytes.to_vec(), before, after: before, reads: Arc::default() }
+        let (before, size) = (version(0, 0), bytes.len());
+        Told { bytes: bytes.to_vec(), before, after: before, size, settles: true, reads: Arc::default() }
     }
 
     fn job(content: Told, algorithm: DigestAlgorithm) -> Job {
-        let (path, end) = (StorePath::new(b"domains/a/f").unwrap(), content.before.size);
+        let (path, end) = (StorePath::new(b"domains/a/f").unwrap(), content.size());
         let range = Range { content: Box::new(content), path, at: 0, end };
-        Job { range, algorithm, sum: sum_of(algorithm).unwrap(), started: SystemTime::now() }
+        Job { range, algorithm, sum: sum_of(algorithm).unwrap() }
     }
 
     fn is_known(digests: &Digests, job: &Job) -> bool {
@@ -297,17 +286,13 @@ mod tests {
     fn a_file_that_changes_meanwhile_is_told_as_busy_and_not_remembered() {
         let bytes = vec![b'x'; CHUNK_BYTES_MAX + 1];
         let stop = CancellationToken::new();
-        for after in [
-            Version { size: 5, ..version(bytes.len()) },
-            Version { modified_ns: 1, ..version(bytes.len()) },
-            Version { changed_ns: 1, ..version(bytes.len()) },
-        ] {
+        for after in [version(1, 0), version(0, 1), version(1, 1)] {
             let digests = Digests::new();
             let mut job = job(Told { after, ..told(&bytes) }, DigestAlgorithm::Crc32);
             assert!(matches!(job.compute(&digests, &stop), Err(Error::Changing { .. })), "{after:?}");
             assert!(!is_known(&digests, &job));
         }
-        let shrunk = Told { before: version(bytes.len() + 1), ..told(&bytes) };
+        let shrunk = Told { size: bytes.len() + 1, ..told(&bytes) };
         let shrunk = job(shrunk, DigestAlgorithm::Md5).compute(&Digests::new(), &stop);
         assert!(matches!(shrunk, Err(Error::Changing { .. })));
     }
@@ -315,23 +300,11 @@ mod tests {
     #[test]
     fn only_whole_files_at_rest_are_remembered() {
         let stop = CancellationToken::new();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
-        let second = 1_000_000_000;
-        for (modified_ns, changed_ns, remembered) in [
-            (0, 0, true),
-            (now - 3 * second, now - 3 * second, true),
-            (now - second, now - 3 * second, false),
-            (now - 3 * second, now - second, false),
-            (0, now + 60 * second, false),
-            (i64::MIN, i64::MIN, true),
-            (i64::MAX, 0, false),
-        ] {
-            let version = Version { modified_ns, changed_ns, ..version(3) };
+        for settles in [true, false] {
             let digests = Digests::new();
-            let mut job =
-                job(Told { before: version, after: version, ..told(b"abc") }, DigestAlgorithm::Sha1);
+            let mut job = job(Told { settles, ..told(b"abc") }, DigestAlgorithm::Sha1);
             job.compute(&digests, &stop).unwrap().unwrap();
-            assert_eq!(is_known(&digests, &job), remembered, "{modified_ns} {changed_ns}");
+            assert_eq!(is_known(&digests, &job), settles);
         }
         for (at, end) in [(1, 3), (0, 2)] {
             let digests = Digests::new();
@@ -355,9 +328,9 @@ mod tests {
     #[test]
     fn what_is_known_has_a_limit_and_what_is_asked_for_stays() {
         let mut known = Known::default();
-        let key = |inode| (Version { inode, ..version(1) }, DigestAlgorithm::Md5);
-        for inode in 0..3 * KNOWN_MAX as u64 {
-            known.insert(key(inode), Bytes::new());
+        let key = |number| (version(number, 0), DigestAlgorithm::Md5);
+        for number in 0..3 * KNOWN_MAX as u64 {
+            known.insert(key(number), Bytes::new());
             assert!(known.young.len() + known.old.len() <= KNOWN_MAX);
             assert!(known.find(&key(0)).is_some());
         }

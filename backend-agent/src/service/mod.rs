@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use portolan_config::checked::agent::AllowRule;
 use portolan_proto::id::NodeId;
+use portolan_proto::rights::OnPath;
 use portolan_proto::v1::agent_server::Agent;
 use portolan_proto::v1::{self, Reason};
 use portolan_proto::{HOLDINGS_BATCH_CHANGES_MAX, LIST_BATCH_ENTRIES_MAX, TRANSFER_ID_KEY};
@@ -32,11 +33,11 @@ use tracing::Instrument as _;
 use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
 use crate::store::{
-    self, Directory, DirectoryId, Entry, Holdings, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
+    self, Directory, Entry, Holdings, Identity, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
 };
-use caller::{Need, authorize};
+use caller::Checked;
 use digest::Digests;
-use policy::{Permission, Policy};
+use policy::Policy;
 use share::{Call, Shares, Work};
 
 /// Reads, writes, listings and digests under way at once; the next one is told to come again (BUSY).
@@ -101,19 +102,19 @@ impl AgentService {
         })
     }
 
+    /// A request, after what its front end and its caller may do was checked.
+    fn checked<R: OnPath>(&self, request: Request<R>) -> Result<Checked<R>, Status> {
+        Checked::new(self.policy.of(&request)?, request.into_inner())
+    }
+
     /// A read, write, listing or digest with its place, within its admin's share.
-    fn stream(
-        &self,
-        permission: &Permission,
-        caller: Option<&v1::Caller>,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Call, Status> {
-        self.shares.admit(&self.store, whose(permission, caller), Some(place), &self.cut)
+    fn stream(&self, whose: (&str, &str), place: OwnedSemaphorePermit) -> Result<Call, Status> {
+        self.shares.admit(&self.store, whose, Some(place), &self.cut)
     }
 
     /// A call with one answer, within its admin's share.
-    fn call(&self, permission: &Permission, caller: Option<&v1::Caller>) -> Result<Call, Status> {
-        self.shares.admit(&self.store, whose(permission, caller), None, &self.cut)
+    fn call(&self, whose: (&str, &str)) -> Result<Call, Status> {
+        self.shares.admit(&self.store, whose, None, &self.cut)
     }
 
     /// A change of a name: done on the store, then told to the holdings, whoever still waits for it.
@@ -131,11 +132,6 @@ impl AgentService {
         })
         .await
     }
-}
-
-/// Whose share a call belongs to.
-fn whose<'a>(permission: &'a Permission, caller: Option<&'a v1::Caller>) -> (&'a str, &'a str) {
-    (permission.frontend(), caller.map_or("", |caller| &caller.admin))
 }
 
 /// The span of a call, which goes on from the trace of the front end. Watches and health checks last, or come, too long
@@ -170,21 +166,23 @@ fn wire_entry(entry: Entry) -> v1::Entry {
         Kind::CharacterDevice => v1::EntryKind::CharacterDevice,
         Kind::Other => v1::EntryKind::Other,
     };
+    let (device, inode) = entry.identity.map(Identity::halves).unwrap_or_default();
     v1::Entry {
         name: entry.name.into(),
         kind: kind.into(),
         size: entry.size,
         modified_ns: entry.modified_ns,
         unix_mode: entry.unix_mode,
-        device: entry.device,
-        inode: entry.inode,
+        device,
+        inode,
         target: entry.target.into(),
     }
 }
 
 fn wire_directory(directory: Directory) -> v1::ListedDirectory {
-    let Directory { id: DirectoryId { device, inode }, name, changed_ns } = directory;
-    v1::ListedDirectory { device, inode, changed_ns, name: name.into() }
+    let Directory { identity, name, state } = directory;
+    let (device, inode) = identity.halves();
+    v1::ListedDirectory { device, inode, changed_ns: state, name: name.into() }
 }
 
 #[tonic::async_trait]
@@ -194,7 +192,7 @@ impl Agent for AgentService {
         request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
         let permission = self.policy.of(&request)?;
-        let call = self.call(&permission, None)?;
+        let call = self.call((permission.frontend(), ""))?;
         let usage = call.on_store(Work::Short, |store, _| store.usage()).await?;
         Ok(Response::new(v1::DescribeResponse {
             node: self.node.to_string(),
@@ -245,25 +243,22 @@ impl Agent for AgentService {
     }
 
     async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::StatResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
-        let call = self.call(&permission, request.caller.as_ref())?;
-        let entry = call.on_store(Work::Short, move |store, _| store.stat(&path)).await?;
+        let asked = self.checked(request)?;
+        let call = self.call(asked.whose())?;
+        let entry = call.on_store(Work::Short, move |store, _| store.stat(&asked.path)).await?;
         Ok(Response::new(v1::StatResponse { entry: Some(wire_entry(entry)) }))
     }
 
     type ListStream = ResponseStream<v1::ListResponse>;
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Look)?;
-        let call = self.stream(&permission, request.caller.as_ref(), self.admit()?)?;
+        let asked = self.checked(request)?;
+        let call = self.stream(asked.whose(), self.admit()?)?;
+        let Checked { request, path, .. } = asked;
         let options = ListOptions {
             sorted: request.sorted,
             wanted: if request.directories_only { Wanted::Directories } else { Wanted::All },
-            was: request.was.map(|v1::DirectoryId { device, inode }| DirectoryId { device, inode }),
+            was: request.was.map(|was| Identity::from_halves(was.device, was.inode)),
         };
         let opening = move |store: &dyn Store, stop: &CancellationToken| store.list(&path, options, stop);
         let mut listing = call.on_store(Work::Long, opening).await?;
@@ -326,11 +321,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::MakeDirectoryRequest>,
     ) -> Result<Response<v1::MakeDirectoryResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        let call = self.call(&permission, request.caller.as_ref())?;
-        self.change(&call, path, |store, path| store.make_directory(path)).await?;
+        let asked = self.checked(request)?;
+        let call = self.call(asked.whose())?;
+        self.change(&call, asked.path, |store, path| store.make_directory(path)).await?;
         Ok(Response::new(v1::MakeDirectoryResponse {}))
     }
 
@@ -338,11 +331,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::RemoveRequest>,
     ) -> Result<Response<v1::RemoveResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        let call = self.call(&permission, request.caller.as_ref())?;
-        self.change(&call, path, |store, path| store.remove(path)).await?;
+        let asked = self.checked(request)?;
+        let call = self.call(asked.whose())?;
+        self.change(&call, asked.path, |store, path| store.remove(path)).await?;
         Ok(Response::new(v1::RemoveResponse {}))
     }
 
@@ -350,11 +341,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::RemoveDirectoryRequest>,
     ) -> Result<Response<v1::RemoveDirectoryResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        let call = self.call(&permission, request.caller.as_ref())?;
-        self.change(&call, path, |store, path| store.remove_directory(path)).await?;
+        let asked = self.checked(request)?;
+        let call = self.call(asked.whose())?;
+        self.change(&call, asked.path, |store, path| store.remove_directory(path)).await?;
         Ok(Response::new(v1::RemoveDirectoryResponse {}))
     }
 
@@ -362,18 +351,16 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::RenameRequest>,
     ) -> Result<Response<v1::RenameResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let from = authorize(&permission, request.caller.as_ref(), &request.from, Need::Change)?;
-        let to = authorize(&permission, request.caller.as_ref(), &request.to, Need::Change)?;
-        let call = self.call(&permission, request.caller.as_ref())?;
+        let asked = self.checked(request)?;
+        let to = asked.also(&asked.request.to)?;
+        let call = self.call(asked.whose())?;
         let holdings = Arc::clone(&self.holdings);
         let renaming = move |store: &dyn Store, from: &StorePath| {
             store.rename(from, &to)?;
             holdings.touched(&to);
             Ok(())
         };
-        self.change(&call, from, renaming).await?;
+        self.change(&call, asked.path, renaming).await?;
         Ok(Response::new(v1::RenameResponse {}))
     }
 
@@ -381,11 +368,9 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::SetTimesRequest>,
     ) -> Result<Response<v1::SetTimesResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        let modified_ns = request.modified_ns;
-        let call = self.call(&permission, request.caller.as_ref())?;
+        let asked = self.checked(request)?;
+        let call = self.call(asked.whose())?;
+        let Checked { request: v1::SetTimesRequest { modified_ns, .. }, path, .. } = asked;
         let kept = call.on_store(Work::Short, move |store, _| store.set_times(&path, modified_ns)).await?;
         Ok(Response::new(v1::SetTimesResponse { modified_ns: Some(kept) }))
     }
@@ -394,14 +379,12 @@ impl Agent for AgentService {
         &self,
         request: Request<v1::SetModeRequest>,
     ) -> Result<Response<v1::SetModeResponse>, Status> {
-        let permission = self.policy.of(&request)?;
-        let request = request.into_inner();
-        let path = authorize(&permission, request.caller.as_ref(), &request.path, Need::Change)?;
-        let permissions = Permissions::new(request.unix_mode).ok_or_else(|| {
+        let asked = self.checked(request)?;
+        let permissions = Permissions::new(asked.request.unix_mode).ok_or_else(|| {
             portolan_proto::failure::status(Reason::BadRequest, "permission bits are 0777 at most")
         })?;
-        let call = self.call(&permission, request.caller.as_ref())?;
-        call.on_store(Work::Short, move |store, _| store.set_mode(&path, permissions)).await?;
+        let call = self.call(asked.whose())?;
+        call.on_store(Work::Short, move |store, _| store.set_mode(&asked.path, permissions)).await?;
         Ok(Response::new(v1::SetModeResponse {}))
     }
 

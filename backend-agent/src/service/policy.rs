@@ -11,10 +11,9 @@ use portolan_config::certificate::{self, CertificateName};
 use portolan_config::checked::agent::AllowRule;
 use portolan_config::checked::directory::GrantedDomains;
 use portolan_proto::failure::status;
+use portolan_proto::rights::Need;
 use portolan_proto::v1::Reason;
 use tonic::{Request, Status};
-
-use super::caller::Need;
 
 /// Certificates whose names are remembered at most.
 const REMEMBERED_MAX: usize = 256;
@@ -50,12 +49,7 @@ impl Permission {
             Some(domain) => set.covers(domain),
             None => !set.is_empty(),
         };
-        self.unlimited
-            || match need {
-                Need::Look => has(&self.backup) || has(&self.restore),
-                Need::Read => has(&self.backup),
-                Need::Change => has(&self.restore),
-            }
+        self.unlimited || need.is_met_by(has(&self.backup), has(&self.restore))
     }
 
     pub(super) fn frontend(&self) -> &str {

@@ -29,6 +29,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::DiskFault { .. } => Reason::DiskFault,
         Error::Changing { .. } => Reason::Busy,
         Error::Stopped => Reason::Draining,
+        Error::Unsupported { .. } => Reason::Unsupported,
         Error::Damaged { .. } | Error::Shrunk { .. } | Error::Rewritten { .. } => Reason::Damaged,
     }
 }
@@ -55,6 +56,7 @@ pub fn of(error: &Error) -> Status {
         | Error::NotEmpty { .. }
         | Error::OffsetBeyondEnd { .. }
         | Error::Stopped
+        | Error::Unsupported { .. }
         | Error::BadName(_) => tracing::debug!(%error, "call refused"),
     }
     failure::status(reason(error), error.to_string())

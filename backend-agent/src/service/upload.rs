@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
-use super::caller::{Need, authorize};
+use super::caller::Checked;
 use super::share::{Call, Work};
 use super::{AgentService, RESPONSES_QUEUED_MAX, ResponseStream};
 use crate::store::{self, Begin, Committed, Finish, StorePath, Upload};
@@ -59,12 +59,13 @@ pub(super) async fn write(
     let Part::Begin(begin) = next(service, &mut messages).await? else {
         return bad("an upload begins with Begin");
     };
-    let WriteBegin { caller, path, offset, modified_ns, exclusive, append } = begin;
+    let WriteBegin { offset, modified_ns, exclusive, append, .. } = begin;
     if usize::from(exclusive) + usize::from(append) + usize::from(offset > 0) > 1 {
         return bad("an upload is exclusive, or appends, or begins at an offset");
     }
-    let path = authorize(&permission, caller.as_ref(), &path, Need::Change)?;
-    let call = service.stream(&permission, caller.as_ref(), place)?;
+    let asked = Checked::new(permission, begin)?;
+    let call = service.stream(asked.whose(), place)?;
+    let path = asked.path;
     let begin = Begin { offset, modified_ns, exclusive, append };
     let target = path.clone();
     let upload = call.on_store(Work::Short, move |store, _| store.write(&target, begin)).await?;

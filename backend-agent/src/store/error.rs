@@ -1,5 +1,6 @@
 //! What can go wrong in a store, in the store's own words.
 
+use std::fmt;
 use std::io;
 
 use portolan_proto::path::PathFault;
@@ -48,6 +49,40 @@ pub enum Error {
     Rewritten { path: String },
     #[error("the disk of the node cannot hold this time for {path}")]
     TimeNotKept { path: String },
+    #[error("the store of this node cannot {operation} at {path}")]
+    Unsupported { path: String, operation: Operation },
+}
+
+/// What a kind of store may be unable to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Write,
+    /// An upload that goes on from a byte of the present file.
+    WriteAtOffset,
+    /// An upload that goes on from the end of the present file.
+    Append,
+    MakeDirectory,
+    Remove,
+    RemoveDirectory,
+    Rename,
+    SetTimes,
+    SetMode,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operation::Write => "store a file",
+            Operation::WriteAtOffset => "go on with a file",
+            Operation::Append => "append to a file",
+            Operation::MakeDirectory => "make a directory",
+            Operation::Remove => "remove a file",
+            Operation::RemoveDirectory => "remove a directory",
+            Operation::Rename => "rename",
+            Operation::SetTimes => "set a time",
+            Operation::SetMode => "set permissions",
+        })
+    }
 }
 
 /// How content differs from what its sender announced.

@@ -6,25 +6,12 @@ use std::sync::Arc;
 /// Domains of a node. Cheap to clone in parts: an unchanged domain is shared with the set before.
 #[derive(Debug, Clone, Default)]
 pub struct Holdings {
-    pub domains: BTreeMap<Vec<u8>, Arc<DomainHoldings>>,
+    pub domains: BTreeMap<Vec<u8>, Arc<Objects>>,
 }
 
-/// The objects of one domain on this node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DomainHoldings {
-    /// Paths below the domain: `users/anna`, `publicFolder/board`, or an entry of the domain's own level.
-    pub objects: BTreeSet<Vec<u8>>,
-    /// State of the folders that were read, which tells whether they must be read again.
-    pub stamps: Vec<Stamp>,
-}
-
-/// A folder's inode and time of change; a folder changed in the last moments has none, because its clock
-/// could hide a later change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    pub inode: u64,
-    pub changed_ns: i128,
-}
+/// The objects of one domain on this node, as paths below the domain: `users/anna`, `publicFolder/board`, or an entry of
+/// the domain's own level.
+pub type Objects = BTreeSet<Vec<u8>>;
 
 /// One difference between two sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,14 +38,14 @@ impl Holdings {
             if old.is_none() {
                 changes.push(Change { domain: domain.clone(), object: None, removed: false });
             }
-            let old = old.map_or(&nothing, |old| &old.objects);
+            let old = old.map_or(&nothing, |old| &**old);
             let change = |object: &Vec<u8>, removed| Change {
                 domain: domain.clone(),
                 object: Some(object.clone()),
                 removed,
             };
-            changes.extend(old.difference(&held.objects).map(|object| change(object, true)));
-            changes.extend(held.objects.difference(old).map(|object| change(object, false)));
+            changes.extend(old.difference(held).map(|object| change(object, true)));
+            changes.extend(held.difference(old).map(|object| change(object, false)));
         }
         changes
     }
@@ -69,10 +56,8 @@ mod tests {
     use super::*;
 
     fn holdings(domains: &[(&str, &[&str])]) -> Holdings {
-        let domain = |objects: &[&str]| {
-            let objects = objects.iter().map(|object| object.as_bytes().to_vec()).collect();
-            Arc::new(DomainHoldings { objects, stamps: Vec::new() })
-        };
+        let domain =
+            |objects: &[&str]| Arc::new(objects.iter().map(|object| object.as_bytes().to_vec()).collect());
         let domains =
             domains.iter().map(|(name, objects)| (name.as_bytes().to_vec(), domain(objects))).collect();
         Holdings { domains }

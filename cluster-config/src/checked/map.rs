@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use portolan_proto::id::NodeId;
-use portolan_proto::path;
+use portolan_proto::{levels, path};
 
 use super::directory::Directory;
 use super::nodes::{Node, is_standby};
@@ -271,7 +271,7 @@ fn map_domain(
 
 fn check_object(object: &str) -> Result<(), String> {
     let parts = object.split_once('/').filter(|(container, name)| {
-        path::is_container(container.as_bytes()) && path::check_component(name.as_bytes()).is_ok()
+        levels::is_container(container.as_bytes()) && path::check_component(name.as_bytes()).is_ok()
     });
     match parts {
         Some(_) => Ok(()),

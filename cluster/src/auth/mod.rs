@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use portolan_config::checked::directory::GrantRule;
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_proto::id::SessionId;
-use portolan_proto::path::domain_of;
+use portolan_proto::levels::domain_of;
 use portolan_proto::v1;
 use tokio::sync::Semaphore;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use portolan_proto::LIST_BATCH_ENTRIES_MAX;
-use portolan_proto::path::is_container;
+use portolan_proto::levels::is_container;
 use portolan_proto::v1;
 
 use super::{Entry, Error, Identity, Kind, Place, Result, VirtualPath};

@@ -17,7 +17,8 @@ use std::time::SystemTime;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use portolan_proto::id::{NodeId, TransferId};
-use portolan_proto::path::{DOMAINS, domain_of};
+use portolan_proto::levels::{DOMAINS, domain_of};
+use portolan_proto::rights::Need;
 use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
@@ -137,14 +138,6 @@ pub struct Tree {
     started: SystemTime,
 }
 
-/// What a call wants to do; decides which right it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    Look,
-    Read,
-    Change,
-}
-
 impl Tree {
     pub fn new(router: Arc<Router>, nodes: Arc<Nodes>) -> Self {
         let map_size = Mutex::new((Weak::new(), 0));
@@ -167,11 +160,7 @@ impl Tree {
         if !grants.may_see(domain) {
             return Err(Error::NotFound { path: path.to_string() });
         }
-        let allowed = match need {
-            Need::Look => true,
-            Need::Read => grants.backup.covers(domain),
-            Need::Change => grants.restore.covers(domain),
-        };
+        let allowed = need.is_met_by(grants.backup.covers(domain), grants.restore.covers(domain));
         let right = if need == Need::Read { "backup" } else { "restore" };
         if allowed { Ok(()) } else { Err(Error::NotGranted { path: path.to_string(), right }) }
     }

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use portolan_proto::path::{PathFault, display, domain_of};
+use portolan_proto::levels::domain_of;
+use portolan_proto::path::{PathFault, display};
 
 use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line, shown};

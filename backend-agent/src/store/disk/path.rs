@@ -1,11 +1,10 @@
-//! Paths of a store and their resolution beneath its root.
+//! The resolution of paths beneath the root of a store.
 //!
 //! Every look-up goes through `openat2` with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS: whatever symbolic links
 //! stand in the tree, and however they change meanwhile, the kernel does not leave the root. With `links = "follow"` the last
 //! name of a path may be a link when it is read; then the kernel does not leave the root either, and where the file lies is
 //! asked of the open file.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,60 +12,18 @@ use std::path::Path;
 
 use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::agent::{Links, Modes};
-use portolan_proto::path::{self, PathFault};
+use portolan_proto::levels;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes;
-use crate::store::{DirectoryId, Entry, Error, Kind, Result, Version};
-
-/// A path below the store's root: checked, relative, components joined by '/'; empty is the root.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StorePath(Vec<u8>);
-
-impl StorePath {
-    pub fn new(path: &[u8]) -> std::result::Result<Self, PathFault> {
-        path::check(path)?;
-        Ok(Self(path.to_vec()))
-    }
-
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
-    }
-
-    pub fn depth(&self) -> usize {
-        self.components().count()
-    }
-
-    /// The path of the directory, and the last name; `None` for the root.
-    pub fn split_last(&self) -> Option<(StorePath, &[u8])> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let at = self.0.iter().rposition(|byte| *byte == b'/');
-        let parent = StorePath(at.map_or_else(Vec::new, |at| self.0[..at].to_vec()));
-        Some((parent, &self.0[at.map_or(0, |at| at + 1)..]))
-    }
-}
-
-impl fmt::Display for StorePath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/{}", path::display(&self.0))
-    }
-}
+use crate::store::{Entry, Error, Identity, Kind, Result, StorePath, Version};
 
 /// How often a look-up is repeated when the kernel says that a concurrent rename disturbed it.
 const LOOKUP_TRIES_MAX: usize = 32;
 
 /// How often the names of a parent are read for a directory that was renamed.
 const SAME_TRIES_MAX: usize = 8;
-
-/// Levels of a path that are made when missing: `domains/<domain>/<container>`.
-const STRUCTURE_DEPTH: usize = 3;
 
 /// The open root folder of a store.
 #[derive(Debug)]
@@ -140,7 +97,7 @@ impl Root {
 
     /// Opens what stands at `path`.
     pub fn open_at(&self, path: &StorePath, flags: OFlags) -> Result<OwnedFd> {
-        let name: &[u8] = if path.0.is_empty() { b"." } else { &path.0 };
+        let name: &[u8] = if path.is_root() { b"." } else { path.as_bytes() };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let mut tries = 0;
         loop {
@@ -159,12 +116,12 @@ impl Root {
 
     /// Opens the directory that was at `path`, also under the name that it has got in the same parent since; with that
     /// name. A domain is not looked for: another name of it is another one's grant.
-    pub fn open_same_directory(&self, path: &StorePath, id: DirectoryId) -> Result<(OwnedFd, Vec<u8>)> {
+    pub fn open_same_directory(&self, path: &StorePath, identity: Identity) -> Result<(OwnedFd, Vec<u8>)> {
         let at = |errno| Error::from_errno(path, errno);
         let gone = || Error::NotFound { path: path.to_string() };
         let is_same = |fd: &OwnedFd| {
             let stat = rustix::fs::fstat(fd).map_err(at)?;
-            Ok::<_, Error>(DirectoryId { device: stat.st_dev, inode: stat.st_ino } == id)
+            Ok::<_, Error>(identity_of(&stat) == identity)
         };
         let Some((parent, name)) = path.split_last() else { return Err(root_is_fixed(path)) };
         match self.open_directory(path) {
@@ -173,7 +130,7 @@ impl Root {
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error),
         }
-        if path::domain_of(parent.as_bytes()).is_none() {
+        if levels::domain_of(parent.as_bytes()).is_none() {
             return Err(gone());
         }
         let parent = self.open_directory(&parent).map_err(|error| match error {
@@ -182,9 +139,10 @@ impl Root {
         })?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let (_, inode) = identity.halves();
         // A reading of the names may pass over one that is renamed meanwhile.
         for _ in 0..SAME_TRIES_MAX {
-            let Some(name) = name_of(&parent, id.inode).map_err(at)? else { continue };
+            let Some(name) = name_of(&parent, inode).map_err(at)? else { continue };
             match rustix::fs::openat2(&parent, &name[..], flags, Mode::empty(), resolve) {
                 Ok(fd) if is_same(&fd)? => return Ok((fd, name)),
                 Ok(_) => {}
@@ -276,7 +234,7 @@ impl Root {
             return None;
         }
         let path =
-            if parent.0.is_empty() { target.to_vec() } else { [&parent.0, &b"/"[..], target].concat() };
+            if parent.is_root() { target.to_vec() } else { [parent.as_bytes(), b"/", target].concat() };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve).ok()?;
@@ -285,8 +243,8 @@ impl Root {
         let (root, found) = (where_it_is(self.fd.as_fd())?, where_it_is(fd.as_fd())?);
         let found = found.to_bytes().strip_prefix(root.to_bytes())?;
         let found = found.strip_prefix(b"/").unwrap_or(found);
-        let may_be_seen = match path::domain_of(found) {
-            Some(domain) => path::domain_of(&parent.0) == Some(domain),
+        let may_be_seen = match levels::domain_of(found) {
+            Some(domain) => levels::domain_of(parent.as_bytes()) == Some(domain),
             // Not the agent's own folder either.
             None => !found.starts_with(b"."),
         };
@@ -314,7 +272,7 @@ impl Root {
             Err(error) => return Err(error),
         };
         let (parent, name) = path.split_last().ok_or_else(|| root_is_fixed(path))?;
-        if parent.depth() > STRUCTURE_DEPTH {
+        if parent.depth() > levels::CLUSTER_LEVELS {
             return Err(missing);
         }
         let mut above = parent;
@@ -336,9 +294,8 @@ impl Root {
         if let (Parent::There(fd), name) = self.find_parent(path)? {
             return Ok((fd, name, made));
         }
-        let components: Vec<&[u8]> = path.components().collect();
-        for level in 1..components.len().min(STRUCTURE_DEPTH + 1) {
-            let ancestor = StorePath(components[..level].join(&b'/'));
+        for level in 1..path.depth().min(levels::CLUSTER_LEVELS + 1) {
+            let ancestor = path.first_levels(level);
             let (parent, name) = self.open_parent(&ancestor)?;
             match attributes::make_directory(&parent, name, self.modes) {
                 Ok(()) => made.0.push((parent, name.to_vec())),
@@ -418,8 +375,8 @@ pub fn entry(name: Vec<u8>, stat: &Stat) -> Entry {
         size: if kind == Kind::File { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 },
         modified_ns: modified_ns(stat),
         unix_mode: stat.st_mode & 0o7777,
-        device: stat.st_dev,
-        inode: stat.st_ino,
+        // No file has inode 0: the file system has no inodes.
+        identity: (stat.st_ino != 0).then(|| identity_of(stat)),
         target: Vec::new(),
     }
 }
@@ -433,15 +390,30 @@ fn nanoseconds(seconds: i64, rest: u64) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(i64::try_from(rest).unwrap_or(0))
 }
 
-/// The version of an open file.
+/// What a file or directory is known by, whatever its name.
+pub fn identity_of(stat: &Stat) -> Identity {
+    Identity::from_halves(stat.st_dev, stat.st_ino)
+}
+
+/// Time of change (ctime) in nanoseconds since 1970: of the content or of anything else about the file, as the system sets it.
+pub fn changed_ns(stat: &Stat) -> i64 {
+    nanoseconds(stat.st_ctime, stat.st_ctime_nsec)
+}
+
+/// The version of an open file. Its content is told by device, inode, size and the time of modification, which anybody
+/// may set; the time of change, which the system sets, tells the rest.
 pub fn version(stat: &Stat) -> Version {
-    Version {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-        size: u64::try_from(stat.st_size).unwrap_or(0),
-        modified_ns: modified_ns(stat),
-        changed_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+    let parts = [
+        stat.st_dev.to_le_bytes(),
+        stat.st_ino.to_le_bytes(),
+        stat.st_size.to_le_bytes(),
+        modified_ns(stat).to_le_bytes(),
+    ];
+    let mut content = [0; Version::CONTENT_BYTES];
+    for (place, part) in content.chunks_exact_mut(8).zip(parts) {
+        place.copy_from_slice(&part);
     }
+    Version::new(content, changed_ns(stat).to_le_bytes())
 }
 
 #[cfg(test)]
@@ -485,7 +457,7 @@ mod tests {
         }
         std::fs::hard_link(folder.path().join("one"), folder.path().join("two")).unwrap();
         let root = Root::open(folder.path()).unwrap();
-        let file = |name| root.stat(&path(name)).map(|entry| (entry.device, entry.inode)).unwrap();
+        let file = |name| root.stat(&path(name)).unwrap().identity.unwrap();
         assert_eq!(file("one"), file("two"));
         assert_ne!(file("one"), file("other"));
     }

@@ -15,10 +15,8 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::disk::names::{Gathering, Names, Walk};
-use crate::store::disk::path::{Root, version};
-use crate::store::{
-    Directory, DirectoryId, Entry, Error, Kind, ListOptions, Listing, Result, StorePath, Version, Wanted,
-};
+use crate::store::disk::path::{Root, changed_ns, identity_of};
+use crate::store::{Directory, Entry, Error, Kind, ListOptions, Listing, Result, StorePath, Wanted};
 
 /// Readings of the names at most; a directory that changed during each of them is told to be busy.
 const READINGS_MAX: usize = 200;
@@ -56,15 +54,14 @@ impl TreeListing {
     ) -> Result<Self> {
         let ListOptions { sorted, wanted, was } = options;
         let (fd, name) = match was {
-            Some(id) => root.open_same_directory(path, id)?,
+            Some(identity) => root.open_same_directory(path, identity)?,
             None => {
                 let name = path.split_last().map(|(_, name)| name.to_vec()).unwrap_or_default();
                 (root.open_directory(path)?, name)
             }
         };
         let (seen, at_rest) = settled_names(root, &fd, path, wanted, stop)?;
-        let Version { device, inode, changed_ns, .. } = version(&at_rest);
-        let directory = Directory { id: DirectoryId { device, inode }, name, changed_ns };
+        let directory = Directory { identity: identity_of(&at_rest), name, state: changed_ns(&at_rest) };
         let pending = seen.except(&Names::empty()).map_err(|error| failed(path, stop, error))?;
         let missed = Gathering::new(root).until(stop);
         let (root, path, stop) = (Arc::clone(root), path.clone(), stop.clone());
@@ -302,8 +299,8 @@ mod tests {
         assert_eq!(again(ANY), before);
         std::fs::remove_dir(folder.path().join("b")).unwrap();
         let after = again(directories);
-        assert_eq!(after.id, before.id);
-        assert!(after.changed_ns > before.changed_ns);
+        assert_eq!(after.identity, before.identity);
+        assert!(after.state > before.state);
     }
 
     #[test]
@@ -316,7 +313,7 @@ mod tests {
         }
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let path = StorePath::new(b"domains/a/one").unwrap();
-        let id = try_open(&root, &path, ANY).unwrap().directory().id;
+        let id = try_open(&root, &path, ANY).unwrap().directory().identity;
         let was = ListOptions { was: Some(id), ..ANY };
         let found = || {
             let mut listing = try_open(&root, &path, was)?;
@@ -339,7 +336,7 @@ mod tests {
         std::fs::create_dir_all(domains.join("a")).unwrap();
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let path = StorePath::new(b"domains/a").unwrap();
-        let id = try_open(&root, &path, ANY).unwrap().directory().id;
+        let id = try_open(&root, &path, ANY).unwrap().directory().identity;
         std::fs::rename(domains.join("a"), domains.join("b")).unwrap();
         let found = try_open(&root, &path, ListOptions { was: Some(id), ..ANY });
         assert!(matches!(found, Err(Error::NotFound { .. })));

@@ -13,8 +13,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use portolan_config::checked::agent::{Links, Modes};
 use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
@@ -35,6 +36,7 @@ use listing::TreeListing;
 pub struct TreeStore {
     root: Arc<Root>,
     rescan_interval: Duration,
+    memo: Mutex<scan::Memo>,
     /// Held as long as the store lives: one agent per root.
     _lock: File,
 }
@@ -50,7 +52,7 @@ impl TreeStore {
                 "uploads that a crash cut off were swept; the files they meant are untouched"
             );
         }
-        Ok(Self { root, rescan_interval, _lock: lock })
+        Ok(Self { root, rescan_interval, memo: Mutex::default(), _lock: lock })
     }
 
     fn unlink(&self, path: &StorePath, flags: AtFlags) -> Result<()> {
@@ -158,8 +160,10 @@ impl Store for TreeStore {
         })
     }
 
-    fn holdings(&self, previous: &Holdings, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
-        scan::scan(&self.root, previous, only)
+    fn holdings(&self, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
+        // A scan that panicked has left the memo as it was.
+        let mut memo = self.memo.lock();
+        scan::scan(&self.root, &mut memo, only)
     }
 
     fn rescan_interval(&self) -> Duration {
@@ -180,8 +184,9 @@ impl Store for TreeStore {
     }
 
     fn read(&self, path: &StorePath) -> Result<Box<dyn Content>> {
+        let before = SystemTime::now();
         let (file, stat) = self.root.open_content(path)?;
-        Ok(Box::new(TreeContent { path: path.clone(), file, version: version(&stat), found: None }))
+        Ok(Box::new(TreeContent { path: path.clone(), file, before, stat, found: None }))
     }
 
     fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>> {
@@ -283,26 +288,32 @@ impl Store for TreeStore {
     }
 }
 
+/// A file that was written to or changed more recently is not at rest: its time stamps may not show a change that follows in
+/// the same tick of the file system's clock.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+
 struct TreeContent {
     path: StorePath,
     file: File,
-    /// When it was opened.
-    version: Version,
+    /// Before it was opened.
+    before: SystemTime,
+    /// When it was opened, or settled.
+    stat: Stat,
     /// How the first read found the cache.
     found: Option<Found>,
 }
 
 impl Content for TreeContent {
     fn size(&self) -> u64 {
-        self.version.size
+        u64::try_from(self.stat.st_size).unwrap_or(0)
     }
 
     fn modified_ns(&self) -> i64 {
-        self.version.modified_ns
+        path::modified_ns(&self.stat)
     }
 
     fn version(&self) -> Version {
-        self.version
+        version(&self.stat)
     }
 
     fn version_now(&self) -> Result<Version> {
@@ -311,14 +322,18 @@ impl Content for TreeContent {
     }
 
     fn settle(&mut self) -> bool {
-        let settled = rustix::fs::fdatasync(&self.file).and_then(|()| rustix::fs::fstat(&self.file));
-        match settled {
-            Ok(stat) => self.version = version(&stat),
+        // A page that is dirty through a memory map takes more writes without a time stamp until it has been written back.
+        let synced = rustix::fs::fdatasync(&self.file).and_then(|()| rustix::fs::fstat(&self.file));
+        match synced {
+            Ok(stat) => {
+                self.stat = stat;
+                is_at_rest(path::modified_ns(&stat), path::changed_ns(&stat), self.before)
+            }
             Err(errno) => {
-                tracing::debug!(path = %self.path, %errno, "what others have written cannot be synced")
+                tracing::debug!(path = %self.path, %errno, "what others have written cannot be synced");
+                false
             }
         }
-        settled.is_ok()
     }
 
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<usize> {
@@ -335,6 +350,13 @@ impl Content for TreeContent {
         let rest = cache::read(&self.file, &mut buffer[count..], offset + count as u64).map_err(at)?;
         Ok(count + rest)
     }
+}
+
+/// Was a file with these times at rest before it was opened?
+fn is_at_rest(modified_ns: i64, changed_ns: i64, before: SystemTime) -> bool {
+    let before = before.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let last = modified_ns.max(changed_ns);
+    i128::from(last) + SETTLED_AFTER.as_nanos() as i128 <= before as i128
 }
 
 impl Drop for TreeContent {
@@ -386,6 +408,24 @@ mod tests {
             set(name, bits).unwrap();
             let mode = std::fs::metadata(domain.join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o7777, bits, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_a_file_at_rest_is_known_by_its_version() {
+        let before = SystemTime::now();
+        let now = before.duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
+        let second = 1_000_000_000;
+        for (modified_ns, changed_ns, at_rest) in [
+            (0, 0, true),
+            (now - 3 * second, now - 3 * second, true),
+            (now - second, now - 3 * second, false),
+            (now - 3 * second, now - second, false),
+            (0, now + 60 * second, false),
+            (i64::MIN, i64::MIN, true),
+            (i64::MAX, 0, false),
+        ] {
+            assert_eq!(is_at_rest(modified_ns, changed_ns, before), at_rest, "{modified_ns} {changed_ns}");
         }
     }
 

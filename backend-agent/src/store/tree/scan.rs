@@ -1,58 +1,85 @@
 //! Finding out which domains and objects lie in the folder.
 //!
 //! A domain whose folders have not changed since the last scan costs a few `stat` calls and shares its set
-//! with the scan before.
+//! with the scan before: the [`Memo`] of the store, which its callers know nothing of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portolan_proto::path::{CONTAINERS, DOMAINS, is_container};
+use portolan_proto::levels::{CONTAINERS, DOMAINS, is_container};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::store::disk::path::Root;
-use crate::store::holdings::{DomainHoldings, Holdings, Stamp};
+use crate::store::holdings::{Holdings, Objects};
 use crate::store::{Error, Result, StorePath};
 
 /// A folder changed more recently than this is read again next time: its time stamp may not show a change
 /// that follows in the same tick of the clock.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
-pub(super) fn scan(root: &Root, previous: &Holdings, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
+/// What the last scan has found.
+#[derive(Debug, Default)]
+pub(super) struct Memo {
+    domains: BTreeMap<Vec<u8>, Scanned>,
+    /// There was a scan.
+    is_whole: bool,
+}
+
+/// One domain as it was found.
+#[derive(Debug, Clone, Default)]
+struct Scanned {
+    objects: Arc<Objects>,
+    /// State of the folders that were read, which tells whether they must be read again.
+    stamps: Vec<Stamp>,
+}
+
+/// A folder's inode and time of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    changed_ns: i128,
+}
+
+/// Scans the store, or the domains of `only` where the others are known. The memo is changed by a scan that succeeds.
+pub(super) fn scan(root: &Root, memo: &mut Memo, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
     let path = StorePath::new(DOMAINS).expect("a constant");
     let at = |errno| Error::from_errno(&path, errno);
     let domains_fd = match root.open_directory(&path) {
         Ok(fd) => fd,
-        Err(Error::NotFound { .. }) => return Ok(Holdings::default()),
+        Err(Error::NotFound { .. }) => {
+            *memo = Memo::default();
+            return Ok(Holdings::default());
+        }
         Err(error) => return Err(error),
     };
+    // Without a whole scan before, there is nothing that the others could be taken from.
+    let only = only.filter(|_| memo.is_whole);
     let (mut domains, names) = match only {
         None => {
             (BTreeMap::new(), entries(&domains_fd).map_err(at)?.into_iter().map(|(name, _)| name).collect())
         }
-        Some(only) => (previous.domains.clone(), only.iter().cloned().collect::<Vec<_>>()),
+        Some(only) => (memo.domains.clone(), only.iter().cloned().collect::<Vec<_>>()),
     };
     for name in names {
-        let before = previous.domains.get(&name);
+        let before = memo.domains.get(&name);
         match scan_domain(&domains_fd, &name, before) {
-            Ok(held) => domains.insert(name, held),
+            Ok(found) => domains.insert(name, found),
             Err(Errno::NOENT) => domains.remove(&name),
             // A symbolic link or a stray file. It is announced all the same, so that a backup that meets it
             // fails aloud instead of passing over what may be a whole domain.
-            Err(Errno::NOTDIR | Errno::LOOP) => domains.insert(name, Arc::default()),
+            Err(Errno::NOTDIR | Errno::LOOP) => domains.insert(name, Scanned::default()),
             Err(errno) => return Err(at(errno)),
         };
     }
-    Ok(Holdings { domains })
+    let announced = domains.iter().map(|(name, found)| (name.clone(), Arc::clone(&found.objects))).collect();
+    *memo = Memo { domains, is_whole: true };
+    Ok(Holdings { domains: announced })
 }
 
-fn scan_domain(
-    domains: &OwnedFd,
-    name: &[u8],
-    before: Option<&Arc<DomainHoldings>>,
-) -> rustix::io::Result<Arc<DomainHoldings>> {
+fn scan_domain(domains: &OwnedFd, name: &[u8], before: Option<&Scanned>) -> rustix::io::Result<Scanned> {
     // NOENT from here, and only from here, means that the domain is gone.
     let domain = open_directory(domains, name)?;
     let mut stamps = vec![stamp(&rustix::fs::fstat(&domain)?)];
@@ -65,7 +92,7 @@ fn scan_domain(
     }
     let settled = stamps.iter().all(is_settled);
     if let Some(before) = before.filter(|before| settled && before.stamps == stamps) {
-        return Ok(Arc::clone(before));
+        return Ok(before.clone());
     }
     let mut objects = BTreeSet::new();
     for (entry, is_directory) in entries(&domain)? {
@@ -84,10 +111,11 @@ fn scan_domain(
         }
     }
     // A change between the stamps and the reading shows in the stamps of the next scan.
-    if let Some(before) = before.filter(|before| before.objects == objects && before.stamps == stamps) {
-        return Ok(Arc::clone(before));
-    }
-    Ok(Arc::new(DomainHoldings { objects, stamps }))
+    let objects = match before {
+        Some(before) if *before.objects == objects => Arc::clone(&before.objects),
+        _ => Arc::new(objects),
+    };
+    Ok(Scanned { objects, stamps })
 }
 
 fn open_directory(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
