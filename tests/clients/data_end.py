@@ -109,6 +109,10 @@ def act(ftp, how, path):
         count = data.read(20_000)
         data.reset()
         return count, shown
+    elif how == "swift":
+        count = data.read(int(path.rsplit("/", 1)[1]))
+        data.raw.close()
+        return count, shown
     elif how == "stray":
         data.send(b"stray")
         time.sleep(0.2)

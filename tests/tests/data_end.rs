@@ -40,6 +40,19 @@ fn a_client_that_ends_its_own_side_early_or_sends_what_nobody_expects_gets_all()
 }
 
 #[test]
+fn a_client_that_closes_right_after_the_last_byte_has_all() {
+    let cluster = cluster();
+    for version in VERSIONS {
+        // It is gone before, while, or after the end is on its way.
+        for size in [1, 100_000] {
+            let actions = vec![format!("swift:/domains/one.example/{size}"); 50];
+            let expected = vec![format!("226 {size}"); actions.len()];
+            assert_eq!(outcomes(&cluster, version, &actions), expected, "{version}");
+        }
+    }
+}
+
+#[test]
 fn a_client_that_is_gone_before_it_has_all_gets_no_226() {
     let cluster = cluster();
     for version in VERSIONS {

@@ -1,7 +1,8 @@
 //! The agent's own folder in a store, `.portolan`, and what is put right in it at start.
 //!
 //! `.portolan/staging` holds uploads that are not complete. After a crash they are worthless: the files they
-//! were to replace are untouched. `.portolan/lock` keeps a second agent away from the same root.
+//! were to replace are untouched. A file that a rename has put aside there is not: it is swept only where it has
+//! another name too. `.portolan/lock` keeps a second agent away from the same root.
 
 use std::fs::File;
 use std::io;
@@ -16,6 +17,9 @@ use crate::store::{Result, StorePath};
 /// The agent's folder. It lies beside `domains`, so no path of the tree names it.
 const OWN_FOLDER: &[u8] = b".portolan";
 const STAGING: &[u8] = b".portolan/staging";
+
+/// How the names of files begin that a rename has put aside. They may be the only name of what somebody has stored.
+pub const ASIDE: &str = "renamed-";
 
 /// The staging folder, opened beneath the root: who owns the root cannot lead us elsewhere by a link.
 pub fn staging(root: &Root) -> Result<OwnedFd> {
@@ -46,6 +50,15 @@ pub fn recover(root: &Root) -> io::Result<(File, usize)> {
         let entry = entry?;
         let name = entry.file_name();
         if name != c"." && name != c".." {
+            if name.to_bytes().starts_with(ASIDE.as_bytes())
+                && rustix::fs::statat(&staging, name, AtFlags::SYMLINK_NOFOLLOW)?.st_nlink == 1
+            {
+                tracing::warn!(
+                    file = %name.to_string_lossy(),
+                    "a rename was cut, and a file has no name but the one in .portolan/staging; move it to where it belongs"
+                );
+                continue;
+            }
             rustix::fs::unlinkat(&staging, name, AtFlags::empty())?;
             swept += 1;
         }
@@ -70,6 +83,21 @@ mod tests {
         drop(lock);
         assert_eq!(recover(&root).unwrap().1, 1);
         assert!(!stale.try_exists().unwrap());
+    }
+
+    #[test]
+    fn a_file_that_a_rename_has_put_aside_is_swept_only_where_it_has_another_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open(folder.path()).unwrap();
+        drop(recover(&root).unwrap());
+        let [only, second] =
+            ["renamed-1-1", "renamed-1-2"].map(|name| folder.path().join(".portolan/staging").join(name));
+        std::fs::write(&only, "the only copy").unwrap();
+        std::fs::write(&second, "has another name").unwrap();
+        std::fs::hard_link(&second, folder.path().join("other")).unwrap();
+        assert_eq!(recover(&root).unwrap().1, 1);
+        assert_eq!(std::fs::read(&only).unwrap(), b"the only copy");
+        assert!(!second.try_exists().unwrap());
     }
 
     #[test]

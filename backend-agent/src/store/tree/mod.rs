@@ -92,8 +92,17 @@ impl TreeStore {
             return Ok(());
         }
         let staging = recover::staging(&self.root)?;
-        let aside = format!("renamed-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        rustix::fs::renameat(from_parent, from_name, &staging, &aside).map_err(at_from)?;
+        // A file that a cut rename has left there keeps its name.
+        let aside = loop {
+            let aside =
+                format!("{}{}-{}", recover::ASIDE, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            match rustix::fs::renameat_with(from_parent, from_name, &staging, &aside, RenameFlags::NOREPLACE)
+            {
+                Ok(()) => break aside,
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(at_from(errno)),
+            }
+        };
         let still = entry_stat(&staging, aside.as_bytes())
             .and_then(|moved| Ok(is_same(&moved, &entry_stat(to_parent, to_name)?)))
             .unwrap_or(false);

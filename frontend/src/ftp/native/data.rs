@@ -281,20 +281,41 @@ impl Connection {
             let rest = deflate.finish().await;
             self.write(&rest).await?;
         }
-        // What its system has of it a client need not want: some close in the middle of a file, as rclone does to seek.
-        let all_taken = unacknowledged(self.tcp())? == 0;
-        if let Some(error) = self.tcp().take_error()? {
-            return Err(error);
-        }
-        let ended = match in_time(self.stream.shutdown()).await {
+        let mut end_bytes = 0;
+        let ended = match self.end(&mut end_bytes).await {
             Ok(()) => self.acknowledged().await,
             Err(error) => Err(error),
         };
         match ended {
-            Err(error) if all_taken && is_reset(&error) => Ok(()),
+            // A client that has all may be gone before the end comes. It need not want all that its system has, either: some
+            // close in the middle of a file, as rclone does to seek.
+            Err(error) if is_reset(&error) && unacknowledged(self.tcp())? <= end_bytes => Ok(()),
             Err(error) => Err(error),
             Ok(()) => self.linger(None),
         }
+    }
+
+    /// Sends close_notify and the end of the stream. `end_bytes` counts what is sent behind the content, as [`unacknowledged`]
+    /// counts it.
+    async fn end(&mut self, end_bytes: &mut usize) -> io::Result<()> {
+        let tcp = match &mut self.stream {
+            Stream::Left(tcp) => tcp,
+            Stream::Right(tls) => {
+                // Apart from the end of the stream, because the library does not return how long it is.
+                let (tcp, session) = tls.get_mut();
+                let mut notify = Vec::new();
+                session.send_close_notify();
+                while session.wants_write() {
+                    session.write_tls(&mut notify)?;
+                }
+                in_time(tcp.write_all(&notify)).await?;
+                *end_bytes += notify.len();
+                tcp
+            }
+        };
+        in_time(tcp.shutdown()).await?;
+        *end_bytes += END_BYTES;
+        Ok(())
     }
 
     /// Waits until all that was sent is acknowledged, and reads away what the client has sent. That the client has closed its

@@ -16,6 +16,7 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 const SIOCOUTQ: Opcode = 0x5411;
 
 /// Bytes that were written and that the peer's system has not acknowledged. The end of the stream (FIN) counts as one.
+/// After a reset the count stays what it was: the acknowledgement that a reset carries is not taken.
 pub(super) fn unacknowledged(socket: impl AsFd) -> rustix::io::Result<usize> {
     // SAFETY: on a socket SIOCOUTQ writes one int to where its argument points, which is what the getter has room for; on
     // another file descriptor it fails, or writes one int too (tty_ioctl(4)).
