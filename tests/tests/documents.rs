@@ -4,6 +4,8 @@
 //! cited paths.
 //! What it never does: start a program.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
