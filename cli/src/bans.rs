@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use portolan_proto::control::{Ban, LiftBansRequest, ListBansRequest, ban::Who};
 
 use super::Socket;
-use portolan_ftp::shown_time;
+use portolan_telemetry::shown_time;
 
 /// List the addresses and names that are banned after failed logins, or lift bans.
 #[derive(Parser)]

@@ -8,7 +8,7 @@ use indicatif::{BinaryBytes, HumanCount};
 use portolan_proto::control::{DescribeRequest, DescribeResponse, ListSessionsRequest, Session, Usage};
 
 use super::Socket;
-use portolan_ftp::shown_time;
+use portolan_telemetry::shown_time;
 
 /// Show the sessions, nodes and limits of the running front end.
 #[derive(Parser)]

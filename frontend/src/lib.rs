@@ -12,9 +12,11 @@
 #![forbid(unsafe_code)]
 
 mod console;
+mod door;
 pub mod gate;
 pub mod operator;
 pub mod running;
+mod sessions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -153,7 +155,7 @@ impl Frontend {
                 () = signals.cut.cancelled() => {}
             }
         };
-        let gate::sessions::Drained { finished, failed, cut } = running.sessions().drain(deadline).await;
+        let sessions::Drained { finished, failed, cut } = running.sessions().drain(deadline).await;
         if cut > 0 {
             tracing::warn!(
                 finished,

@@ -16,7 +16,7 @@ pub mod transfer;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::listener::{Engine, Listener};
@@ -298,9 +298,4 @@ async fn pause(control: &ControlConnection, pause: Duration) {
         () = tokio::time::sleep(pause) => {}
         _ = control.asked_to_end(Ending::Drain) => {}
     }
-}
-
-/// A point in time for people, in UTC.
-pub fn shown_time(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
 }

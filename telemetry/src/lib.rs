@@ -139,6 +139,11 @@ fn overridden(log: &Log, levels: Option<&Levels>) -> Log {
     log
 }
 
+/// A point in time for people, in UTC.
+pub fn shown_time(time: std::time::SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
+}
+
 /// An error and its causes on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());

@@ -5,14 +5,15 @@
 //!            (trusted only)        └────────────┴────────────┴──> 421
 //! ```
 //!
-//! Who calls it: `Frontend`, with one gate for each listener.
-//! What it calls: `auth::lockout`; `ftp::Service`, with each connection that it lets in.
-//! What it never does: parse FTP.
+//! It is the same for every service ([`Serve`]).
+//!
+//! Who calls it: `running::gates`, with one gate for each listener.
+//! What it calls: `cluster::auth::lockout`; the service, with each connection that it lets in.
+//! What it never does: know the service's protocol.
 
 pub mod access;
 pub mod flow;
 mod refusal;
-pub mod sessions;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,21 +23,23 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use portolan_config::checked::access::Limits;
 use portolan_config::checked::access::{AccessList, AccessRule, RuleLimits, Scope, Verdict};
 use portolan_config::checked::frontend::Frontend as Config;
-use portolan_config::checked::listener::Tls;
+use portolan_config::units::Addresses;
 use rustix::net::SendFlags;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use tokio_util::task::TaskTracker;
 
 use flow::{Flow, Place, Usage};
-use portolan_ftp::{ControlConnection, Service, shown_time};
+use portolan_cluster::auth::lockout::Lockout;
 use portolan_net::Origin;
 use portolan_net::proxy;
-use refusal::{Refused, Refuser};
-use sessions::Sessions;
+use portolan_telemetry::shown_time;
+pub use refusal::Refused;
+use refusal::Refuser;
 
 /// Pause after a failed accept: without it, running out of descriptors would spin a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -45,23 +48,74 @@ const BACKLOG: u32 = 4_096;
 /// Connections of load balancers whose headers are awaited at once.
 const HEADERS_MAX: usize = 1_024;
 
-/// What a balancer's own connection is greeted with.
-const HEALTHY: &[u8] = b"220 Portolan ready.\r\n";
+/// A service behind gates, as one listener offers it.
+pub trait Serve: Send + Sync + 'static {
+    /// What the configuration says of its listener.
+    fn door(&self) -> Door<'_>;
+    fn lockout(&self) -> &Lockout;
+    /// The TLS of a client that speaks it from the first byte on; `None`: a connection begins in plaintext.
+    fn implicit_tls(&self) -> Option<Arc<rustls::ServerConfig>>;
+    /// What a refused client is sent.
+    fn refusal(&self, why: &Refused) -> String;
+    /// What a load balancer's own connection is sent, where it begins in plaintext.
+    fn health_greeting(&self) -> &'static [u8];
+    /// Counts a refusal.
+    fn count_refused(&self, why: &Refused);
+    /// Serves a connection that was let in, in a task of its own. The admission is dropped at its end.
+    fn serve(self: Arc<Self>, stream: TcpStream, origin: Origin, admission: flow::Admission);
+}
+
+/// A listener as its gate sees it.
+pub struct Door<'a> {
+    pub name: &'a str,
+    pub limits: Limits,
+    pub access: Option<&'a AccessList>,
+    /// The load balancers whose PROXY headers count.
+    pub trusted: &'a [Addresses],
+    /// How long a PROXY header may take.
+    pub header_timeout: Duration,
+}
 
 /// What all gates share.
 #[derive(Debug)]
 pub struct Commons {
-    pub sessions: Arc<Sessions>,
+    bystanders: Bystanders,
     global: Arc<Flow>,
     ftp: Arc<Flow>,
     /// Connections by access rules that have limits, by where the rule stands and how it is written.
     rules: Mutex<HashMap<String, Arc<Flow>>>,
 }
 
+/// The tasks of connections that are no sessions: awaited headers, refusals. They end when a drain begins.
+#[derive(Debug, Clone, Default)]
+struct Bystanders {
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Bystanders {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let end = self.end.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = end.cancelled() => {}
+            }
+        });
+    }
+}
+
 impl Commons {
+    /// Ends what is done for connections that are no sessions.
+    pub async fn stop(&self) {
+        self.bystanders.end.cancel();
+        self.bystanders.tasks.close();
+        self.bystanders.tasks.wait().await;
+    }
+
     pub fn new(config: &Config) -> Self {
         Self {
-            sessions: Arc::default(),
+            bystanders: Bystanders::default(),
             global: Arc::new(Flow::new(Place::Global, config.global_limits)),
             ftp: Arc::new(Flow::new(Place::Ftp, config.ftp_limits)),
             rules: Mutex::default(),
@@ -98,32 +152,32 @@ impl Commons {
 }
 
 /// What decides over connections to one listener. A reload puts another one in its place.
-struct Rules {
-    service: Arc<Service>,
+struct Rules<S> {
+    service: Arc<S>,
     /// The connections of each rule of the access list that has limits.
     flows: Vec<Option<Arc<Flow>>>,
     ipv6_prefix: u8,
 }
 
-impl Rules {
-    fn new(service: Arc<Service>, commons: &Commons, ipv6_prefix: u8) -> Self {
-        let listener = &service.listener;
+impl<S: Serve> Rules<S> {
+    fn new(service: Arc<S>, commons: &Commons, ipv6_prefix: u8) -> Self {
+        let door = service.door();
         let flow = |list: &AccessList, rule: &AccessRule| {
             let limited = rule.limits != RuleLimits::NONE;
-            limited.then(|| commons.of_rule(list, &listener.name, rule))
+            limited.then(|| commons.of_rule(list, door.name, rule))
         };
-        let lists = listener.access.iter();
+        let lists = door.access.iter();
         let flows = lists.flat_map(|list| list.rules.iter().map(|rule| flow(list, rule))).collect();
         Self { service, flows, ipv6_prefix }
     }
 }
 
 /// One listener.
-pub struct Gate {
+pub struct Gate<S> {
     name: Arc<str>,
     address: SocketAddr,
     flow: Arc<Flow>,
-    rules: ArcSwap<Rules>,
+    rules: ArcSwap<Rules<S>>,
     commons: Arc<Commons>,
     headers: Arc<Semaphore>,
     refuser: Refuser,
@@ -140,13 +194,14 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-impl Gate {
+impl<S: Serve> Gate<S> {
     /// A gate for what has been bound to `address`. Limits of its access rules are in force from here on.
-    pub fn new(service: Service, address: SocketAddr, commons: Arc<Commons>, ipv6_prefix: u8) -> Self {
-        let name: Arc<str> = service.listener.name.as_str().into();
-        let flow = Arc::new(Flow::new(Place::Listener(Arc::clone(&name)), service.listener.limits));
+    pub fn new(service: S, address: SocketAddr, commons: Arc<Commons>, ipv6_prefix: u8) -> Self {
+        let Door { name, limits, .. } = service.door();
+        let name: Arc<str> = name.into();
+        let flow = Arc::new(Flow::new(Place::Listener(Arc::clone(&name)), limits));
         let rules = Rules::new(Arc::new(service), &commons, ipv6_prefix);
-        let refuser = Refuser::new(Arc::clone(&commons.sessions), Arc::clone(&name));
+        let refuser = Refuser::new(commons.bystanders.clone(), Arc::clone(&name));
         let headers = Arc::new(Semaphore::new(HEADERS_MAX));
         Self { name, address, flow, rules: ArcSwap::from_pointee(rules), commons, headers, refuser }
     }
@@ -161,7 +216,7 @@ impl Gate {
         &self.name
     }
 
-    pub fn service(&self) -> Arc<Service> {
+    pub fn service(&self) -> Arc<S> {
         Arc::clone(&self.rules.load().service)
     }
 
@@ -169,10 +224,9 @@ impl Gate {
         self.flow.usage(now)
     }
 
-    /// Takes another service and its rules, for connections to come. Bandwidth limits hold for all.
-    pub fn update(&self, service: Service, ipv6_prefix: u8) {
-        self.flow.set_limits(service.listener.limits);
-        service.apply_bandwidth();
+    /// Takes another service and its rules, for connections to come.
+    pub fn update(&self, service: S, ipv6_prefix: u8) {
+        self.flow.set_limits(service.door().limits);
         self.rules.store(Arc::new(Rules::new(Arc::new(service), &self.commons, ipv6_prefix)));
     }
 
@@ -203,7 +257,7 @@ impl Gate {
                 return;
             }
         };
-        let trusted = &rules.service.listener.proxy_protocol.trusted;
+        let Door { trusted, .. } = rules.service.door();
         if !trusted.iter().any(|balancer| balancer.contains(peer.ip())) {
             let network = portolan_net::network::network(peer.ip(), rules.ipv6_prefix);
             let origin = Origin { client: peer, network, contacted: own, own, balancer: None };
@@ -215,14 +269,14 @@ impl Gate {
             return;
         };
         let gate = Arc::clone(self);
-        self.commons.sessions.spawn(async move {
+        self.commons.bystanders.spawn(async move {
             let _turn = turn;
             gate.read_header(&rules, stream, peer, own).await;
         });
     }
 
-    async fn read_header(&self, rules: &Rules, mut stream: TcpStream, peer: SocketAddr, own: IpAddr) {
-        let limit = rules.service.listener.handshake_timeout;
+    async fn read_header(&self, rules: &Rules<S>, mut stream: TcpStream, peer: SocketAddr, own: IpAddr) {
+        let limit = rules.service.door().header_timeout;
         let ends = match tokio::time::timeout(limit, proxy::read(&mut stream)).await {
             Ok(Ok(ends)) => ends,
             // A balancer that only looks whether somebody is here.
@@ -252,9 +306,10 @@ impl Gate {
 
     /// The balancer itself looks whether somebody is here. That is no session: it is neither counted nor refused nor
     /// logged. Where the greeting is plaintext it gets one, for checks that look at it.
-    async fn answer_health_check(&self, rules: &Rules, stream: TcpStream) {
-        if !matches!(rules.service.listener.tls, Tls::Implicit(_))
-            && rustix::net::send(&stream, HEALTHY, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err()
+    async fn answer_health_check(&self, rules: &Rules<S>, stream: TcpStream) {
+        let greeting = rules.service.health_greeting();
+        if rules.service.implicit_tls().is_none()
+            && rustix::net::send(&stream, greeting, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_err()
         {
             return;
         }
@@ -262,39 +317,22 @@ impl Gate {
     }
 
     /// Lets a connection in or refuses it.
-    fn decide(&self, rules: &Rules, stream: TcpStream, origin: Origin) {
+    fn decide(&self, rules: &Rules<S>, stream: TcpStream, origin: Origin) {
         let admission = match self.admit(rules, &origin) {
             Ok(admission) => admission,
             Err(refused) => {
-                self.refuser.refuse(&rules.service, stream, origin.client, refused);
+                self.refuser.refuse(&*rules.service, stream, origin.client, refused);
                 return;
             }
         };
-        let metrics = Arc::clone(&rules.service.shared.metrics);
-        metrics.connected(&self.name);
-        let control = match ControlConnection::new(&stream, origin, Arc::clone(&self.name), metrics) {
-            Ok(control) => Arc::new(control),
-            Err(error) => {
-                tracing::debug!(%error, peer = %origin.client, "connection was lost before it began");
-                return;
-            }
-        };
-        let service = Arc::clone(&rules.service);
-        let served = Arc::clone(&control);
-        let serve = async move {
-            tracing::debug!("session begins");
-            service.serve(stream, served).await;
-            tracing::debug!("session ends");
-        };
-        let span = control.span.clone();
-        self.commons.sessions.serve(control, admission, serve.instrument(span));
+        Arc::clone(&rules.service).serve(stream, origin, admission);
     }
 
-    fn admit(&self, rules: &Rules, origin: &Origin) -> Result<flow::Admission, Refused> {
+    fn admit(&self, rules: &Rules<S>, origin: &Origin) -> Result<flow::Admission, Refused> {
         let service = &rules.service;
         let mut limits = RuleLimits::NONE;
         let mut by_rule = None;
-        if let Some(list) = &service.listener.access {
+        if let Some(list) = service.door().access {
             let decision = access::decide(&list.rules, origin.client.ip());
             if decision.verdict == Verdict::Deny {
                 let rule = decision.rule.map(|place| list.rules[place].to_string());
@@ -304,7 +342,7 @@ impl Gate {
             by_rule = decision.rule.and_then(|place| rules.flows.get(place)).and_then(Option::as_ref);
         }
         let now = Instant::now();
-        if let Some(until) = service.shared.lockout.address_banned_until(origin.network, now) {
+        if let Some(until) = service.lockout().address_banned_until(origin.network, now) {
             return Err(Refused::Banned { until: shown_time(until) });
         }
         let scopes = [&self.commons.global, &self.commons.ftp, &self.flow];

@@ -1,4 +1,4 @@
-//! Refusals: a client that is not let in is told why, in one line (RFC 959 section 5.4: 421).
+//! Refusals: a client that is not let in is sent the reason, in one line.
 //!
 //! However many come at once, a refusal costs one write, or, where a listener speaks TLS from the first byte on, one
 //! of a limited number of handshakes.
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use portolan_config::checked::access::Scope;
-use portolan_config::checked::listener::Tls;
 use portolan_telemetry::log::AUDIT;
 use rustix::net::{SendFlags, Shutdown, shutdown};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,8 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::flow::Refusal;
-use super::sessions::Sessions;
-use portolan_ftp::Service;
+use super::{Bystanders, Serve};
 
 /// How long a refused client may take for its TLS handshake and its refusal.
 const TLS_REFUSAL_MAX: Duration = Duration::from_secs(5);
@@ -37,7 +35,7 @@ const LOG_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why a connection is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub enum Refused {
     #[error("Connections from your address are not accepted here.")]
     Denied { scope: Scope, rule: Option<String> },
     #[error("Too many logins from your address have failed; come again after {until}.")]
@@ -48,7 +46,7 @@ pub(super) enum Refused {
 
 impl Refused {
     /// For metrics and audit.
-    fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Refused::Denied { .. } => "access",
             Refused::Banned { .. } => "banned",
@@ -75,7 +73,7 @@ pub(super) async fn read_away(stream: TcpStream) {
 /// Refuses the connections of one listener.
 pub(super) struct Refuser {
     listener: Arc<str>,
-    sessions: Arc<Sessions>,
+    bystanders: Bystanders,
     tls: Arc<Semaphore>,
     lingering: Arc<Semaphore>,
     lines: Arc<Mutex<Lines>>,
@@ -90,10 +88,10 @@ struct Lines {
 }
 
 impl Refuser {
-    pub(super) fn new(sessions: Arc<Sessions>, listener: Arc<str>) -> Self {
+    pub(super) fn new(bystanders: Bystanders, listener: Arc<str>) -> Self {
         Self {
             listener,
-            sessions,
+            bystanders,
             tls: Arc::new(Semaphore::new(TLS_REFUSALS_MAX)),
             lingering: Arc::new(Semaphore::new(LINGERING_MAX)),
             lines: Arc::new(Mutex::new(Lines { since: Instant::now(), written: 0, left_out: 0 })),
@@ -101,13 +99,12 @@ impl Refuser {
     }
 
     /// Tells the client why, and closes its connection.
-    pub(super) fn refuse(&self, service: &Service, stream: TcpStream, from: SocketAddr, why: Refused) {
+    pub(super) fn refuse(&self, service: &impl Serve, stream: TcpStream, from: SocketAddr, why: Refused) {
         self.log(service, from, &why);
-        let text = format!("421 {why}\r\n");
-        if let (Tls::Implicit(_), Some(tls)) = (&service.listener.tls, &service.tls) {
+        let text = service.refusal(&why);
+        if let Some(config) = service.implicit_tls() {
             let Ok(turn) = Arc::clone(&self.tls).try_acquire_owned() else { return };
-            let config = Arc::clone(&tls.config);
-            self.sessions.spawn(async move {
+            self.bystanders.spawn(async move {
                 let _turn = turn;
                 let told = tokio::time::timeout(TLS_REFUSAL_MAX, async {
                     let mut stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await?;
@@ -126,7 +123,7 @@ impl Refuser {
             return;
         }
         let Ok(turn) = Arc::clone(&self.lingering).try_acquire_owned() else { return };
-        self.sessions.spawn(async move {
+        self.bystanders.spawn(async move {
             let _turn = turn;
             read_away(stream).await;
         });
@@ -145,7 +142,7 @@ impl Refuser {
         lines.left_out += 1;
         if lines.left_out == 1 {
             let (listener, lines) = (Arc::clone(&self.listener), Arc::clone(&self.lines));
-            self.sessions.spawn(async move {
+            self.bystanders.spawn(async move {
                 tokio::time::sleep(LOG_PERIOD).await;
                 let mut lines = lines.lock();
                 let left_out = lines.left_out;
@@ -156,8 +153,8 @@ impl Refuser {
         false
     }
 
-    fn log(&self, service: &Service, from: SocketAddr, why: &Refused) {
-        service.shared.metrics.refused(&self.listener, why.reason());
+    fn log(&self, service: &impl Serve, from: SocketAddr, why: &Refused) {
+        service.count_refused(why);
         if !self.may_write() {
             return;
         }

@@ -73,7 +73,7 @@ impl Control for ControlService {
     ) -> Result<Response<v1::DescribeResponse>, Status> {
         let view = self.running.view();
         let listeners = view.gates.iter().map(|gate| {
-            let service = gate.service();
+            let service = &gate.service().service;
             let (engine, tls) = (service.listener.engine, &service.listener.tls);
             v1::Listener {
                 name: gate.name().to_owned(),

@@ -59,7 +59,7 @@ impl Running {
         }
         for (gate, service) in updated {
             tracing::info!(listener = gate.name(), "the certificates of a listener are renewed");
-            gate.update(service, new.ipv6_prefix);
+            self.gates.update(&gate, service, new.ipv6_prefix);
         }
         self.in_force.renew(new);
         Ok(())

@@ -19,14 +19,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
+use crate::door::Ftp;
 use crate::gate::flow::Usage;
-use crate::gate::sessions::Sessions;
-use crate::gate::{self, Commons, Gate};
+use crate::gate::{self, Commons};
+use crate::sessions::Sessions;
+
+/// A listener that is open.
+pub(crate) type Gate = gate::Gate<Ftp>;
 
 /// See the module.
 pub(crate) struct Gates {
     shared: Arc<Shared>,
     commons: Arc<Commons>,
+    sessions: Arc<Sessions>,
     /// By the listener's name; `None`: the gates are closed for good.
     open: Mutex<Option<BTreeMap<String, OpenGate>>>,
     /// Where the gates run.
@@ -37,7 +42,7 @@ pub(crate) struct Gates {
 pub(crate) struct Bound {
     pub(crate) address: SocketAddr,
     socket: TcpListener,
-    service: Service,
+    service: Ftp,
 }
 
 struct OpenGate {
@@ -52,13 +57,14 @@ impl Gates {
         Self {
             shared,
             commons: Arc::new(Commons::new(config)),
+            sessions: Arc::default(),
             open: Mutex::new(Some(BTreeMap::new())),
             accepting: TaskTracker::new(),
         }
     }
 
     pub(super) fn sessions(&self) -> &Arc<Sessions> {
-        &self.commons.sessions
+        &self.sessions
     }
 
     /// Those that are open, by the name of their listener.
@@ -101,13 +107,10 @@ impl Gates {
         Ok(Bound { address, socket, service })
     }
 
-    pub(super) fn make_service(
-        &self,
-        listener: &Listener,
-        previous: Option<&Service>,
-    ) -> Result<Service, Error> {
+    pub(super) fn make_service(&self, listener: &Listener, previous: Option<&Ftp>) -> Result<Ftp, Error> {
         let address: SocketAddr = listener.address;
-        Service::new(listener.clone(), Arc::clone(&self.shared), previous)
+        Service::new(listener.clone(), Arc::clone(&self.shared), previous.map(|previous| &*previous.service))
+            .map(|service| Ftp::new(service, Arc::clone(&self.sessions)))
             .map_err(|source| Error::Ftp { address, source })
     }
 
@@ -131,6 +134,13 @@ impl Gates {
         }
         self.accepting.close();
         self.accepting.wait().await;
+        self.commons.stop().await;
+    }
+
+    /// Puts another service behind a gate, for connections to come. Bandwidth limits hold for all.
+    pub(super) fn update(&self, gate: &Gate, service: Ftp, ipv6_prefix: u8) {
+        service.service.apply_bandwidth();
+        gate.update(service, ipv6_prefix);
     }
 
     /// Lets nobody in any more at listeners that the configuration does not have, and waits until their addresses are free.

@@ -40,7 +40,7 @@ use portolan_telemetry::Telemetry;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::gate::sessions::Sessions;
+use crate::sessions::Sessions;
 use crate::{Error, Phase};
 pub(crate) use gates::Bound;
 use gates::Gates;

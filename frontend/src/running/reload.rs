@@ -17,7 +17,7 @@ use portolan_telemetry::chain;
 use portolan_telemetry::log::AUDIT;
 
 use super::Running;
-use crate::gate::Gate;
+use super::gates::Gate;
 use crate::{Error, Phase};
 
 /// Why a reload was refused.
@@ -123,7 +123,7 @@ impl Running {
         self.shared.update(&new, admins);
         self.gates.set_limits(&new);
         for (gate, service) in updated {
-            gate.update(service, new.ipv6_prefix);
+            self.gates.update(&gate, service, new.ipv6_prefix);
         }
         // The operator is told when nobody is let in any more and the addresses are free.
         self.gates.close_removed(&new).await;

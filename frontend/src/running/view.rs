@@ -15,9 +15,9 @@ use portolan_ftp::ControlConnection;
 use portolan_proto::id::NodeId;
 use portolan_telemetry::http::Readiness;
 
+use super::gates::Gate;
 use super::{RefusedReload, Running};
 use crate::Phase;
-use crate::gate::Gate;
 use crate::gate::flow::Usage;
 
 /// See the module.

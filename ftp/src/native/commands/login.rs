@@ -8,14 +8,15 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
 use super::{data_requires_tls, login_requires_tls};
+use crate::LoginFailure;
 use crate::native::command::number;
 use crate::native::data::Setup;
 use crate::native::facts::Facts;
 use crate::native::session::{Modes, NextTransfer, Session, Step};
 use crate::reply::Reply;
-use crate::{LoginFailure, shown_time};
 use portolan_cluster::auth::{Admin, Login, Proof};
 use portolan_cluster::path::VirtualPath;
+use portolan_telemetry::shown_time;
 
 pub(super) async fn user(session: &mut Session, name: &[u8]) -> Step {
     if login_requires_tls(session) && !session.protected {

@@ -1,4 +1,8 @@
-//! The sessions of all listeners: shown to the operator, and drained when the front end stops.
+//! The FTP sessions of all listeners: shown to the operator, and drained when the front end stops.
+//!
+//! Who calls it: `doors` with each session; `running` and `operator` for all of them.
+//! What it calls: the handles of portolan-ftp on control connections.
+//! What it never does: let anybody in.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,7 +15,7 @@ use portolan_telemetry::log::AUDIT;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::flow::Admission;
+use crate::gate::flow::Admission;
 use portolan_ftp::transfer::{Stand, Transfer};
 use portolan_ftp::{ControlConnection, Ending};
 
@@ -20,12 +24,11 @@ const DRAIN_STEP: Duration = Duration::from_millis(50);
 /// A session whose transfer has just ended gets this long to be told so.
 const REPLY_GRACE: Duration = Duration::from_millis(500);
 
-/// All sessions, and the tasks of connections that do not become one.
+/// All sessions.
 #[derive(Debug, Default)]
 pub struct Sessions {
     present: Mutex<HashMap<SessionId, Arc<ControlConnection>>>,
     tasks: TaskTracker,
-    draining: CancellationToken,
     cut: CancellationToken,
 }
 
@@ -61,22 +64,8 @@ impl Sessions {
         meant.len()
     }
 
-    /// Runs something for a connection that is no session, until it ends or a drain begins.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn_until(self.draining.clone(), task);
-    }
-
-    fn spawn_until(&self, end: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = task => {}
-                () = end.cancelled() => {}
-            }
-        });
-    }
-
     /// Runs a session until it ends or all is cut.
-    pub(super) fn serve(
+    pub(crate) fn serve(
         self: &Arc<Self>,
         control: Arc<ControlConnection>,
         admission: Admission,
@@ -84,9 +73,13 @@ impl Sessions {
     ) {
         self.present().insert(control.id, Arc::clone(&control));
         let present = Present { control, sessions: Arc::clone(self), _admission: admission };
-        self.spawn_until(self.cut.clone(), async move {
+        let cut = self.cut.clone();
+        self.tasks.spawn(async move {
             let _present = present;
-            session.await;
+            tokio::select! {
+                () = session => {}
+                () = cut.cancelled() => {}
+            }
         });
     }
 
@@ -109,7 +102,6 @@ impl Sessions {
             }
         };
         self.tasks.close();
-        self.draining.cancel();
         tokio::select! {
             () = self.tasks.wait() => {}
             () = deadline => {}
