@@ -18,7 +18,7 @@ use crate::gate::{Door, Refused, Serve};
 use crate::sessions::Sessions;
 
 /// A listener's FTP service.
-pub struct Ftp {
+pub(crate) struct Ftp {
     pub(crate) service: Arc<Service>,
     name: Arc<str>,
     sessions: Arc<Sessions>,

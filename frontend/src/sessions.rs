@@ -26,7 +26,7 @@ const REPLY_GRACE: Duration = Duration::from_millis(500);
 
 /// All sessions.
 #[derive(Debug, Default)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     present: Mutex<HashMap<SessionId, Arc<ControlConnection>>>,
     tasks: TaskTracker,
     cut: CancellationToken,
@@ -34,7 +34,7 @@ pub struct Sessions {
 
 /// What became of the transfers that were under way in a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Drained {
+pub(crate) struct Drained {
     pub finished: usize,
     /// By the client or a node.
     pub failed: usize,
@@ -48,14 +48,14 @@ impl Sessions {
     }
 
     /// All of them, the oldest first.
-    pub fn list(&self) -> Vec<Arc<ControlConnection>> {
+    pub(crate) fn list(&self) -> Vec<Arc<ControlConnection>> {
         let mut all: Vec<_> = self.present().values().cloned().collect();
         all.sort_by_key(|control| control.since);
         all
     }
 
     /// Ends the sessions that are meant; how many.
-    pub fn kick(&self, is_meant: impl Fn(&ControlConnection) -> bool) -> usize {
+    pub(crate) fn kick(&self, is_meant: impl Fn(&ControlConnection) -> bool) -> usize {
         let meant: Vec<_> = self.list().into_iter().filter(|control| is_meant(control)).collect();
         for control in &meant {
             tracing::warn!(target: AUDIT, parent: &control.span, event = "kick", "session closed by the operator");
@@ -85,7 +85,7 @@ impl Sessions {
 
     /// Lets what is under way finish, and ends sessions that are idle, at once or after their transfer. Until
     /// `deadline`; then the rest is cut, and what is cut commits nothing.
-    pub async fn drain(&self, deadline: impl Future<Output = ()>) -> Drained {
+    pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) -> Drained {
         let mut seen = HashMap::new();
         let close_idle = async {
             loop {
