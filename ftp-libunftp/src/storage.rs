@@ -294,7 +294,7 @@ impl TreeStorage {
         let begins = if offset > 0 { Begins::At(offset) } else { Begins::Replacing };
         let upload = self.tree.write(&user.0, path, begins, transfer.id).await;
         let mut upload = upload.map_err(failed)?;
-        transfer.set_node(Some(upload.node()));
+        transfer.set_node(upload.node());
         loop {
             let chunk = match next_chunk(&mut input, &pace).await {
                 Ok(chunk) if chunk.is_empty() => break,
@@ -305,19 +305,19 @@ impl TreeStorage {
                 }
             };
             transfer.moved(chunk.len());
-            upload.send(chunk).await.map_err(|error| failed(error.into()))?;
+            upload.send(chunk).await.map_err(failed)?;
         }
         // The library takes any end of the data connection for a complete file. A client that died has lost
         // its control connection too, perhaps a moment later, and that is an abort.
         let (synced, ()) = tokio::join!(upload.finish(), tokio::time::sleep(END_GRACE));
-        synced.map_err(|error| failed(error.into()))?;
+        synced.map_err(failed)?;
         if self.control.is_closed_by_client() {
             let why = "the control connection is closed, so the upload counts as aborted";
             transfer.broken_off(&why);
             return Err(broken_off(why));
         }
         transfer.set_committing();
-        upload.commit().await.map_err(|error| failed(error.into()))?;
+        upload.commit().await.map_err(failed)?;
         transfer.complete();
         Ok(transfer.bytes())
     }

@@ -92,19 +92,19 @@ impl Content {
         }
     }
 
-    /// Size of the whole file when it was opened.
-    pub fn size(&self) -> u64 {
+    /// Size of the whole file when it was opened; `None`: it is known at the end only.
+    pub fn size(&self) -> Option<u64> {
         match &self.source {
-            Source::Node(from) => from.content.size(),
-            Source::Generated { size, .. } => *size,
+            Source::Node(from) => Some(from.content.size()),
+            Source::Generated { size, .. } => Some(*size),
         }
     }
 
-    /// Bytes still to come.
-    pub fn missing(&self) -> u64 {
+    /// Bytes still to come; `None`: not known before the end.
+    pub fn missing(&self) -> Option<u64> {
         match &self.source {
-            Source::Node(from) => from.content.missing(),
-            Source::Generated { missing, .. } => *missing,
+            Source::Node(from) => Some(from.content.missing()),
+            Source::Generated { missing, .. } => Some(*missing),
         }
     }
 

@@ -10,6 +10,7 @@ pub mod error;
 mod listing;
 mod placing;
 mod standby;
+mod upload;
 
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -23,7 +24,7 @@ use portolan_proto::v1::{self, DigestAlgorithm, DigestResponse, Reason};
 
 use crate::auth::Login;
 use crate::map::{self, NodeIndex, Route, Router, Site, Snapshot};
-use crate::nodes::{self, Batches, ListOptions, NodeClient, Nodes, Upload};
+use crate::nodes::{self, Batches, ListOptions, NodeClient, Nodes};
 
 pub use crate::nodes::Begins;
 use crate::path::{CLUSTER, Place, VirtualPath};
@@ -34,6 +35,7 @@ pub use error::Error;
 pub use listing::Listing;
 use listing::{Known, PartSource};
 use placing::Placing;
+pub use upload::Upload;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -608,7 +610,8 @@ impl Tree {
         }
         let node = Self::single(self.find_or_place(login, path).await?, path)?;
         let wire = path.as_wire();
-        Ok(self.changed(node).write(login.caller(wire), wire, begins, transfer).await?)
+        let upload = self.changed(node).write(login.caller(wire), wire, begins, transfer).await?;
+        Ok(Upload::to_node(upload))
     }
 
     pub async fn make_directory(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {

@@ -59,7 +59,10 @@ impl Job {
                 Err(error) => return Outcome::Done(self.refuse(&error, Action::Read)),
             };
             transfer.set_node(content.node());
-            let text = format!("Sending {} bytes of {}.", content.missing(), self.path());
+            let text = match content.missing() {
+                Some(bytes) => format!("Sending {bytes} bytes of {}.", self.path()),
+                None => format!("Sending {}.", self.path()),
+            };
             let moving = async move {
                 let converts = self.converts();
                 let Self { plan, transfer, .. } = self;
@@ -114,7 +117,7 @@ impl Job {
                 Ok(upload) => upload,
                 Err(error) => return Outcome::Done(self.refuse(&error, Action::Write)),
             };
-            transfer.set_node(Some(upload.node()));
+            transfer.set_node(upload.node());
             // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.
             let text = match begins {
                 Begins::New => format!("FILE: {}", display(self.path().name())),
@@ -141,7 +144,6 @@ impl Job {
                     while !chunk.is_empty() {
                         let piece = chunk.split_to(chunk.len().min(CHUNK_BYTES_MAX));
                         if let Err(error) = upload.send(piece).await {
-                            let error = error.into();
                             transfer.failed(&error);
                             return Outcome::Done(reply::of(&error, Action::Write, &transfer.path));
                         }
@@ -163,7 +165,6 @@ impl Job {
                 // The node syncs the content meanwhile.
                 let (synced, ()) = tokio::join!(upload.finish(), grace);
                 if let Err(error) = synced {
-                    let error = error.into();
                     transfer.failed(&error);
                     return Outcome::Done(reply::of(&error, Action::Write, &transfer.path));
                 }
@@ -183,7 +184,6 @@ impl Job {
                         ))
                     }
                     Err(error) => {
-                        let error = error.into();
                         transfer.failed(&error);
                         Outcome::Done(reply::of(&error, Action::Write, &transfer.path))
                     }
