@@ -1,5 +1,6 @@
 //! What the client says: a path of the virtual tree.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use portolan_proto::levels::{DOMAINS, is_container};
@@ -128,21 +129,14 @@ impl VirtualPath {
         format!("/{}", path::display(&self.bytes))
     }
 
-    /// A sentence that may hold paths from the very root on, as the client of this path may read it.
-    pub fn sentence(&self, text: &str) -> String {
-        if self.root == 0 {
-            return text.to_owned();
-        }
+    /// A path that a node shows, from the very root on, as the client of this path sees it.
+    pub fn below_root<'a>(&self, shown: &'a str) -> Cow<'a, str> {
         let root = format!("/{}", path::display(&self.bytes[..self.root]));
-        let mut parts = text.split(&root);
-        let mut told = parts.next().unwrap_or_default().to_owned();
-        for part in parts {
-            if !part.starts_with('/') {
-                told.push('/');
-            }
-            told.push_str(part);
+        match shown.strip_prefix(&root) {
+            Some("") if self.root > 0 => "/".into(),
+            Some(below) if self.root > 0 && below.starts_with('/') => below.into(),
+            _ => shown.into(),
         }
-        told
     }
 
     pub fn place(&self) -> Place<'_> {
@@ -235,13 +229,15 @@ mod tests {
         assert_eq!((root.name(), root.parent(), root.is_root()), (&b""[..], None, true));
         assert_eq!((users.name(), users.parent()), (&b"users"[..], Some(root)));
         assert_eq!(users.place(), Place::Container { domain: b"a.org" });
-        for (said, read) in [
-            ("/domains/a.org/users/x does not exist", "/users/x does not exist"),
-            ("/domains/a.org does not exist", "/ does not exist"),
-            ("access to /domains/a.org/x is refused", "access to /x is refused"),
+        for (shown, read) in [
+            ("/domains/a.org/users/x", "/users/x"),
+            ("/domains/a.org", "/"),
+            ("/domains/a.org.uk/x", "/domains/a.org.uk/x"),
+            ("/domains/b.org/x", "/domains/b.org/x"),
         ] {
-            assert_eq!(users.sentence(said), read);
+            assert_eq!(users.below_root(shown), read);
         }
+        assert_eq!(VirtualPath::default().below_root("/domains/a.org"), "/domains/a.org");
     }
 
     #[test]

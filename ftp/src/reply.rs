@@ -79,8 +79,8 @@ impl Action {
 pub fn of(error: &tree::Error, action: Action, path: &VirtualPath) -> Reply {
     let code = code(error);
     let mut text = match error {
-        // Agents know nothing of where the tree of an admin begins.
-        tree::Error::Node(error) => path.sentence(&error.to_string()),
+        // Agents do not know where the tree of an admin begins.
+        tree::Error::Node(error) => error.sentence(path),
         error => error.to_string(),
     };
     if code < 500 {
@@ -168,7 +168,8 @@ mod tests {
     fn what_a_store_cannot_do_is_504_and_names_the_store() {
         let sentence = "the store of this node cannot set permissions at /domains/x".to_owned();
         let (node, reason) = ("mail-2".parse().unwrap(), Reason::Unsupported);
-        let error = tree::Error::Node(nodes::Error::Refused { node, reason, sentence, source: None });
+        let error =
+            tree::Error::Node(nodes::Error::Refused { node, reason, sentence, path_at: None, source: None });
         let reply = of(&error, Action::Change, &VirtualPath::default());
         let expected = &b"The store of this node cannot set permissions at /domains/x."[..];
         assert_eq!((reply.code, &*reply.text), (504, expected));

@@ -1,10 +1,11 @@
-//! A failed call: its [`Reason`] and sentence, to a `tonic::Status` and back.
+//! A failed call: its [`Reason`], its sentence and where the path stands in that, to a `tonic::Status` and back.
 //!
 //! Who calls it: the agent's `service/status.rs` (to), the front end's `node_client` (from).
 //! What it calls: tonic-types, for the standard google.rpc.ErrorInfo.
 //! What it never does: choose an FTP reply; that is `ftp/reply.rs`.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -42,6 +43,32 @@ impl Reason {
             Reason::Unsupported => Code::Unimplemented,
         }
     }
+}
+
+/// Stands for the path in the sentence of [`status_at`].
+pub const PATH: &str = "{path}";
+/// Where the path stands in the sentence, in bytes: keys of the standard details.
+const PATH_START: &str = "path_start";
+const PATH_END: &str = "path_end";
+
+/// A status for `reason` with one plain sentence about `path`, which stands where the sentence has [`PATH`]. The front end
+/// learns where that is, because an admin may see a part of it only.
+pub fn status_at(reason: Reason, sentence: &str, path: &str) -> Status {
+    let Some((before, after)) = sentence.split_once(PATH) else { return status(reason, sentence) };
+    let path = shortened(path.to_owned());
+    let (start, end) = (before.len(), before.len() + path.len());
+    let metadata =
+        HashMap::from([(PATH_START.to_owned(), start.to_string()), (PATH_END.to_owned(), end.to_string())]);
+    let details = ErrorDetails::with_error_info(reason.as_str_name(), ERROR_DOMAIN, metadata);
+    Status::with_error_details(reason.code(), [before, &path, after].concat(), details)
+}
+
+/// Where the path stands in the sentence of a status; `None`: there is none.
+pub fn path_of(status: &Status) -> Option<Range<usize>> {
+    let info = status.get_details_error_info()?;
+    let at = |key| info.metadata.get(key)?.parse::<usize>().ok();
+    let place = at(PATH_START)?..at(PATH_END)?;
+    status.message().get(place.clone()).map(|_| place)
 }
 
 /// A status for `reason` with one plain sentence.
@@ -87,6 +114,24 @@ mod tests {
             assert_eq!(status.message(), "why");
         }
         assert!(Reason::try_from(20).is_err(), "a new reason belongs into this test");
+    }
+
+    #[test]
+    fn the_place_of_the_path_survives_the_wire() {
+        for (sentence, path) in [
+            ("{path} does not exist", "/a/\u{e9}"),
+            ("the system refuses access to {path}", "/{path}/x"),
+            ("{path} is full", &*format!("/{}", "\u{e9}".repeat(5_000))),
+        ] {
+            let status = status_at(Reason::NotFound, sentence, path);
+            let at = path_of(&status).unwrap();
+            let shown = &status.message()[at];
+            assert!(shown == path || shown.contains(LEFT_OUT) && shown.starts_with('/'), "{shown}");
+            assert_eq!(status.message(), sentence.replacen(PATH, shown, 1));
+            assert_eq!(reason_of(&status), Some(Reason::NotFound));
+        }
+        assert_eq!(path_of(&status(Reason::Busy, "why")), None);
+        assert_eq!(path_of(&status_at(Reason::Busy, "no path in it", "/a")), None);
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn authorize(
     if session.is_empty() || session.len() > SESSION_CHARACTERS_MAX || !session.is_ascii() {
         return bad("the call names no session, or one of more than 64 characters");
     }
-    let store_path = StorePath::new(path).map_err(|fault| status::of(&Error::BadName(fault)))?;
+    let store_path = StorePath::new(path).map_err(|fault| status::of(Error::BadName(fault)))?;
     // Only what lies below `domains` is content; the root also holds the agent's own folder.
     if store_path.components().next() != Some(DOMAINS) {
         return Err(status(Reason::NotFound, format!("{store_path} does not exist")));

@@ -228,7 +228,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Status> {
     let span = tracing::info_span!(target: TRACE, "disk");
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
-        Ok(done) => done.map_err(|error| super::status::of(&error)),
+        Ok(done) => done.map_err(super::status::of),
         Err(stopped) => {
             tracing::error!(error = %stopped, "a store task did not end in order");
             Err(status(Reason::DiskFault, "the agent failed inside"))

@@ -35,9 +35,9 @@ pub fn reason(error: &Error) -> Reason {
 }
 
 /// The status of an error. What a person at the node must act on is logged here, once, with its cause.
-pub fn of(error: &Error) -> Status {
+pub fn of(mut error: Error) -> Status {
     let cause = error.source().map(tracing::field::display);
-    match error {
+    match &error {
         Error::DiskFault { .. } => tracing::error!(%error, cause, "store failed"),
         Error::NoSpace { .. }
         | Error::QuotaExceeded { .. }
@@ -59,5 +59,9 @@ pub fn of(error: &Error) -> Status {
         | Error::Unsupported { .. }
         | Error::BadName(_) => tracing::debug!(%error, "call refused"),
     }
-    failure::status(reason(error), error.to_string())
+    let reason = reason(&error);
+    match error.path_mut().map(|path| std::mem::replace(path, failure::PATH.to_owned())) {
+        Some(path) => failure::status_at(reason, &error.to_string(), &path),
+        None => failure::status(reason, error.to_string()),
+    }
 }

@@ -95,6 +95,31 @@ pub enum Damage {
 }
 
 impl Error {
+    /// The path that it is about; `None`: it is about none.
+    pub fn path_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Error::NotFound { path }
+            | Error::AlreadyExists { path }
+            | Error::NotADirectory { path }
+            | Error::IsADirectory { path }
+            | Error::NotEmpty { path }
+            | Error::NotAFile { path }
+            | Error::OffsetBeyondEnd { path, .. }
+            | Error::CrossesFileSystems { path }
+            | Error::PermissionDenied { path, .. }
+            | Error::NoSpace { path, .. }
+            | Error::QuotaExceeded { path, .. }
+            | Error::DiskFault { path, .. }
+            | Error::Damaged { path, .. }
+            | Error::Changing { path }
+            | Error::Shrunk { path }
+            | Error::Rewritten { path }
+            | Error::TimeNotKept { path }
+            | Error::Unsupported { path, .. } => Some(path),
+            Error::BadName(_) | Error::Stopped => None,
+        }
+    }
+
     /// An error of a system call on `path`.
     pub fn from_io(path: &StorePath, source: io::Error) -> Self {
         let path = path.to_string();

@@ -2,10 +2,14 @@
 //!
 //! Third step of the error path: `store::Error` -> gRPC status -> here -> `ftp/reply.rs`.
 
-use portolan_proto::failure::reason_of;
+use std::ops::Range;
+
+use portolan_proto::failure::{path_of, reason_of};
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::Reason;
 use tonic::{Code, Status};
+
+use crate::path::VirtualPath;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,6 +20,8 @@ pub enum Error {
         reason: Reason,
         /// One plain sentence of the agent's, without a full stop.
         sentence: String,
+        /// Where the path stands in it.
+        path_at: Option<Range<usize>>,
         #[source]
         source: Option<Box<Status>>,
     },
@@ -38,8 +44,8 @@ impl Error {
     pub fn from_status(node: &NodeId, status: Status) -> Self {
         let node = node.clone();
         if let Some(reason) = reason_of(&status) {
-            let sentence = status.message().to_owned();
-            return Error::Refused { node, reason, sentence, source: None };
+            let (sentence, path_at) = (status.message().to_owned(), path_of(&status));
+            return Error::Refused { node, reason, sentence, path_at, source: None };
         }
         match status.code() {
             Code::DeadlineExceeded => Error::Slow { node },
@@ -60,7 +66,13 @@ impl Error {
             | Code::DataLoss
             | Code::Unauthenticated => {
                 let sentence = format!("node {node} refused the call");
-                Error::Refused { node, reason: Reason::Unspecified, sentence, source: Some(Box::new(status)) }
+                Error::Refused {
+                    node,
+                    reason: Reason::Unspecified,
+                    sentence,
+                    path_at: None,
+                    source: Some(Box::new(status)),
+                }
             }
         }
     }
@@ -71,6 +83,21 @@ impl Error {
             Error::Away { .. } | Error::Slow { .. } => true,
             Error::Refused { reason, .. } => matches!(reason, Reason::Draining | Reason::DiskFault),
             Error::Nonsense { .. } => false,
+        }
+    }
+
+    /// What happened, as the client of `asked` may read it.
+    pub fn sentence(&self, asked: &VirtualPath) -> String {
+        match self {
+            Error::Refused { sentence, path_at: Some(at), .. } => {
+                let (before, rest) = sentence.split_at(at.start);
+                let (path, after) = rest.split_at(at.end - at.start);
+                [before, &*asked.below_root(path), after].concat()
+            }
+            Error::Refused { path_at: None, .. }
+            | Error::Away { .. }
+            | Error::Slow { .. }
+            | Error::Nonsense { .. } => self.to_string(),
         }
     }
 
