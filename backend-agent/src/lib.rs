@@ -199,6 +199,7 @@ impl Agent {
                 Ok(())
             }
         };
+        // Not awaited: what a disk that does not answer holds must not keep the program from ending.
         cut.cancel();
         tasks.close();
         stop_last.cancel();

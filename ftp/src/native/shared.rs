@@ -383,6 +383,7 @@ impl Shared {
                     return refuse(stream);
                 };
                 let shared = Arc::clone(self);
+                // Not awaited: it ends with the time limit of its header, and there are few at once.
                 tokio::spawn(async move {
                     let _turn = turn;
                     shared.find_out(stream, own, from).await;
