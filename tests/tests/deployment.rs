@@ -274,7 +274,7 @@ fn each_program_has_a_manual_page_and_the_package_is_made_of_files_that_are_ther
     for script in ["postinst", "postrm"] {
         succeed(Command::new("sh").arg("-n").arg(root().join("packaging/debian").join(script)));
     }
-    let manifest = fs::read_to_string(root().join("frontend/Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(root().join("cli/Cargo.toml")).unwrap();
     let (_, package) = manifest.split_once("[package.metadata.deb]").unwrap();
     let sources = package.lines().filter_map(|line| line.trim().strip_prefix("[\"../")?.split('"').next());
     let kept = sources.filter(|source| !source.starts_with("target/") && !source.contains('*'));
