@@ -25,6 +25,7 @@ use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{self, Begins, Changed, Entry, Kind, Tree};
 use portolan_ftp::bandwidth::{Direction, Pace, Throttle};
 use portolan_ftp::transfer::{END_GRACE, Transfer, changed, command_failed, in_time};
+use portolan_ftp::verb::Verb;
 use portolan_ftp::{ControlConnection, Service, reply};
 
 /// What the library writes about an entry of a listing beside its name, about.
@@ -175,7 +176,7 @@ fn in_one_line(name: &[u8]) -> PathBuf {
 }
 
 impl TreeStorage {
-    fn refused(&self, user: &FtpUser, verb: &'static str, path: &Path, error: tree::Error) -> storage::Error {
+    fn refused(&self, user: &FtpUser, verb: Verb, path: &Path, error: tree::Error) -> storage::Error {
         let shown = resolve(user, path).unwrap_or_default();
         command_failed(&self.control, &user.0, verb, (&shown, None), &error);
         storage::Error::new(kind(&error), error)
@@ -185,7 +186,7 @@ impl TreeStorage {
     async fn change(
         &self,
         user: &FtpUser,
-        verb: &'static str,
+        verb: Verb,
         path: &Path,
         to: Option<&Path>,
         work: impl AsyncFnOnce(&Tree, &VirtualPath, &VirtualPath) -> tree::Result<Changed>,
@@ -352,7 +353,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
     ) -> storage::Result<Shown> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
-        let stat = stat.await.map_err(|error| self.refused(user, "STAT", path, error));
+        let stat = stat.await.map_err(|error| self.refused(user, Verb::STAT, path, error));
         let absent = |error: &storage::Error| error.kind() == ErrorKind::PermanentFileNotAvailable;
         let known = stat.as_ref().err().is_none_or(absent);
         self.memory().unknown_size = (!known).then(|| path.to_owned());
@@ -366,7 +367,7 @@ impl StorageBackend<FtpUser> for TreeStorage {
     ) -> storage::Result<Vec<Fileinfo<PathBuf, Shown>>> {
         let path = path.as_ref();
         let entries = async { self.entries(user, &resolve(user, path)?).await };
-        let entries = entries.await.map_err(|error| self.refused(user, "LIST", path, error))?;
+        let entries = entries.await.map_err(|error| self.refused(user, Verb::LIST, path, error))?;
         // The library writes the lines; this is about what they take.
         let bytes = entries.iter().map(|entry| entry.name.len() + LINE_BYTES).sum();
         self.pace(user).take(Direction::ToClient, bytes).await;
@@ -391,13 +392,13 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.check_memory(path, start_pos, false)?;
         let sent = match resolve(user, path) {
             Ok(resolved) => {
-                let span = self.control.command_span("RETR");
-                let begin = || Transfer::begin(&self.control, &user.0, "RETR", &resolved, false);
+                let span = self.control.command_span(Verb::RETR);
+                let begin = || Transfer::begin(&self.control, &user.0, Verb::RETR, &resolved, false);
                 let transfer = Arc::new(span.in_scope(begin));
                 let sending = self.send(user, &resolved, start_pos, output, &transfer);
                 self.within_session(&transfer, sending).instrument(span).await
             }
-            Err(error) => Err(self.refused(user, "RETR", path, error)),
+            Err(error) => Err(self.refused(user, Verb::RETR, path, error)),
         };
         self.remember(start_pos, sent)
     }
@@ -423,26 +424,29 @@ impl StorageBackend<FtpUser> for TreeStorage {
         self.check_memory(path, start_pos, true)?;
         let received = match resolve(user, path) {
             Ok(resolved) => {
-                let span = self.control.command_span("STOR");
-                let begin = || Transfer::begin(&self.control, &user.0, "STOR", &resolved, false);
+                let span = self.control.command_span(Verb::STOR);
+                let begin = || Transfer::begin(&self.control, &user.0, Verb::STOR, &resolved, false);
                 let transfer = Arc::new(span.in_scope(begin));
                 let receiving = self.receive(user, &resolved, start_pos, input, &transfer);
                 self.within_session(&transfer, receiving).instrument(span).await
             }
-            Err(error) => Err(self.refused(user, "STOR", path, error)),
+            Err(error) => Err(self.refused(user, Verb::STOR, path, error)),
         };
         self.remember(start_pos, received)
     }
 
     async fn del<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        self.change(user, "DELE", path, None, async |tree, path, _| tree.remove(&user.0, path).await).await
+        self.change(user, Verb::DELE, path, None, async |tree, path, _| tree.remove(&user.0, path).await)
+            .await
     }
 
     async fn mkd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        self.change(user, "MKD", path, None, async |tree, path, _| tree.make_directory(&user.0, path).await)
-            .await
+        self.change(user, Verb::MKD, path, None, async |tree, path, _| {
+            tree.make_directory(&user.0, path).await
+        })
+        .await
     }
 
     async fn rename<P: AsRef<Path> + Send + Debug>(
@@ -452,20 +456,24 @@ impl StorageBackend<FtpUser> for TreeStorage {
         to: P,
     ) -> storage::Result<()> {
         let (path, to) = (from.as_ref(), to.as_ref());
-        self.change(user, "RNTO", path, Some(to), async |tree, from, to| tree.rename(&user.0, from, to).await)
-            .await
+        self.change(user, Verb::RNTO, path, Some(to), async |tree, from, to| {
+            tree.rename(&user.0, from, to).await
+        })
+        .await
     }
 
     async fn rmd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
-        self.change(user, "RMD", path, None, async |tree, path, _| tree.remove_directory(&user.0, path).await)
-            .await
+        self.change(user, Verb::RMD, path, None, async |tree, path, _| {
+            tree.remove_directory(&user.0, path).await
+        })
+        .await
     }
 
     async fn cwd<P: AsRef<Path> + Send + Debug>(&self, user: &FtpUser, path: P) -> storage::Result<()> {
         let path = path.as_ref();
         let stat = async { self.tree.stat(&user.0, &resolve(user, path)?).await };
-        let entry = stat.await.map_err(|error| self.refused(user, "CWD", path, error))?;
+        let entry = stat.await.map_err(|error| self.refused(user, Verb::CWD, path, error))?;
         if entry.kind == Kind::Directory {
             return Ok(());
         }

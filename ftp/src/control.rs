@@ -19,6 +19,7 @@ use portolan_net::socket::keep_alive;
 use super::reply::Reply;
 use super::transfer::Transfer;
 use crate::metrics::{Metrics, Outcome, Way};
+use crate::verb::Verb;
 
 /// Why a session is to end although its client has not asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,13 +148,13 @@ impl ControlConnection {
     }
 
     /// The span of a command, which is a trace of its own, linked to that of the connection.
-    pub fn command_span(&self, verb: &'static str) -> tracing::Span {
+    pub fn command_span(&self, verb: Verb) -> tracing::Span {
         use tracing::field::Empty;
         let span = tracing::info_span!(
             target: TRACE,
             parent: None,
             "command",
-            otel.name = verb,
+            otel.name = verb.name(),
             otel.kind = "server",
             otel.status_code = Empty,
             session = %self.id,

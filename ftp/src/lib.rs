@@ -13,6 +13,7 @@ pub mod passive;
 pub mod reply;
 pub mod tls;
 pub mod transfer;
+pub mod verb;
 
 use std::pin::Pin;
 use std::sync::Arc;

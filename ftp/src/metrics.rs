@@ -13,8 +13,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::verb::Verb;
+
 /// Verbs of backups and restores.
-const TRANSFER_VERBS: [&str; 4] = ["RETR", "STOR", "LIST", "MLSD"];
+const TRANSFER_VERBS: [Verb; 4] = [Verb::RETR, Verb::STOR, Verb::LIST, Verb::MLSD];
 
 /// One label, from a closed set.
 type One = [(&'static str, &'static str); 1];
@@ -127,7 +129,7 @@ impl Default for Metrics {
             drop(logins.get_or_create(&[("outcome", outcome.word())]));
         }
         for (verb, outcome) in TRANSFER_VERBS.into_iter().cartesian_product(Outcome::ALL) {
-            drop(transfers.get_or_create(&[("verb", verb), ("outcome", outcome.word())]));
+            drop(transfers.get_or_create(&[("verb", verb.name()), ("outcome", outcome.word())]));
         }
         for outcome in [Outcome::Complete, Outcome::Refused] {
             drop(reloads.get_or_create(&[("outcome", outcome.word())]));
@@ -195,30 +197,30 @@ impl Metrics {
         self.login_seconds.observe(took.as_secs_f64());
     }
 
-    pub fn command(&self, verb: &'static str, code: u16) {
+    pub fn command(&self, verb: Verb, code: u16) {
         let reply = match code {
             100..400 => "positive",
             400..500 => "transient",
             _ => "permanent",
         };
-        self.commands.get_or_create(&[("verb", verb), ("reply", reply)]).inc();
+        self.commands.get_or_create(&[("verb", verb.name()), ("reply", reply)]).inc();
     }
 
     pub fn moved(&self, way: Way, bytes: usize) {
         self.bytes[way as usize].inc_by(bytes as u64);
     }
 
-    pub fn first_byte(&self, verb: &'static str, after: Duration) {
-        self.first_byte_seconds.get_or_create(&[("verb", verb)]).observe(after.as_secs_f64());
+    pub fn first_byte(&self, verb: Verb, after: Duration) {
+        self.first_byte_seconds.get_or_create(&[("verb", verb.name())]).observe(after.as_secs_f64());
     }
 
-    pub fn transferred(&self, verb: &'static str, outcome: Outcome, took: Duration) {
-        self.transfers.get_or_create(&[("verb", verb), ("outcome", outcome.word())]).inc();
-        self.transfer_seconds.get_or_create(&[("verb", verb)]).observe(took.as_secs_f64());
+    pub fn transferred(&self, verb: Verb, outcome: Outcome, took: Duration) {
+        self.transfers.get_or_create(&[("verb", verb.name()), ("outcome", outcome.word())]).inc();
+        self.transfer_seconds.get_or_create(&[("verb", verb.name())]).observe(took.as_secs_f64());
     }
 
-    pub fn changed(&self, verb: &'static str, outcome: Outcome) {
-        self.changes.get_or_create(&[("verb", verb), ("outcome", outcome.word())]).inc();
+    pub fn changed(&self, verb: Verb, outcome: Outcome) {
+        self.changes.get_or_create(&[("verb", verb.name()), ("outcome", outcome.word())]).inc();
     }
 
     pub fn met_special(&self, entries: usize) {

@@ -16,6 +16,7 @@ use portolan_telemetry::log::AUDIT;
 
 use super::{ControlConnection, reply};
 use crate::metrics::{Outcome, Way};
+use crate::verb::Verb;
 use portolan_cluster::auth::Login;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{self, Changed};
@@ -38,7 +39,7 @@ pub async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result
 pub struct Transfer {
     pub id: TransferId,
     /// The FTP command.
-    pub verb: &'static str,
+    pub verb: Verb,
     pub path: VirtualPath,
     control: Arc<ControlConnection>,
     /// Of the command.
@@ -67,20 +68,11 @@ pub enum Stand {
     Failed,
 }
 
-/// The way of a command's content.
-fn way(verb: &str) -> Way {
-    match verb {
-        "RETR" => Way::Download,
-        "STOR" | "STOU" | "APPE" => Way::Upload,
-        _ => Way::Listing,
-    }
-}
-
 impl Transfer {
     pub fn begin(
         control: &Arc<ControlConnection>,
         login: &Login,
-        verb: &'static str,
+        verb: Verb,
         path: &VirtualPath,
         ascii: bool,
     ) -> Self {
@@ -93,7 +85,7 @@ impl Transfer {
             control: Arc::clone(control),
             span,
             admin: login.admin.name.clone(),
-            way: way(verb),
+            way: verb.content().expect("a transfer is of a verb with content"),
             representation: if ascii { "A" } else { "I" },
             node: OnceLock::new(),
             started: Instant::now(),
@@ -193,7 +185,7 @@ impl Transfer {
             tracing::warn!(
                 target: AUDIT,
                 parent: &self.control.span,
-                event = "special", transfer = %id, verb, path, admin, special,
+                event = "special", transfer = %id, verb = verb.name(), path, admin, special,
                 "a listing has entries that no client can fetch"
             );
         }
@@ -202,7 +194,7 @@ impl Transfer {
             _ if quiet => {
                 tracing::debug!(
                     parent: &self.control.span,
-                    transfer = %id, verb, path, admin, bytes, ms, code, cause, result, "listing ended"
+                    transfer = %id, verb = verb.name(), path, admin, bytes, ms, code, cause, result, "listing ended"
                 );
                 return;
             }
@@ -219,7 +211,7 @@ impl Transfer {
                     parent: &self.control.span,
                     event = "transfer",
                     transfer = %id,
-                    verb,
+                    verb = verb.name(),
                     direction,
                     path,
                     admin,
@@ -259,7 +251,7 @@ fn outcome(code: u16) -> Outcome {
 pub struct Unanswered<'a> {
     pub control: &'a ControlConnection,
     pub login: &'a Login,
-    pub verb: &'static str,
+    pub verb: Verb,
     pub path: &'a VirtualPath,
     pub to: Option<&'a VirtualPath>,
 }
@@ -277,7 +269,7 @@ impl Drop for Unanswered<'_> {
         tracing::warn!(
             target: AUDIT,
             parent: &control.span,
-            event = "change", verb, path, to, admin, result = "unknown",
+            event = "change", verb = verb.name(), path, to, admin, result = "unknown",
             cause = "the front end cut it before the node had answered", "command cut; it may have been done"
         );
     }
@@ -287,7 +279,7 @@ impl Drop for Unanswered<'_> {
 pub fn changed(
     control: &ControlConnection,
     login: &Login,
-    verb: &'static str,
+    verb: Verb,
     path: &VirtualPath,
     to: Option<&VirtualPath>,
     made: &Changed,
@@ -296,7 +288,7 @@ pub fn changed(
     let (admin, path, to) = (&login.admin.name, path.in_cluster(), to.map(VirtualPath::in_cluster));
     let node = made.nodes.iter().join(",");
     let result = Outcome::Complete.word();
-    tracing::info!(target: AUDIT, parent: &control.span, event = "change", verb, path, to, admin, node, result, "changed");
+    tracing::info!(target: AUDIT, parent: &control.span, event = "change", verb = verb.name(), path, to, admin, node, result, "changed");
 }
 
 /// Tells of a command other than a transfer that failed. What a client may simply not find is its own business; what
@@ -304,13 +296,13 @@ pub fn changed(
 pub fn command_failed(
     control: &ControlConnection,
     login: &Login,
-    verb: &'static str,
+    verb: Verb,
     (path, to): (&VirtualPath, Option<&VirtualPath>),
     error: &tree::Error,
 ) {
     let code = reply::code(error);
     let outcome = outcome(code);
-    let changes = matches!(verb, "MKD" | "RMD" | "DELE" | "RNTO" | "MFMT" | "MFF" | "SITE");
+    let changes = verb.changes();
     if changes {
         control.metrics.changed(verb, outcome);
     }
@@ -322,15 +314,15 @@ pub fn command_failed(
         tracing::warn!(
             target: AUDIT,
             parent: &control.span,
-            event, verb, path, to, admin, node, result, code, cause, "command failed"
+            event, verb = verb.name(), path, to, admin, node, result, code, cause, "command failed"
         );
     } else if matches!(error, tree::Error::NotGranted { .. }) {
         tracing::info!(
             target: AUDIT,
             parent: &control.span,
-            event, verb, path, to, admin, result, code, cause, "command refused"
+            event, verb = verb.name(), path, to, admin, result, code, cause, "command refused"
         );
     } else {
-        tracing::debug!(parent: &control.span, verb, path, admin, code, cause, "command refused");
+        tracing::debug!(parent: &control.span, verb = verb.name(), path, admin, code, cause, "command refused");
     }
 }

@@ -283,7 +283,7 @@ fn session(control: &ControlConnection) -> v1::Session {
     let shown = control.shown();
     let transfer = shown.transfer.map(|transfer| v1::Transfer {
         id: transfer.id.to_string(),
-        verb: transfer.verb.to_owned(),
+        verb: transfer.verb.name().to_owned(),
         path: transfer.path.in_cluster(),
         bytes: transfer.bytes(),
         elapsed_ms: u64::try_from(transfer.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -19,7 +19,7 @@ use tracing::{Instrument as _, Span};
 use super::Stream;
 use super::client::Client;
 use super::codec::{ControlIo, Line};
-use super::command::{Command, Fault, Verb};
+use super::command::{Command, Fault};
 use super::commands;
 use super::data::Setup;
 use super::facts::Facts;
@@ -29,6 +29,7 @@ use crate::bandwidth::{Pace, Throttle};
 use crate::control::TransferUnderWay;
 use crate::reply::Reply;
 use crate::transfer::Transfer;
+use crate::verb::Verb;
 use crate::{ControlConnection, Ending, Service};
 use portolan_cluster::auth::Login;
 use portolan_cluster::path::VirtualPath;
@@ -268,7 +269,7 @@ impl Session {
     /// Counts a command that has its last reply.
     fn answered(&self, verb: Verb, span: &Span, code: u16) {
         span.record("reply", code);
-        self.service.shared.metrics.command(verb.name(), code);
+        self.service.shared.metrics.command(verb, code);
     }
 
     /// The 220 of the beginning (RFC 959 section 5.4).
@@ -445,7 +446,7 @@ impl Conversation {
         };
         let verb = command.verb;
         command.log();
-        let span = self.session.control.command_span(verb.name());
+        let span = self.session.control.command_span(verb);
         match commands::run(&mut self.session, command).instrument(span.clone()).await {
             Step::Reply(reply) => {
                 self.session.answered(verb, &span, reply.code);

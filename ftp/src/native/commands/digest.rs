@@ -6,12 +6,13 @@ use std::sync::Arc;
 use portolan_proto::v1::{DigestAlgorithm, DigestResponse};
 
 use super::{login, named, path};
-use crate::native::command::{Verb, number, words};
+use crate::native::command::{number, words};
 use crate::native::facts::on_one_line;
 use crate::native::session::{Session, Step};
 use crate::native::transfer::Outcome;
 use crate::reply::{self, Action, Reply};
 use crate::transfer::command_failed;
+use crate::verb::Verb;
 use portolan_cluster::path::VirtualPath;
 
 /// The algorithms by their names in FEAT.
@@ -117,7 +118,7 @@ fn work(
         Outcome::Done(match tree.digest(&login, &path, algorithm, offset, length).await {
             Ok(digest) => tell(digest),
             Err(error) => {
-                command_failed(&control, &login, verb.name(), (&path, None), &error);
+                command_failed(&control, &login, verb, (&path, None), &error);
                 reply::of(&error, Action::Look, &path)
             }
         })

@@ -6,13 +6,14 @@ use std::time::SystemTime;
 use portolan_config::checked::listener::Ascii;
 
 use super::{asked, asked_to_change, login, path};
-use crate::native::command::{Verb, words};
+use crate::native::command::words;
 use crate::native::facts::{
     list_line, on_one_line, parse_seconds, parse_timestamp, shown, timestamp, timestamp_of,
 };
 use crate::native::session::{Session, Step};
 use crate::reply::{Action, Reply};
 use crate::transfer::changed;
+use crate::verb::Verb;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{Changed, Entry, Kind, Tree};
 
@@ -142,7 +143,7 @@ async fn change(
         made = set;
         kept = (kept_ns != modified_ns).then(|| timestamp_of(kept_ns));
     }
-    changed(&session.control, &login, verb.name(), &path, None, &made);
+    changed(&session.control, &login, verb, &path, None, &made);
     Ok((path, kept))
 }
 

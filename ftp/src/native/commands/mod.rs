@@ -14,10 +14,11 @@ use std::future::Future;
 use portolan_proto::path::{PathFault, display};
 
 use super::client::{Writing, undoubled};
-use super::command::{Command, Verb};
+use super::command::Command;
 use super::session::{Session, Step};
 use crate::reply::{self, Action, Reply};
 use crate::transfer::{Transfer, Unanswered, command_failed};
+use crate::verb::Verb;
 use portolan_cluster::auth::Login;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{self};
@@ -120,7 +121,7 @@ pub(super) fn status(session: &Session, transfer: Option<&Transfer>) -> Reply {
         None => "Nothing is under way".to_owned(),
         Some(transfer) => {
             let (bytes, seconds) = (transfer.bytes(), transfer.elapsed().as_secs());
-            format!("{} {}: {bytes} bytes in {seconds} s", transfer.verb, transfer.path)
+            format!("{} {}: {bytes} bytes in {seconds} s", transfer.verb.name(), transfer.path)
         }
     });
     let body = body.into_iter().map(String::into_bytes).collect();
@@ -216,7 +217,7 @@ async fn asked<T>(
 ) -> Result<T, Reply> {
     asking.await.map_err(|error| {
         if let Some(login) = &session.login {
-            command_failed(&session.control, login, verb.name(), (path, None), &error);
+            command_failed(&session.control, login, verb, (path, None), &error);
         }
         reply::of(&error, action, path)
     })
@@ -230,7 +231,7 @@ async fn asked_to_change<T>(
     (path, to): (&VirtualPath, Option<&VirtualPath>),
     asking: impl Future<Output = tree::Result<T>>,
 ) -> Result<T, Reply> {
-    let (control, verb) = (&session.control, verb.name());
+    let control = &session.control;
     let unanswered = Unanswered { control, login, verb, path, to };
     let answered = asking.await;
     unanswered.is_answered();

@@ -1,10 +1,10 @@
 //! Where the client stands, and changes of names: CWD to RNTO (RFC 959, RFC 1123 section 4.1.3.1).
 
 use super::{asked, asked_to_change, login, path};
-use crate::native::command::Verb;
 use crate::native::session::{Session, Step};
 use crate::reply::{Action, Reply};
 use crate::transfer::changed;
+use crate::verb::Verb;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{Changed, Kind, Tree};
 
@@ -92,7 +92,7 @@ async fn change(
     let doing = work(&session.service.shared.tree, &login, &path);
     let (at, to) = from.map_or((&path, None), |from| (from, Some(&path)));
     let made = asked_to_change(session, &login, verb, (at, to), doing).await?;
-    changed(&session.control, &login, verb.name(), at, to, &made);
+    changed(&session.control, &login, verb, at, to, &made);
     Ok(path)
 }
 

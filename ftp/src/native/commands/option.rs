@@ -3,10 +3,11 @@
 use portolan_config::checked::listener::Ascii;
 
 use super::digest::{ALGORITHMS, algorithm_name};
-use crate::native::command::{Verb, number, words};
+use crate::native::command::{number, words};
 use crate::native::facts::Facts;
 use crate::native::session::{DataType, Session, Step};
 use crate::reply::Reply;
+use crate::verb::Verb;
 
 /// FEAT (RFC 2389): what works here, and nothing else.
 pub(super) fn feat(session: &Session) -> Step {

@@ -7,13 +7,14 @@ use portolan_config::checked::listener::Ascii;
 
 use super::digest::span;
 use super::{bad_name, data_requires_tls, login, named, path};
-use crate::native::command::{Verb, number, words};
+use crate::native::command::{number, words};
 use crate::native::data::{Plan, Setup};
 use crate::native::listing::{self, Asked, Form};
 use crate::native::session::{NextTransfer, Session, Step};
 use crate::native::transfer::{Job, Work};
 use crate::reply::Reply;
 use crate::transfer::Transfer;
+use crate::verb::Verb;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::Begins;
 
@@ -82,7 +83,7 @@ fn job(session: &mut Session, verb: Verb, path: &VirtualPath) -> Result<Job, Rep
         tree: Arc::clone(&session.service.shared.tree),
         control: Arc::clone(&session.control),
         plan,
-        transfer: Arc::new(Transfer::begin(&session.control, &login, verb.name(), path, ascii.is_some())),
+        transfer: Arc::new(Transfer::begin(&session.control, &login, verb, path, ascii.is_some())),
         login,
         ascii,
     })
@@ -175,7 +176,7 @@ pub(super) async fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> 
         let plan = plan(session)?;
         let login = login(session);
         let transfer =
-            Arc::new(Transfer::begin(&session.control, &login, verb.name(), &path, session.modes.ascii()));
+            Arc::new(Transfer::begin(&session.control, &login, verb, &path, session.modes.ascii()));
         let tree = Arc::clone(&session.service.shared.tree);
         let running = Arc::clone(&transfer);
         let job =
