@@ -1,7 +1,7 @@
 //! The `native` engine: FTP as Portolan promises it (RFC 959, 1123, 2228, 2389, 2428, 2640, 3659, 4217, 7151).
 //!
-//! A line comes in by `codec`, is taken apart by `command`, and goes by `session` to its handler in
-//! `commands/`. What takes its time (`transfer`, `listing`, digests) runs beside the control loop, which so
+//! A line comes in by `codec`, is taken apart by `command`, and goes by `conversation` to its handler in
+//! `commands/`, which changes `session`. What takes its time (`transfer`, `listing`, digests) runs beside the control loop, which so
 //! goes on answering; its content goes through `data`.
 //!
 //! Who calls it: `ftp::Service::serve`.
@@ -12,6 +12,8 @@ mod client;
 mod codec;
 mod command;
 mod commands;
+mod conversation;
+mod conversation;
 mod data;
 mod deflate;
 mod facts;
@@ -27,7 +29,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-pub(super) use session::serve;
+pub(super) use conversation::serve;
 pub(super) use shared::{OpenPorts, SharedPorts};
 pub(super) use tls::TlsService;
 
