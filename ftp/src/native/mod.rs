@@ -13,7 +13,6 @@ mod codec;
 mod command;
 mod commands;
 mod conversation;
-mod conversation;
 mod data;
 mod deflate;
 mod facts;
