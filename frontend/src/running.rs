@@ -32,6 +32,7 @@ use crate::gate::sessions::Sessions;
 use crate::gate::{self, Commons, Gate};
 use crate::{Error, Phase};
 use portolan_cluster::auth::lockout::Lockout;
+use portolan_cluster::auth::login::LoginDesk;
 use portolan_cluster::auth::{Admins, Authenticator};
 use portolan_cluster::map::Router;
 use portolan_cluster::map::directory as ldap_map;
@@ -242,12 +243,16 @@ impl Running {
         &self.commons.sessions
     }
 
+    pub fn desk(&self) -> &LoginDesk {
+        &self.shared.desk
+    }
+
     pub fn auth(&self) -> &Authenticator {
-        &self.shared.auth
+        &self.shared.desk.authenticator
     }
 
     pub fn lockout(&self) -> &Lockout {
-        &self.shared.lockout
+        &self.shared.desk.lockout
     }
 
     /// The gates that are open, by the name of their listener.

@@ -1,6 +1,6 @@
 //! Who an admin is, and what that admin may do.
 //!
-//! Who calls it: the FTP engines (login), `tree` (grants).
+//! Who calls it: the services, at the login desk; `tree` (grants).
 //! What it calls: argon2, in blocking tasks; ldap3; `portolan_config` for the admins file.
 //! What it never does: log a credential, or say which of name and password was wrong.
 
@@ -8,6 +8,7 @@ mod cache;
 pub mod grants;
 pub mod local;
 pub mod lockout;
+pub mod login;
 
 use std::sync::Arc;
 

@@ -304,7 +304,7 @@ impl Gate {
             by_rule = decision.rule.and_then(|place| rules.flows.get(place)).and_then(Option::as_ref);
         }
         let now = Instant::now();
-        if let Some(until) = service.shared.lockout.address_banned_until(origin.network, now) {
+        if let Some(until) = service.shared.desk.lockout.address_banned_until(origin.network, now) {
             return Err(Refused::Banned { until: shown_time(until) });
         }
         let scopes = [&self.commons.global, &self.commons.ftp, &self.flow];
