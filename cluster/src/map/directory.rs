@@ -1,7 +1,7 @@
 //! The domain map as a directory has it: which node each domain and user lies on.
 //!
 //! Who calls it: `running`, at the start, by the interval of the configuration, and when the operator asks.
-//! What it calls: `auth::ldap` for the entries.
+//! What it calls: `ldap` for the entries.
 //! What it never does: hand out a part of a map. Where the directory fails, the last map stays.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use portolan_config::checked::map::{LdapMap, MapSearch};
 use portolan_config::checked::nodes::is_standby;
 use portolan_proto::path;
 
-use crate::ldap::{Entry, LdapDirectory, Search, SetupError};
+use crate::ldap::{Entry, LdapClient, Search, SetupError};
 use crate::map::{GivenMap, NodeIndex};
 use crate::nodes::Nodes;
 
@@ -98,7 +98,7 @@ pub async fn read(
     let name = settings.directory.clone();
     let directory = config.directories.iter().find(|directory| directory.name == name);
     let directory = directory.expect("the configuration was checked: the map names a directory");
-    let directory = LdapDirectory::new(directory, &[])?;
+    let directory = LdapClient::new(directory)?;
     let hosts = hosts(config, nodes);
     let search = |search: &MapSearch| Search {
         base: search.base.clone(),
