@@ -8,6 +8,7 @@ use portolan_process::EXIT_USAGE;
 use portolan_telemetry::chain;
 
 use portolan_cluster::auth::Admins;
+use portolan_cluster::auth::steps::Steps;
 
 /// Try the directories of admins.
 #[derive(Parser)]
@@ -57,7 +58,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let explained = runtime.map_err(|error| chain(&error)).and_then(|runtime| {
         let admins = Admins::new(&config).map_err(|error| chain(&error))?;
-        let explaining = admins.explain(&test.user, password.as_deref(), &|step| println!("{step}"));
+        let show = Steps::to(&|step| println!("{step}"));
+        let explaining = admins.explain(&test.user, password.as_deref(), show);
         Ok(runtime.block_on(explaining))
     });
     match explained {

@@ -17,6 +17,9 @@ use crate::gate::flow::Admission;
 use crate::gate::{Door, Refused, Serve};
 use crate::sessions::Sessions;
 
+/// Sessions come from the gate, for who follows them in its log.
+const GATE: &str = "portolan_frontend::gate";
+
 /// A listener's FTP service.
 pub(crate) struct Ftp {
     pub(crate) service: Arc<Service>,
@@ -43,7 +46,7 @@ impl Serve for Ftp {
     }
 
     fn lockout(&self) -> &Lockout {
-        &self.service.shared.lockout
+        &self.service.shared.desk.lockout
     }
 
     fn implicit_tls(&self) -> Option<Arc<rustls::ServerConfig>> {
@@ -79,9 +82,9 @@ impl Serve for Ftp {
         };
         let (service, served) = (Arc::clone(&self.service), Arc::clone(&control));
         let serve = async move {
-            tracing::debug!("session begins");
+            tracing::debug!(target: GATE, "session begins");
             service.serve(stream, served).await;
-            tracing::debug!("session ends");
+            tracing::debug!(target: GATE, "session ends");
         };
         let span = control.span.clone();
         self.sessions.serve(control, admission, serve.instrument(span));

@@ -7,23 +7,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use portolan_config::admins::NAME_BYTES_MAX;
-use portolan_proto::id::SessionId;
 use unftp_core::auth::{
     AuthenticationError, Authenticator, Credentials, Principal, UserDetail, UserDetailError,
     UserDetailProvider,
 };
 
-use portolan_cluster::auth::{Admin, Login, Proof};
-use portolan_ftp::{ControlConnection, LoginFailure, Service};
+use portolan_cluster::auth::login::LoginFailure;
+use portolan_cluster::auth::{Login, Proof};
+use portolan_ftp::{ControlConnection, Service};
 
 /// Who has logged in; the library asks for it by name.
-pub(super) type SessionAdmin = Arc<Mutex<Option<Arc<Admin>>>>;
+pub(super) type SessionLogin = Arc<Mutex<Option<Login>>>;
 
 /// Checks names and passwords of one session.
 pub(super) struct PasswordCheck {
     service: Arc<Service>,
     control: Arc<ControlConnection>,
-    admin: SessionAdmin,
+    login: SessionLogin,
     failures: AtomicU32,
     /// Held while a password is checked. The library checks pipelined ones side by side, so that one client
     /// could keep all others waiting.
@@ -31,8 +31,8 @@ pub(super) struct PasswordCheck {
 }
 
 impl PasswordCheck {
-    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>, admin: SessionAdmin) -> Self {
-        Self { service, control, admin, failures: AtomicU32::new(0), checking: tokio::sync::Mutex::default() }
+    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>, login: SessionLogin) -> Self {
+        Self { service, control, login, failures: AtomicU32::new(0), checking: tokio::sync::Mutex::default() }
     }
 
     fn is_at_limit(&self, failures: u32) -> bool {
@@ -66,9 +66,9 @@ impl Authenticator for PasswordCheck {
             Some(password) => (name, Ok(Proof::Password(password))),
         };
         match self.service.log_in(&self.control, name, password).await {
-            Ok(admin) => {
-                let username = admin.name.clone();
-                *self.admin.lock() = Some(admin);
+            Ok(login) => {
+                let username = login.admin.name.clone();
+                *self.login.lock() = Some(login);
                 Ok(Principal { username })
             }
             // The library has no reply for it but 530.
@@ -92,19 +92,18 @@ impl Authenticator for PasswordCheck {
 
 /// Gives the login of a name that was checked.
 pub(super) struct FtpUsers {
-    admin: SessionAdmin,
-    session: SessionId,
+    login: SessionLogin,
 }
 
 impl FtpUsers {
-    pub(super) fn new(admin: SessionAdmin, session: SessionId) -> Self {
-        Self { admin, session }
+    pub(super) fn new(login: SessionLogin) -> Self {
+        Self { login }
     }
 }
 
 impl fmt::Debug for FtpUsers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FtpUsers").field("session", &self.session).finish_non_exhaustive()
+        f.debug_struct("FtpUsers").finish_non_exhaustive()
     }
 }
 
@@ -114,10 +113,9 @@ impl UserDetailProvider for FtpUsers {
 
     async fn provide_user_detail(&self, principal: &Principal) -> Result<FtpUser, UserDetailError> {
         let username = &principal.username;
-        let admin = self.admin.lock().clone();
-        let admin = admin.filter(|admin| admin.name == *username);
-        let admin = admin.ok_or_else(|| UserDetailError::UserNotFound { username: username.clone() })?;
-        Ok(FtpUser(Login { admin, session: self.session }))
+        let login = self.login.lock().clone();
+        let login = login.filter(|login| login.admin.name == *username);
+        login.map(FtpUser).ok_or_else(|| UserDetailError::UserNotFound { username: username.clone() })
     }
 }
 

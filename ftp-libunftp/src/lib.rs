@@ -21,7 +21,7 @@ use libunftp::ServerBuilder;
 use libunftp::options::{Binder, FtpsRequired, PassiveHost};
 use tokio::net::{TcpSocket, TcpStream};
 
-use accounts::{FtpUser, FtpUsers, PasswordCheck, SessionAdmin};
+use accounts::{FtpUser, FtpUsers, PasswordCheck, SessionLogin};
 use portolan_config::checked::listener::Listener;
 use portolan_ftp::advertised::Advertised;
 use portolan_ftp::passive::PassivePorts;
@@ -135,10 +135,10 @@ fn builder(
     control: &Arc<ControlConnection>,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
     let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control));
-    let admin = SessionAdmin::default();
+    let login = SessionLogin::default();
     let check =
-        Arc::new(PasswordCheck::new(Arc::clone(service), Arc::clone(control), SessionAdmin::clone(&admin)));
-    let users = Arc::new(FtpUsers::new(admin, control.id));
+        Arc::new(PasswordCheck::new(Arc::clone(service), Arc::clone(control), SessionLogin::clone(&login)));
+    let users = Arc::new(FtpUsers::new(login));
     let ports = service.listener.passive_ports;
     let mut builder = ServerBuilder::with_user_detail_provider(Box::new(move || storage.clone()), users)
         .authenticator(check)

@@ -17,33 +17,27 @@ pub mod verb;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::listener::{Engine, Listener};
-use portolan_telemetry::log::AUDIT;
 use tokio::net::TcpStream;
 
-use crate::metrics::{LoginOutcome, Metrics};
+use crate::metrics::Metrics;
 use advertised::{AdvertisedNames, ListenerAddresses};
 use bandwidth::{AdminThrottles, Pace, Rates, Throttle};
 use passive::PassivePorts;
-use portolan_cluster::auth;
-use portolan_cluster::auth::lockout::{Ban, Lockout};
-use portolan_cluster::auth::{Admin, Admins, Authenticator, Proof};
+use portolan_cluster::auth::login::{Attempt, Denied, LoginDesk, LoginFailure};
+use portolan_cluster::auth::{Admins, Login, Proof};
 use portolan_cluster::tree::Tree;
 use tls::ListenerTls;
 
 pub use control::{ControlConnection, Ending};
 
-/// Before the reply that nobody could decide over a login.
-const UNDECIDED_PAUSE: Duration = Duration::from_secs(1);
-
 /// What the services of all listeners share.
 pub struct Shared {
     pub tree: Arc<Tree>,
-    pub auth: Authenticator,
-    pub lockout: Lockout,
+    pub desk: LoginDesk,
     pub advertised: AdvertisedNames,
     pub metrics: Arc<Metrics>,
     open_ports: native::OpenPorts,
@@ -74,8 +68,7 @@ impl Shared {
     pub fn new(config: &Config, tree: Arc<Tree>, admins: Admins, library: MakeLibrary) -> Self {
         Self {
             tree,
-            auth: Authenticator::new(admins),
-            lockout: Lockout::new(config.bans, config.ipv6_prefix),
+            desk: LoginDesk::new(config, admins),
             advertised: AdvertisedNames::default(),
             metrics: Arc::default(),
             open_ports: native::OpenPorts::default(),
@@ -86,8 +79,7 @@ impl Shared {
 
     /// Takes over what a reload changes.
     pub fn update(&self, config: &Config, admins: Admins) {
-        self.auth.replace_admins(admins);
-        self.lockout.set_rules(config.bans, config.ipv6_prefix);
+        self.desk.update(config, admins);
         self.admin_throttles.set(config.admin_bandwidth);
     }
 }
@@ -124,18 +116,6 @@ pub enum Error {
     PortsTaken(u16, u16),
     #[error("threads for sessions cannot be started")]
     Threads(#[from] std::io::Error),
-}
-
-/// What a failed login comes to.
-pub enum LoginFailure {
-    /// The name or the password is wrong, or both.
-    Wrong,
-    /// It was not even tried.
-    Banned(Ban),
-    /// It is known who it is, and why that admin may not come in.
-    Barred(&'static str),
-    /// The directory that would know does not answer.
-    Undecided,
 }
 
 impl Service {
@@ -200,101 +180,31 @@ impl Service {
         Pace::new(vec![Arc::clone(session), admin, Arc::clone(&self.limits.listener_throttle)])
     }
 
-    /// Checks a name and its proof, which came over `control`, and counts failures. A failed one takes the longer the
-    /// more there were before.
+    /// Takes a name and its proof, which came over `control`, to the login desk, and waits as long as the desk states.
     pub async fn log_in(
         &self,
         control: &ControlConnection,
         name: &str,
         proof: Result<Proof<'_>, &'static str>,
-    ) -> Result<Arc<Admin>, LoginFailure> {
-        let network = control.origin.network;
-        let begun = Instant::now();
-        let tell = |outcome| self.shared.metrics.login(outcome, begun.elapsed());
-        let lockout = &self.shared.lockout;
-        // Directories do not tell cases apart, so a guess in another case is one more at the same name.
-        let counted = &*name.to_lowercase();
-        let allowed = || match lockout.banned(network, counted, Instant::now()) {
-            None => Ok(()),
-            Some(ban) => {
-                tell(LoginOutcome::Banned);
-                let result = LoginOutcome::Banned.word();
-                tracing::warn!(
-                    target: AUDIT,
-                    parent: &control.span,
-                    event = "login", result, name, banned = %ban.who, "login refused: banned"
-                );
-                Err(LoginFailure::Banned(ban))
+    ) -> Result<Login, LoginFailure> {
+        let (network, session, span) = (control.origin.network, control.id, &control.span);
+        match self.shared.desk.log_in(Attempt { name, proof, network, session, span }).await {
+            Ok(login) => {
+                control.set_admin(Some(&login.admin.name));
+                Ok(login)
             }
-        };
-        allowed()?;
-        let (reason, failure) = match proof {
-            Ok(proof) => {
-                let checked = self.shared.auth.login(name, proof).await;
-                // Of many guesses at once, those whose check was under way when the ban came are not decided.
-                allowed()?;
-                match checked {
-                    Ok(admin) => {
-                        tell(LoginOutcome::Accepted);
-                        let (admin_name, by) = (&admin.name, proof.kind());
-                        let result = LoginOutcome::Accepted.word();
-                        tracing::info!(
-                            target: AUDIT,
-                            parent: &control.span,
-                            event = "login", result, admin = admin_name, by, "login"
-                        );
-                        lockout.succeeded(network, counted);
-                        control.set_admin(Some(&admin.name));
-                        return Ok(admin);
-                    }
-                    Err(error @ auth::Error::Away { .. }) => {
-                        tell(LoginOutcome::Undecided);
-                        let cause = portolan_telemetry::chain(&error);
-                        let result = LoginOutcome::Undecided.word();
-                        tracing::error!(
-                            target: AUDIT,
-                            parent: &control.span,
-                            event = "login", result, name, cause, "login not decided"
-                        );
-                        // No guess, so it does not count; but who tries again at once must not keep the directory busy.
-                        pause(control, UNDECIDED_PAUSE).await;
-                        return Err(LoginFailure::Undecided);
-                    }
-                    Err(error @ auth::Error::Barred { reason, .. }) => {
-                        (portolan_telemetry::chain(&error), LoginFailure::Barred(reason))
-                    }
-                    Err(error) => (portolan_telemetry::chain(&error), LoginFailure::Wrong),
+            Err(Denied { failure, pause }) => {
+                if !pause.is_zero() {
+                    wait(control, pause).await;
                 }
+                Err(failure)
             }
-            Err(reason) => (reason.to_owned(), LoginFailure::Wrong),
-        };
-        let (delay, bans) = lockout.failed(network, counted, Instant::now());
-        let outcome = match failure {
-            LoginFailure::Barred(_) => LoginOutcome::Barred,
-            LoginFailure::Wrong | LoginFailure::Banned(_) | LoginFailure::Undecided => LoginOutcome::Wrong,
-        };
-        tell(outcome);
-        let result = outcome.word();
-        tracing::warn!(
-            target: AUDIT,
-            parent: &control.span,
-            event = "login", result, name, cause = reason, "login refused"
-        );
-        for ban in bans {
-            let until = humantime::format_rfc3339_seconds(ban.until);
-            tracing::warn!(
-                target: AUDIT,
-                parent: &control.span,
-                event = "ban", banned = %ban.who, failures = ban.failures, %until, "banned: too many failed logins"
-            );
         }
-        pause(control, delay).await;
-        Err(failure)
     }
 }
 
 /// Before the reply to a login that failed; a drain does not wait for it.
-async fn pause(control: &ControlConnection, pause: Duration) {
+async fn wait(control: &ControlConnection, pause: Duration) {
     tokio::select! {
         () = tokio::time::sleep(pause) => {}
         _ = control.asked_to_end(Ending::Drain) => {}

@@ -47,30 +47,6 @@ impl Outcome {
     }
 }
 
-/// What a login came to, as a label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoginOutcome {
-    Accepted,
-    Wrong,
-    Barred,
-    Banned,
-    Undecided,
-}
-
-impl LoginOutcome {
-    const ALL: [Self; 5] = [Self::Accepted, Self::Wrong, Self::Barred, Self::Banned, Self::Undecided];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            LoginOutcome::Accepted => "accepted",
-            LoginOutcome::Wrong => "wrong",
-            LoginOutcome::Barred => "barred",
-            LoginOutcome::Banned => "banned",
-            LoginOutcome::Undecided => "undecided",
-        }
-    }
-}
-
 /// Where content goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -96,8 +72,6 @@ type Seconds = Family<One, Histogram, fn() -> Histogram>;
 pub struct Metrics {
     connections: Family<[(&'static str, String); 1], Counter>,
     refused: Family<[(&'static str, String); 2], Counter>,
-    logins: Family<One, Counter>,
-    login_seconds: Histogram,
     commands: Family<Two, Counter>,
     transfers: Family<Two, Counter>,
     /// By [`Way`]: it is counted for each chunk, and not looked up.
@@ -120,14 +94,7 @@ impl Default for Metrics {
         let bytes = [Way::Download, Way::Upload, Way::Listing]
             .map(|way| bytes_by_way.get_or_create_owned(&[("way", way.word())]));
         // Alerts are about these: a counter that is not there before it counts does not show its first increase.
-        let (logins, transfers, reloads) = (
-            Family::<One, Counter>::default(),
-            Family::<Two, Counter>::default(),
-            Family::<One, Counter>::default(),
-        );
-        for outcome in LoginOutcome::ALL {
-            drop(logins.get_or_create(&[("outcome", outcome.word())]));
-        }
+        let (transfers, reloads) = (Family::<Two, Counter>::default(), Family::<One, Counter>::default());
         for (verb, outcome) in TRANSFER_VERBS.into_iter().cartesian_product(Outcome::ALL) {
             drop(transfers.get_or_create(&[("verb", verb.name()), ("outcome", outcome.word())]));
         }
@@ -137,8 +104,6 @@ impl Default for Metrics {
         Self {
             connections: Family::default(),
             refused: Family::default(),
-            logins,
-            login_seconds: seconds(),
             commands: Family::default(),
             transfers,
             bytes,
@@ -157,9 +122,6 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("portolan");
         registry.register("connections", "Connections that were let in", self.connections.clone());
         registry.register("connections_refused", "Connections that were refused", self.refused.clone());
-        registry.register("logins", "Logins, by what they came to", self.logins.clone());
-        let help = "From the password to the decision, pauses after failures left out";
-        registry.register_with_unit("login_duration", help, Unit::Seconds, self.login_seconds.clone());
         registry.register("commands", "Commands, by the reply", self.commands.clone());
         registry.register("transfers", "Uploads, downloads and listings that ended", self.transfers.clone());
         let help = "Content that moved, as it is on the nodes";
@@ -190,11 +152,6 @@ impl Metrics {
     pub fn refused(&self, listener: &str, reason: &'static str) {
         let labels = [("listener", listener.to_owned()), ("reason", reason.to_owned())];
         self.refused.get_or_create(&labels).inc();
-    }
-
-    pub fn login(&self, outcome: LoginOutcome, took: Duration) {
-        self.logins.get_or_create(&[("outcome", outcome.word())]).inc();
-        self.login_seconds.observe(took.as_secs_f64());
     }
 
     pub fn command(&self, verb: Verb, code: u16) {

@@ -3,7 +3,7 @@
 use portolan_config::admins::Domains;
 use portolan_config::checked::directory::{GrantRule, GrantedDomains, Grantee};
 
-use super::ldap::Found;
+use super::directory::Found;
 use crate::path::VirtualPath;
 
 /// A set of domains.

@@ -1,13 +1,16 @@
 //! Who an admin is, and what that admin may do.
 //!
-//! Who calls it: the FTP engines (login), `tree` (grants).
-//! What it calls: argon2, in blocking tasks; ldap3; `portolan_config` for the admins file.
+//! Who calls it: the services, at the login desk; `tree` (grants).
+//! What it calls: argon2, in blocking tasks; `ldap`; `portolan_config` for the admins file.
 //! What it never does: log a credential, or say which of name and password was wrong.
 
 mod cache;
+mod directory;
 pub mod grants;
 pub mod local;
 pub mod lockout;
+pub mod login;
+pub mod steps;
 
 use std::sync::Arc;
 
@@ -19,10 +22,12 @@ use portolan_proto::levels::domain_of;
 use portolan_proto::v1;
 use tokio::sync::Semaphore;
 
-use crate::ldap::{self, Failure, LdapDirectory};
+use crate::ldap;
 use cache::PasswordCache;
+use directory::{AdminDirectory, Failure};
 pub use grants::{DomainSet, Grants};
 use local::LocalDirectory;
+use steps::{Step, Steps};
 
 /// Password checks at once: each costs 19 MiB and some 20 ms of a core, so a burst of logins must queue.
 const CHECKS_AT_ONCE: usize = 2;
@@ -105,7 +110,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Admins {
     local: Arc<LocalDirectory>,
-    ldap: Vec<(LdapDirectory, Arc<PasswordCache>)>,
+    ldap: Vec<(AdminDirectory, Arc<PasswordCache>)>,
     grants: Vec<GrantRule>,
     /// Names of directories, [`LOCAL`] for the admins file.
     order: Vec<String>,
@@ -118,7 +123,7 @@ impl Admins {
             config.grants.iter().filter_map(|grant| grant.domains.attribute.clone()).collect();
         let ldap = config.directories.iter().map(|directory| {
             let cache = Arc::new(PasswordCache::new(directory.cache));
-            Ok((LdapDirectory::new(directory, &attributes)?, cache))
+            Ok((AdminDirectory::new(directory, &attributes)?, cache))
         });
         Ok(Self {
             local: Arc::new(LocalDirectory::new(&config.admins)),
@@ -128,87 +133,50 @@ impl Admins {
         })
     }
 
-    fn directory(&self, name: &str) -> Option<&(LdapDirectory, Arc<PasswordCache>)> {
+    fn directory(&self, name: &str) -> Option<&(AdminDirectory, Arc<PasswordCache>)> {
         self.ldap.iter().find(|(directory, _)| directory.name() == name)
     }
 
-    /// Asks one directory, or what is remembered of it.
-    async fn ask_or_remember(
-        &self,
-        (directory, cache): &(LdapDirectory, Arc<PasswordCache>),
-        checks: &Semaphore,
-        name: &str,
-        password: Option<&str>,
-        trace: ldap::Trace<'_>,
-    ) -> Result<Arc<Admin>, Failure> {
-        let Some(password) = password.filter(|_| !cache.is_off()) else {
-            return self.ask(directory, name, password, trace).await.map(Arc::new);
-        };
-        if cache.knows(name) {
-            let (name, password) = (name.to_owned(), password.to_owned());
-            let checked = hashed(checks, cache, move |cache| cache.check(&name, &password)).await;
-            if let Some(admin) = checked {
-                trace("the password is that of a moment ago".to_owned());
-                return Ok(admin);
-            }
+    /// Explains a login step by step, or, without a password, what a name is looked up as; whether it is accepted.
+    pub async fn explain(&self, name: &str, password: Option<&str>, steps: Steps<'_>) -> bool {
+        let checks = &Semaphore::new(1);
+        let decided = Decision { admins: self, checks, name, password, steps }.decide().await;
+        match &decided {
+            Ok(admin) => steps.show(&Step::Accepted(admin)),
+            Err(error) => steps.show(&Step::Refused(error)),
         }
-        let asked = self.ask(directory, name, Some(password), trace).await.map(Arc::new);
-        match &asked {
-            Ok(admin) => {
-                let (name, password, admin) = (name.to_owned(), password.to_owned(), Arc::clone(admin));
-                hashed(checks, cache, move |cache| {
-                    cache.remember(&name, &password, admin);
-                    None
-                })
-                .await;
-            }
-            Err(Failure::Refused(_) | Failure::Barred(_) | Failure::Unknown) => cache.forget(name),
-            Err(Failure::Away(_)) => {}
-        }
-        asked
+        decided.is_ok()
     }
+}
 
-    /// Asks one directory, and applies the grants.
-    async fn ask(
-        &self,
-        directory: &LdapDirectory,
-        name: &str,
-        password: Option<&str>,
-        trace: ldap::Trace<'_>,
-    ) -> Result<Admin, Failure> {
-        let found = directory.look_up(name, password, trace).await?;
-        let note = |rule: &GrantRule| trace(format!("granted: {rule:?}"));
-        let grants = Grants::of(&self.grants, directory.name(), &found, note);
-        let grants = grants.ok_or_else(|| {
-            trace(format!("no grant is for {}", found.name));
-            Failure::Barred("no right to any domain is granted to you")
-        })?;
-        Ok(Admin { name: found.name, grants })
-    }
+/// What is to be decided, and by whom.
+struct Decision<'a> {
+    admins: &'a Admins,
+    checks: &'a Semaphore,
+    name: &'a str,
+    /// `None`: the name is only looked up.
+    password: Option<&'a str>,
+    steps: Steps<'a>,
+}
 
+impl Decision<'_> {
     /// Decides over a login, or, without a password, looks the name up. The first directory that knows the name decides;
     /// one that is away does, too, because nobody knows what it would say, except that the admins file is always asked.
-    async fn decide(
-        &self,
-        checks: &Semaphore,
-        name: &str,
-        password: Option<&str>,
-        trace: ldap::Trace<'_>,
-    ) -> Result<Arc<Admin>, Error> {
+    async fn decide(&self) -> Result<Arc<Admin>, Error> {
         let mut away = None;
-        for place in &self.order {
-            match self.directory(place) {
+        for place in &self.admins.order {
+            match self.admins.directory(place) {
                 None => {
-                    trace("the admins file:".to_owned());
-                    if self.local.admin(name).is_some() {
-                        return self.check_local(checks, name, password).await;
+                    self.steps.show(&Step::AdminsFile);
+                    if self.admins.local.admin(self.name).is_some() {
+                        return self.check_local().await;
                     }
-                    trace("there is nobody of that name".to_owned());
+                    self.steps.show(&Step::NotInAdminsFile);
                 }
-                Some(_) if away.is_some() => trace(format!("directory {place}: not asked")),
+                Some(_) if away.is_some() => self.steps.show(&Step::DirectorySkipped(place)),
                 Some(directory) => {
-                    trace(format!("directory {place}:"));
-                    match self.ask_or_remember(directory, checks, name, password, trace).await {
+                    self.steps.show(&Step::Directory(place));
+                    match self.ask_or_remember(directory).await {
                         Ok(admin) => return Ok(admin),
                         Err(Failure::Unknown) => {}
                         Err(Failure::Refused(reason)) => {
@@ -227,32 +195,62 @@ impl Admins {
         match away {
             Some(away) => Err(away),
             // Takes as long as for a name that is there.
-            None => self.check_local(checks, name, password).await,
+            None => self.check_local().await,
         }
+    }
+
+    /// Asks one directory, or what is remembered of it.
+    async fn ask_or_remember(
+        &self,
+        (directory, cache): &(AdminDirectory, Arc<PasswordCache>),
+    ) -> Result<Arc<Admin>, Failure> {
+        let Some(password) = self.password.filter(|_| !cache.is_off()) else {
+            return self.ask(directory).await.map(Arc::new);
+        };
+        if cache.knows(self.name) {
+            let (name, password) = (self.name.to_owned(), password.to_owned());
+            let checked = hashed(self.checks, cache, move |cache| cache.check(&name, &password)).await;
+            if let Some(admin) = checked {
+                self.steps.show(&Step::PasswordRemembered);
+                return Ok(admin);
+            }
+        }
+        let asked = self.ask(directory).await.map(Arc::new);
+        match &asked {
+            Ok(admin) => {
+                let (name, password, admin) = (self.name.to_owned(), password.to_owned(), Arc::clone(admin));
+                hashed(self.checks, cache, move |cache| {
+                    cache.remember(&name, &password, admin);
+                    None
+                })
+                .await;
+            }
+            Err(Failure::Refused(_) | Failure::Barred(_) | Failure::Unknown) => cache.forget(self.name),
+            Err(Failure::Away(_)) => {}
+        }
+        asked
+    }
+
+    /// Asks one directory, and applies the grants.
+    async fn ask(&self, directory: &AdminDirectory) -> Result<Admin, Failure> {
+        let found = directory.look_up(self.name, self.password, self.steps).await?;
+        let note = |rule: &GrantRule| self.steps.show(&Step::Granted(rule));
+        let grants = Grants::of(&self.admins.grants, directory.name(), &found, note);
+        let grants = grants.ok_or_else(|| {
+            self.steps.show(&Step::NothingGranted(&found.name));
+            Failure::Barred("no right to any domain is granted to you")
+        })?;
+        Ok(Admin { name: found.name, grants })
     }
 
     /// Checks a password of the admins file.
-    async fn check_local(
-        &self,
-        checks: &Semaphore,
-        name: &str,
-        password: Option<&str>,
-    ) -> Result<Arc<Admin>, Error> {
-        let Some(password) = password else { return self.local.admin(name).ok_or(Error::Refused) };
-        let _turn = checks.acquire().await.expect("the semaphore is never closed");
-        let (local, name, password) = (Arc::clone(&self.local), name.to_owned(), password.to_owned());
+    async fn check_local(&self) -> Result<Arc<Admin>, Error> {
+        let local = &self.admins.local;
+        let Some(password) = self.password else { return local.admin(self.name).ok_or(Error::Refused) };
+        let _turn = self.checks.acquire().await.expect("the semaphore is never closed");
+        let (local, name, password) = (Arc::clone(local), self.name.to_owned(), password.to_owned());
         let checked = tokio::task::spawn_blocking(move || local.check(&name, &password));
         checked.await.map_err(Error::Broken)?.ok_or(Error::Refused)
-    }
-
-    /// Explains a login step by step, or, without a password, what a name is looked up as; whether it is accepted.
-    pub async fn explain(&self, name: &str, password: Option<&str>, trace: ldap::Trace<'_>) -> bool {
-        let decided = self.decide(&Semaphore::new(1), name, password, trace).await;
-        match &decided {
-            Ok(admin) => trace(format!("accepted as {}: {:?}", admin.name, admin.grants)),
-            Err(error) => trace(format!("refused: {error}")),
-        }
-        decided.is_ok()
     }
 }
 
@@ -294,7 +292,8 @@ impl Authenticator {
     /// Asks all directories whether they are there.
     pub async fn probe(&self) {
         let admins = self.admins.load_full();
-        futures_util::future::join_all(admins.ldap.iter().map(|(directory, _)| directory.probe())).await;
+        futures_util::future::join_all(admins.ldap.iter().map(|(directory, _)| directory.client().probe()))
+            .await;
     }
 
     /// How the directories fare.
@@ -306,8 +305,8 @@ impl Authenticator {
     /// The directories with their servers, and which of these did not answer when they were asked last.
     pub fn directories(&self) -> Vec<(String, Vec<(String, bool)>)> {
         let admins = self.admins.load();
-        let servers = |directory: &LdapDirectory| {
-            directory.servers().map(|(uri, away)| (uri.to_owned(), away)).collect()
+        let servers = |directory: &AdminDirectory| {
+            directory.client().servers().map(|(uri, away)| (uri.to_owned(), away)).collect()
         };
         admins.ldap.iter().map(|(directory, _)| (directory.name().to_owned(), servers(directory))).collect()
     }
@@ -320,7 +319,8 @@ impl Authenticator {
             Proof::Both { password, certificate } => (Some(password), Some(certificate)),
         };
         let admins = self.admins.load_full();
-        let admin = admins.decide(&self.checks, name, password, &|_| {}).await?;
+        let (checks, steps) = (&self.checks, Steps::unseen());
+        let admin = Decision { admins: &admins, checks, name, password, steps }.decide().await?;
         // By the name that the directory has, because what was typed may lead to somebody else's.
         match certificate {
             Some(named) if !named.contains(&admin.name) => {

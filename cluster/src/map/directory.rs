@@ -17,7 +17,7 @@ use portolan_telemetry::chain;
 use tokio::sync::Notify;
 
 use crate::in_force::InForce;
-use crate::ldap::{Entry, LdapDirectory, Search, SetupError};
+use crate::ldap::{Entry, LdapClient, Search, SetupError};
 use crate::map::{GivenMap, NodeIndex, Router};
 use crate::nodes::Nodes;
 
@@ -240,7 +240,7 @@ async fn read(config: &Config, settings: &LdapMap, nodes: &Nodes, before: [usize
     let name = settings.directory.clone();
     let directory = config.directories.iter().find(|directory| directory.name == name);
     let directory = directory.expect("the configuration was checked: the map names a directory");
-    let directory = LdapDirectory::new(directory, &[])?;
+    let directory = LdapClient::new(directory)?;
     let hosts = hosts(config, nodes);
     let search = |search: &MapSearch| Search {
         base: search.base.clone(),

@@ -265,8 +265,8 @@ impl NodeClient {
         self.ready().is_err()
     }
 
-    /// True once for each absence: the first time that a standby answered in its place.
-    pub fn is_stood_in_for(&self) -> bool {
+    /// Notes that a standby has answered in its place; true the first time in each absence.
+    pub fn note_stand_in(&self) -> bool {
         !self.stood_in.swap(true, Ordering::Relaxed)
     }
 

@@ -56,7 +56,7 @@ impl Upload {
         let mut upload = Self { node, requests, responses, length: 0, crc32c: 0, _span: span };
         match tokio::time::timeout(CALL_MAX, upload.step(WriteStep::Ready)).await {
             Ok(ready) => ready.map(|_| upload),
-            Err(_) => Err(upload.is_slow()),
+            Err(_) => Err(upload.slow()),
         }
     }
 
@@ -83,10 +83,10 @@ impl Upload {
             // The request is over and took the queue with it: the answer says why.
             Ok(Ok(false)) => match tokio::time::timeout(STALL_MAX, self.responses.message()).await {
                 Ok(message) => Err(early(&self.node, message)),
-                Err(_) => Err(self.is_slow()),
+                Err(_) => Err(self.slow()),
             },
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(self.is_slow()),
+            Err(_) => Err(self.slow()),
         }
     }
 
@@ -108,7 +108,7 @@ impl Upload {
     async fn confirmed(&mut self, step: WriteStep) -> Result<WriteResponse> {
         match tokio::time::timeout(COMMIT_MAX, self.step(step)).await {
             Ok(response) => response,
-            Err(_) => Err(self.is_slow()),
+            Err(_) => Err(self.slow()),
         }
     }
 
@@ -124,7 +124,7 @@ impl Upload {
         }
     }
 
-    fn is_slow(&self) -> Error {
+    fn slow(&self) -> Error {
         Error::Slow { node: self.node.clone() }
     }
 }

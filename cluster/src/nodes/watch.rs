@@ -106,7 +106,7 @@ impl NodeClient {
             let ended = tokio::select! {
                 ended = self.watch_once(router, &mut up_since) => ended,
                 () = self.replaced.notified() => Err(Ended::Replaced),
-                () = self.is_unanswered() => Err(Ended::Unanswered),
+                () = self.wait_until_unanswered() => Err(Ended::Unanswered),
             };
             let (Ok(ended) | Err(ended)) = ended.map(|()| Ended::Closed);
             if let Ended::Replaced = ended {
@@ -137,7 +137,7 @@ impl NodeClient {
     }
 
     /// Waits until too many calls in a row got no answer. A wake-up of an earlier absence is not one.
-    async fn is_unanswered(&self) {
+    async fn wait_until_unanswered(&self) {
         loop {
             self.suspected.notified().await;
             if self.unanswered.load(Ordering::Relaxed) >= UNANSWERED_MAX {

@@ -62,18 +62,33 @@ impl Error {
 
     /// The node that failed or refused, when it was one.
     pub fn node(&self) -> Option<&NodeId> {
+        self.of_node().map(nodes::Error::node)
+    }
+
+    /// The error of the node, when it was one that failed or refused.
+    fn of_node(&self) -> Option<&nodes::Error> {
         match self {
-            Error::Node(error) => Some(error.node()),
-            _ => None,
+            Error::Node(error) => Some(error),
+            Error::NotFound { .. }
+            | Error::AlreadyExists { .. }
+            | Error::IsADirectory { .. }
+            | Error::NotADirectory { .. }
+            | Error::OffsetBeyondEnd { .. }
+            | Error::NotEmpty { .. }
+            | Error::NotGranted { .. }
+            | Error::Fixed { .. }
+            | Error::NoDigest { .. }
+            | Error::BadName(_)
+            | Error::CrossesDomains { .. }
+            | Error::CrossesNodes { .. }
+            | Error::Unplaced { .. }
+            | Error::Unknown(_) => None,
         }
     }
 
     /// The agent's reason, when it was an agent that refused.
     fn reason(&self) -> Option<Reason> {
-        match self {
-            Error::Node(error) => error.reason(),
-            _ => None,
-        }
+        self.of_node().and_then(nodes::Error::reason)
     }
 
     pub(super) fn from_route(path: &VirtualPath, error: map::Error) -> Self {

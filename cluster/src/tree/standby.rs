@@ -60,9 +60,9 @@ impl Tree {
     }
 }
 
-/// Tells the log once for each absence.
+/// Logs a standby that answers, once for each absence.
 pub(super) fn report(node: &NodeClient, standby: &NodeClient, failure: &nodes::Error) {
-    if node.is_stood_in_for() {
+    if node.note_stand_in() {
         let cause = portolan_telemetry::chain(failure);
         tracing::warn!(node = %node.name(), standby = %standby.name(), cause, "a standby is read in place of a node");
     }

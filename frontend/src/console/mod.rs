@@ -31,6 +31,7 @@ impl Server {
     pub(crate) async fn run(self, running: Arc<Running>, stop: CancellationToken) {
         let mut registry = metrics::registry("portolan-frontend", running.telemetry());
         running.metrics().register(&mut registry);
+        running.desk().register(&mut registry);
         registry.register_collector(Box::new(state::State(Arc::clone(&running))));
         let answers = Answers {
             metrics: Box::new(move || metrics::encode(&registry)),

@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use portolan_cluster::auth::lockout::Lockout;
+use portolan_cluster::auth::login::LoginDesk;
 use portolan_cluster::auth::{Admins, Authenticator};
 use portolan_cluster::in_force::InForce;
 use portolan_cluster::map::Router;
@@ -158,12 +159,16 @@ impl Running {
         self.gates.sessions()
     }
 
+    pub(crate) fn desk(&self) -> &LoginDesk {
+        &self.shared.desk
+    }
+
     pub(crate) fn auth(&self) -> &Authenticator {
-        &self.shared.auth
+        &self.shared.desk.authenticator
     }
 
     pub(crate) fn lockout(&self) -> &Lockout {
-        &self.shared.lockout
+        &self.shared.desk.lockout
     }
 
     /// Looks for nodes, resolves names and reads the map, and waits until each node is up or known to be away.
@@ -198,7 +203,7 @@ impl Running {
         let probing = async {
             loop {
                 probes.tick().await;
-                self.shared.auth.probe().await;
+                self.shared.desk.authenticator.probe().await;
             }
         };
         let renewing = async {

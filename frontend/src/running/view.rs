@@ -69,7 +69,7 @@ impl Running {
             let primary = config.nodes.iter().find(|other| other.standby.contains(node.name()));
             NodeView { health, standby_of: primary.map(|primary| primary.name.clone()), node }
         });
-        let directories = self.shared.auth.directories().into_iter();
+        let directories = self.shared.desk.authenticator.directories().into_iter();
         View {
             started: self.started,
             phase,
@@ -82,7 +82,7 @@ impl Running {
             sessions: self.gates.sessions().list(),
             directories: directories.map(|(name, servers)| DirectoryView { name, servers }).collect(),
             directory_map: self.directory_map.known(),
-            bans: self.shared.lockout.bans(Instant::now()),
+            bans: self.shared.desk.lockout.bans(Instant::now()),
             telemetry_warnings: self.telemetry.iter().flat_map(|telemetry| telemetry.warnings()).collect(),
             config,
         }

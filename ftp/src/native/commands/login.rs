@@ -8,13 +8,13 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
 use super::{data_requires_tls, login_requires_tls};
-use crate::LoginFailure;
 use crate::native::command::number;
 use crate::native::data::Setup;
 use crate::native::facts::Facts;
 use crate::native::session::{Modes, NextTransfer, Session, Step};
 use crate::reply::Reply;
-use portolan_cluster::auth::{Admin, Login, Proof};
+use portolan_cluster::auth::login::LoginFailure;
+use portolan_cluster::auth::{Login, Proof};
 use portolan_cluster::path::VirtualPath;
 use portolan_telemetry::shown_time;
 
@@ -77,17 +77,18 @@ fn proof<'a>(password: &'a str, certificate: Option<&'a [String]>) -> Proof<'a> 
 }
 
 /// What a login came to; `code` if somebody is in.
-fn logged_in(session: &mut Session, code: u16, decided: Result<Arc<Admin>, LoginFailure>) -> Step {
+fn logged_in(session: &mut Session, code: u16, decided: Result<Login, LoginFailure>) -> Step {
     let service = Arc::clone(&session.service);
     match decided {
-        Ok(admin) => {
+        Ok(login) => {
+            let admin = &login.admin;
             if let Some(tls) = &session.tls {
                 tls.set_admin(Some(&admin.name));
             }
             session.pace = service.pace_of(&session.throttle, &admin.name);
             let text = format!("Welcome, {}.", admin.name);
             session.cwd = admin.grants.root.clone();
-            session.login = Some(Login { admin, session: session.id });
+            session.login = Some(login);
             Reply::with(code, text).into()
         }
         Err(LoginFailure::Undecided) => {
