@@ -1,10 +1,11 @@
 //! Types of single values: durations, addresses, port ranges. Each parses from text and says what is allowed.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
+use rustls::pki_types::DnsName;
 
 /// Text that does not parse: what would.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -195,8 +196,7 @@ impl FromStr for HostPort {
         let allowed = Allowed("HOST:PORT with a DNS name, an IPv4 address or an [IPv6] address");
         let (host, port) = text.rsplit_once(':').ok_or(allowed.clone())?;
         let port = port.parse::<u16>().ok().filter(|port| *port > 0).ok_or(allowed.clone())?;
-        let name = !host.is_empty()
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_');
+        let name = DnsName::try_from(host).is_ok() || host.parse::<Ipv4Addr>().is_ok();
         let v6 = host
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
@@ -290,6 +290,12 @@ mod tests {
     fn hosts_and_ports() {
         for bad in ["", ":1", "a", "a:", "a:0", "a:99999", "a b:1", "[::1:1", "::1", "http://a:1"] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+        for bad in ["-a:1", "a-.example:1", "a..example:1", ".:1", "1.2.3:1", "256.1.1.1:1", "127.0.0.1.:1"] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+        for good in ["mail_1.example:1", "mail-1.example.:1", "1a:1"] {
+            assert!(good.parse::<HostPort>().is_ok(), "{good}");
         }
         for (good, loopback) in
             [("127.0.0.1:1", true), ("[::1]:1", true), ("localhost:1", true), ("mail-1.example:7171", false)]

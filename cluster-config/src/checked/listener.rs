@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use rustls::pki_types::DnsName;
+
 use super::access::{AccessList, Bandwidth, Errors, Limits, Scope};
 use super::agent::socket_address;
 use super::tls::{Anchors, Identity};
@@ -189,13 +191,8 @@ impl std::str::FromStr for PassiveHost {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return if address.is_unspecified() { Err(allowed) } else { Ok(Self::Address(address)) };
         }
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-        };
         // What looks like a broken IPv4 address is not a name.
-        let numeric = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
-        if !numeric && text.len() <= 253 && text.trim_end_matches('.').split('.').all(label) {
+        if DnsName::try_from(text).is_ok() {
             return Ok(Self::Name(text.to_owned()));
         }
         Err(allowed)
