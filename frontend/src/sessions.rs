@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::future::join_all;
 use parking_lot::{Mutex, MutexGuard};
 use portolan_proto::id::{SessionId, TransferId};
 use portolan_telemetry::log::AUDIT;
@@ -19,15 +20,12 @@ use crate::gate::flow::Admission;
 use portolan_ftp::transfer::{Stand, Transfer};
 use portolan_ftp::{ControlConnection, Ending};
 
-/// How often a drain looks for sessions that have become idle.
-const DRAIN_STEP: Duration = Duration::from_millis(50);
-/// A session whose transfer has just ended gets this long to be told so.
-const REPLY_GRACE: Duration = Duration::from_millis(500);
-
 /// All sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     present: Mutex<HashMap<SessionId, Arc<ControlConnection>>>,
+    /// Set and read while `present` is locked, so that a drain misses nobody.
+    is_draining: AtomicBool,
     tasks: TaskTracker,
     cut: CancellationToken,
 }
@@ -71,7 +69,13 @@ impl Sessions {
         admission: Admission,
         session: impl Future<Output = ()> + Send + 'static,
     ) {
-        self.present().insert(control.id, Arc::clone(&control));
+        {
+            let mut present = self.present();
+            present.insert(control.id, Arc::clone(&control));
+            if self.is_draining.load(Ordering::Acquire) {
+                control.ask_to_end(Ending::Drain);
+            }
+        }
         let present = Present { control, sessions: Arc::clone(self), _admission: admission };
         let cut = self.cut.clone();
         self.tasks.spawn(async move {
@@ -83,34 +87,30 @@ impl Sessions {
         });
     }
 
-    /// Lets what is under way finish, and ends sessions that are idle, at once or after their transfer. Until
-    /// `deadline`; then the rest is cut, and what is cut commits nothing.
+    /// Asks all sessions to end: those that are idle do at once, the others after their transfer, as their engine sees
+    /// to it. Until `deadline`; then the rest is cut, and what is cut commits nothing.
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) -> Drained {
-        let mut seen = HashMap::new();
-        let close_idle = async {
-            loop {
-                self.note_transfers(&mut seen);
-                // One that ends by itself does so after its transfer, and takes no other command: a client that never
-                // pauses would keep the drain.
-                let may_end = |control: &Arc<ControlConnection>| {
-                    control.ends_by_itself() || control.is_idle_for(REPLY_GRACE)
-                };
-                for control in self.present().values().filter(|control| may_end(control)) {
-                    control.ask_to_end(Ending::Drain);
-                }
-                tokio::time::sleep(DRAIN_STEP).await;
-            }
+        let present: Vec<_> = {
+            let present = self.present();
+            self.is_draining.store(true, Ordering::Release);
+            present.values().cloned().collect()
+        };
+        let seen = Mutex::new(HashMap::new());
+        let noting = present.into_iter().map(|control| note_transfers(control, &seen));
+        let noting = async {
+            join_all(noting).await;
+            std::future::pending::<()>().await;
         };
         self.tasks.close();
         tokio::select! {
             () = self.tasks.wait() => {}
             () = deadline => {}
-            () = close_idle => {}
+            () = noting => {}
         }
         self.cut.cancel();
         self.tasks.wait().await;
         let mut drained = Drained::default();
-        for transfer in seen.values() {
+        for transfer in seen.lock().values() {
             match transfer.stand() {
                 Stand::Complete => drained.finished += 1,
                 Stand::Failed => drained.failed += 1,
@@ -119,11 +119,19 @@ impl Sessions {
         }
         drained
     }
+}
 
-    fn note_transfers(&self, seen: &mut HashMap<TransferId, Arc<Transfer>>) {
-        let under_way = self.present();
-        let transfers = under_way.values().filter_map(|control| control.shown().transfer);
-        seen.extend(transfers.map(|transfer| (transfer.id, transfer)));
+/// Asks a session to end, and notes its transfers from now on. Never ends.
+async fn note_transfers(control: Arc<ControlConnection>, seen: &Mutex<HashMap<TransferId, Arc<Transfer>>>) {
+    let mut transfers = control.watch_transfers();
+    control.ask_to_end(Ending::Drain);
+    loop {
+        if let Some(transfer) = control.shown().transfer {
+            seen.lock().insert(transfer.id, transfer);
+        }
+        if transfers.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -19,7 +19,10 @@ use std::time::Duration;
 
 use libunftp::ServerBuilder;
 use libunftp::options::{Binder, FtpsRequired, PassiveHost};
+use parking_lot::Mutex;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use accounts::{FtpUser, FtpUsers, PasswordCheck, SessionLogin};
 use portolan_config::checked::listener::Listener;
@@ -76,8 +79,26 @@ impl portolan_ftp::Library for Library {
     }
 }
 
-/// How often it is looked whether a session's last transfer has ended.
-const END_STEP: Duration = Duration::from_millis(5);
+/// A session whose transfer has just ended gets this long to be told so: the library does not show when its reply is
+/// out.
+const REPLY_GRACE: Duration = Duration::from_millis(500);
+
+/// What must be known of a session because the library runs its transfers in tasks of their own.
+#[derive(Debug, Default)]
+struct Life {
+    /// The session is over; what is still done for it must end.
+    over: CancellationToken,
+    transfer_ended: Mutex<Option<Instant>>,
+}
+
+/// Notes the end of a transfer, however it ends.
+struct NoteEnd<'a>(&'a Life);
+
+impl Drop for NoteEnd<'_> {
+    fn drop(&mut self) {
+        *self.0.transfer_ended.lock() = Some(Instant::now());
+    }
+}
 
 async fn serve(
     service: &Arc<Service>,
@@ -86,10 +107,11 @@ async fn serve(
     control: Arc<ControlConnection>,
 ) {
     // However this ends, transfers end with it: the library runs them in tasks of their own.
-    let _over = control.over().clone().drop_guard();
+    let life = Arc::new(Life::default());
+    let _over = life.over.clone().drop_guard();
     let session = control.id;
     let login_timeout = service.listener.login_timeout;
-    let served = match (builder(service, library, &control).build(), stream.into_std()) {
+    let served = match (builder(service, library, &control, &life).build(), stream.into_std()) {
         (Ok(server), Ok(stream)) => {
             let serving = library.threads.next().spawn(async move {
                 // Registers the socket with the runtime of the thread.
@@ -102,7 +124,7 @@ async fn serve(
                     Err(format!("no login within {login_timeout:?}"))
                 }
                 // The library gives no way to say why.
-                _ = control.asked_to_end(Ending::Drain) => Ok(()),
+                () = may_end(&control, &life) => Ok(()),
             }
         }
         (Err(error), _) => Err(error.to_string()),
@@ -114,9 +136,27 @@ async fn serve(
     // Our second handle keeps the socket open; the client must see that the session is over.
     control.close();
     // The session has its place for as long as it does something.
-    control.over().cancel();
-    while control.is_busy() {
-        tokio::time::sleep(END_STEP).await;
+    life.over.cancel();
+    control.idle().await;
+}
+
+/// Waits until a session is asked to end and may: at once where the operator says so, otherwise when nothing is under
+/// way and the reply to its last transfer is out.
+async fn may_end(control: &ControlConnection, life: &Life) {
+    control.asked_to_end(Ending::Drain).await;
+    let quiet = async {
+        loop {
+            control.idle().await;
+            let ended = *life.transfer_ended.lock();
+            match ended.map(|ended| ended + REPLY_GRACE).filter(|quiet| *quiet > Instant::now()) {
+                Some(quiet) => tokio::time::sleep_until(quiet).await,
+                None => return,
+            }
+        }
+    };
+    tokio::select! {
+        () = quiet => {}
+        _ = control.asked_to_end(Ending::Kick) => {}
     }
 }
 
@@ -133,8 +173,9 @@ fn builder(
     service: &Arc<Service>,
     library: &Library,
     control: &Arc<ControlConnection>,
+    life: &Arc<Life>,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
-    let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control));
+    let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control), Arc::clone(life));
     let login = SessionLogin::default();
     let check =
         Arc::new(PasswordCheck::new(Arc::clone(service), Arc::clone(control), SessionLogin::clone(&login)));

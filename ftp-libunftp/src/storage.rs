@@ -21,6 +21,7 @@ use unftp_core::storage::{
 };
 
 use super::accounts::FtpUser;
+use super::{Life, NoteEnd};
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{self, Begins, Changed, Entry, Kind, Tree};
 use portolan_ftp::bandwidth::{Direction, Pace, Throttle};
@@ -39,6 +40,7 @@ pub(super) struct TreeStorage {
     /// How fast content of this session may go, but for the limit of its admin.
     throttle: Arc<Throttle>,
     control: Arc<ControlConnection>,
+    life: Arc<Life>,
     memory: Arc<Mutex<Memory>>,
 }
 
@@ -53,9 +55,9 @@ struct Memory {
 }
 
 impl TreeStorage {
-    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>) -> Self {
+    pub(super) fn new(service: Arc<Service>, control: Arc<ControlConnection>, life: Arc<Life>) -> Self {
         let (tree, throttle) = (Arc::clone(&service.shared.tree), service.session_throttle());
-        Self { service, tree, throttle, control, memory: Arc::default() }
+        Self { service, tree, throttle, control, life, memory: Arc::default() }
     }
 
     fn pace(&self, user: &FtpUser) -> Pace {
@@ -224,10 +226,12 @@ impl TreeStorage {
         work: impl Future<Output = storage::Result<T>>,
     ) -> storage::Result<T> {
         let _under_way = self.control.begin_transfer(Some(Arc::clone(transfer)));
+        // Dropped first: who waits for the end of the transfer finds it noted.
+        let _ended = NoteEnd(&self.life);
         tokio::pin!(work);
         tokio::select! {
             worked = &mut work => return worked,
-            () = self.control.over().cancelled() => {}
+            () = self.life.over.cancelled() => {}
         }
         if transfer.is_committing() {
             return work.await;

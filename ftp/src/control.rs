@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 use portolan_proto::id::SessionId;
@@ -11,7 +11,6 @@ use portolan_telemetry::log::{AUDIT, CONNECTION};
 use portolan_telemetry::trace::TRACE;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use portolan_net::Origin;
 use portolan_net::socket::keep_alive;
@@ -56,16 +55,11 @@ pub struct ControlConnection {
     pub tally: Tally,
     socket: OwnedFd,
     opened: Instant,
-    transfers: AtomicUsize,
-    /// When the last transfer ended, in milliseconds after `opened`.
-    last_transfer_ms: AtomicU64,
+    /// How many things that take their time are under way.
+    transfers: watch::Sender<usize>,
     logged_in: AtomicBool,
     shown: Mutex<Shown>,
     ending: watch::Sender<Ending>,
-    /// Its engine ends it in order when it is asked to, whatever is under way.
-    ends_by_itself: AtomicBool,
-    /// The session is over; what an engine still does for it must end.
-    over: CancellationToken,
 }
 
 /// What a session has done, all in all.
@@ -137,13 +131,10 @@ impl ControlConnection {
             since: SystemTime::now(),
             socket: stream.as_fd().try_clone_to_owned()?,
             opened: Instant::now(),
-            transfers: AtomicUsize::new(0),
-            last_transfer_ms: AtomicU64::new(0),
+            transfers: watch::Sender::new(0),
             logged_in: AtomicBool::new(false),
             shown: Mutex::default(),
             ending: watch::Sender::new(Ending::No),
-            ends_by_itself: AtomicBool::new(false),
-            over: CancellationToken::new(),
         })
     }
 
@@ -197,34 +188,25 @@ impl ControlConnection {
 
     /// Counts something that takes its time, as long as the guard lives, and shows it where it is a transfer.
     pub fn begin_transfer(self: &Arc<Self>, transfer: Option<Arc<Transfer>>) -> TransferUnderWay {
-        self.transfers.fetch_add(1, Ordering::AcqRel);
         self.shown_mut().transfer = transfer;
+        self.transfers.send_modify(|transfers| *transfers += 1);
         TransferUnderWay(Arc::clone(self))
     }
 
     /// Something that takes its time is under way.
     pub fn is_busy(&self) -> bool {
-        self.transfers.load(Ordering::Acquire) > 0
+        *self.transfers.borrow() > 0
     }
 
-    /// The engine sees to it that what is under way when the session is asked to end is done first.
-    pub fn set_ends_by_itself(&self) {
-        self.ends_by_itself.store(true, Ordering::Release);
+    /// Waits until nothing that takes its time is under way.
+    pub async fn idle(&self) {
+        // The sender is part of this.
+        self.transfers.subscribe().wait_for(|transfers| *transfers == 0).await.ok();
     }
 
-    pub fn ends_by_itself(&self) -> bool {
-        self.ends_by_itself.load(Ordering::Acquire)
-    }
-
-    /// Is cancelled when the session is over.
-    pub fn over(&self) -> &CancellationToken {
-        &self.over
-    }
-
-    /// True when no transfer is under way, nor has been for `quiet`: the reply to the last one is out.
-    pub fn is_idle_for(&self, quiet: Duration) -> bool {
-        let ended = Duration::from_millis(self.last_transfer_ms.load(Ordering::Acquire));
-        !self.is_busy() && (ended.is_zero() || self.opened.elapsed().saturating_sub(ended) >= quiet)
+    /// Sees each time that something that takes its time begins or ends.
+    pub fn watch_transfers(&self) -> watch::Receiver<usize> {
+        self.transfers.subscribe()
     }
 
     /// Tells of the session, which is over: an operator sees at a glance whether all of a backup went well.
@@ -296,10 +278,8 @@ pub struct TransferUnderWay(Arc<ControlConnection>);
 
 impl Drop for TransferUnderWay {
     fn drop(&mut self) {
-        let now = u64::try_from(self.0.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.shown_mut().transfer = None;
-        self.0.last_transfer_ms.store(now.max(1), Ordering::Release);
-        self.0.transfers.fetch_sub(1, Ordering::AcqRel);
+        self.0.transfers.send_modify(|transfers| *transfers -= 1);
     }
 }
 

@@ -38,8 +38,7 @@ const DEFERRED_BYTES_MAX: usize = 64 * 1024;
 /// A session that is asked to end and cannot say good bye, because its client takes nothing, has its connection
 /// closed after this long.
 const GOOD_BYE_MAX: Duration = Duration::from_secs(3);
-/// How often it is looked whether what such a session does has ended.
-const GOOD_BYE_STEP: Duration = Duration::from_millis(200);
+
 /// Why a session ended otherwise than by QUIT.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
@@ -53,14 +52,14 @@ enum Ended {
 
 /// Serves one control connection until it ends.
 pub(crate) async fn serve(service: Arc<Service>, stream: TcpStream, control: Arc<ControlConnection>) {
-    control.set_ends_by_itself();
     let serving = run(service, stream, &control);
     // The session itself says good bye. This is for one that cannot, because its client takes no replies.
     let cutting = async {
         control.asked_to_end(Ending::Drain).await;
         tokio::time::sleep(GOOD_BYE_MAX).await;
-        while control.is_busy() && control.is_asked_to_end() != Ending::Kick {
-            tokio::time::sleep(GOOD_BYE_STEP).await;
+        tokio::select! {
+            () = control.idle() => {}
+            _ = control.asked_to_end(Ending::Kick) => {}
         }
         if control.is_asked_to_end() == Ending::Kick && control.is_busy() {
             tokio::time::sleep(GOOD_BYE_MAX).await;

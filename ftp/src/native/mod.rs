@@ -1,8 +1,9 @@
 //! The `native` engine: FTP as Portolan promises it (RFC 959, 1123, 2228, 2389, 2428, 2640, 3659, 4217, 7151).
 //!
 //! A line comes in by `codec`, is taken apart by `command`, and goes by `conversation` to its handler in
-//! `commands/`, which changes `session`. What takes its time (`transfer`, `listing`, digests) runs beside the control loop, which so
-//! goes on answering; its content goes through `data`.
+//! `commands/`, which reads and changes the `session`: `conversation` -> `commands` -> `session`.
+//! What takes its time (`transfer`, `listing`, digests) runs beside the control loop, which so goes on answering; its
+//! content goes through `data`.
 //!
 //! Who calls it: `ftp::Service::serve`.
 //! What it calls: `tree`, `auth`.
