@@ -177,7 +177,7 @@ impl Agent {
                 Some(tls) => server.serve_with_incoming_shutdown(tls.incoming(listener), stopped).await,
                 None => {
                     tracing::warn!(
-                        "gRPC is in plaintext: whoever reaches the port reads and writes all mail"
+                        "gRPC is in plaintext: anyone who reaches the port can read and write all mail"
                     );
                     let incoming = tls::connections(listener).map(|(stream, _)| Ok::<_, Infallible>(stream));
                     server.serve_with_incoming_shutdown(incoming, stopped).await

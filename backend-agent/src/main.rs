@@ -64,7 +64,7 @@ fn serve() -> Result<ExitCode, ExitCode> {
 /// Tells systemd where the agent is in its life, sd_notify(3). Without systemd it does nothing.
 fn tell_service_manager(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "the service manager cannot be notified");
     }
 }
 
@@ -73,7 +73,7 @@ fn reload_log(file: &Path, telemetry: &Telemetry) {
     let loaded = portolan_config::Agent::load(file).map_err(|faults| faults.to_string());
     let set = loaded.and_then(|config| telemetry.set_log(&config.log).map_err(|error| error.to_string()));
     match set {
-        Ok(()) => tracing::info!("log reloaded; what else has changed takes a restart"),
+        Ok(()) => tracing::info!("log reloaded; other changes take a restart"),
         Err(cause) => tracing::error!(cause, "the new configuration is refused; the old one stays in force"),
     }
 }

@@ -68,7 +68,7 @@ struct Told {
     /// Why new files are not used; empty: they are.
     fault: String,
     failed_handshake: Option<Instant>,
-    untold_handshakes: u64,
+    omitted_handshakes: u64,
 }
 
 impl Certificates {
@@ -164,13 +164,13 @@ impl Tls {
         let is_due = told.failed_handshake.is_none_or(|last| last.elapsed() >= TELL_EVERY);
         // Whoever only looks whether the port is open ends like this.
         if error.kind() == io::ErrorKind::UnexpectedEof || !is_due {
-            told.untold_handshakes += 1;
+            told.omitted_handshakes += 1;
             tracing::debug!(%from, %error, "TLS handshake failed");
             return;
         }
         told.failed_handshake = Some(Instant::now());
-        let untold = std::mem::take(&mut told.untold_handshakes);
-        tracing::warn!(%from, %error, untold, "TLS handshake failed; so did as many that were not told");
+        let omitted = std::mem::take(&mut told.omitted_handshakes);
+        tracing::warn!(%from, %error, omitted, "TLS handshake failed; `omitted` more were not logged");
     }
 }
 
@@ -181,7 +181,7 @@ pub(crate) fn connections(listener: TcpListener) -> impl Stream<Item = (TcpStrea
             match listener.accept().await {
                 Ok((stream, from)) => {
                     if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%from, %error, "answers may be put off by the system");
+                        tracing::debug!(%from, %error, "TCP_NODELAY could not be set");
                     }
                     return Some(((stream, from), listener));
                 }

@@ -74,6 +74,6 @@ fn report_phase(phase: Phase) {
         Phase::Draining | Phase::Stopped => sd_notify::notify(&[NotifyState::Stopping]),
     };
     if let Err(error) = reported {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "the service manager cannot be notified");
     }
 }

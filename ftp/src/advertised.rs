@@ -52,7 +52,7 @@ impl Name {
                 })
                 .collect(),
             Err(error) => {
-                tracing::warn!(name, %error, "a passive_address does not resolve; what was known of it stays");
+                tracing::warn!(name, %error, "a passive_address does not resolve; the last known address stays");
                 return;
             }
         };
@@ -66,7 +66,7 @@ impl Name {
                 *present = Some(*address);
             }
             None => {
-                tracing::warn!(name, "a passive_address has no IPv4 address; what was known of it stays");
+                tracing::warn!(name, "a passive_address has no IPv4 address; the last known address stays");
             }
         }
     }

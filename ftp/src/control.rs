@@ -34,8 +34,8 @@ pub enum Ending {
 impl Ending {
     pub fn reply(self) -> Reply {
         match self {
-            Ending::No | Ending::Drain => Reply::new(421, "The service stops; good bye."),
-            Ending::Kick => Reply::new(421, "The operator has closed this session; good bye."),
+            Ending::No | Ending::Drain => Reply::new(421, "The service stops; closing the connection."),
+            Ending::Kick => Reply::new(421, "Session closed by the operator."),
         }
     }
 }

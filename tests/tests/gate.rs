@@ -208,7 +208,7 @@ fn too_many_wrong_commands_end_the_session() {
         }
         if let Some(limit) = limit {
             let reply = control.ask("XYZZY");
-            assert_eq!(reply, (421, format!("421 {limit} commands were wrong; good bye.")));
+            assert_eq!(reply, (421, format!("421 {limit} wrong commands; closing the connection.")));
             assert_eq!(control.reply().0, 0);
         }
     }
@@ -337,9 +337,9 @@ fn silence_ends_a_session_before_the_login_after_it_and_in_a_handshake() {
     // Commands that do not log in gain no time.
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(nobody.ask("NOOP").0, 200);
-    assert_eq!(nobody.reply(), (421, "421 Nobody logged in in time; good bye.".to_owned()));
+    assert_eq!(nobody.reply(), (421, "421 Login timed out; closing the connection.".to_owned()));
     assert!(opened.elapsed() < Duration::from_secs(7), "{:?}", opened.elapsed());
-    assert_eq!(idle.reply(), (421, "421 Nothing was asked for too long; good bye.".to_owned()));
+    assert_eq!(idle.reply(), (421, "421 Idle timeout; closing the connection.".to_owned()));
     assert!(opened.elapsed() > Duration::from_secs(9), "{:?}", opened.elapsed());
 }
 

@@ -360,9 +360,9 @@ fn names_are_bytes() {
     }
     assert_eq!(control.ask("MKD a\"b").1, format!("257 \"{INBOX}/a\"\"b\" was made."));
     assert_eq!(control.ask("CWD a\"b").0, 250);
-    assert_eq!(control.ask("PWD").1, format!("257 \"{INBOX}/a\"\"b\" is where you are."));
+    assert_eq!(control.ask("PWD").1, format!("257 \"{INBOX}/a\"\"b\" is the current directory."));
     assert_eq!(control.ask("CDUP").0, 250);
-    assert_eq!(control.ask("PWD").1, format!("257 \"{INBOX}\" is where you are."));
+    assert_eq!(control.ask("PWD").1, format!("257 \"{INBOX}\" is the current directory."));
 }
 
 /// Sends a command whose name is bytes.

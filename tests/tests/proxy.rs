@@ -185,7 +185,7 @@ fn data_may_come_from_the_client_itself_where_only_the_control_connection_is_bal
     // EPSV would lead to the balancer; curl goes on with PASV.
     let arguments = ["--no-ftp-skip-pasv-ip"];
     let shown = succeed(&mut curl("127.0.0.3", &cluster, &arguments, balancer.address, FILE));
-    assert!(shown.contains("< 502 EPSV does not lead past the load balancer"), "{shown}");
+    assert!(shown.contains("< 502 EPSV is not available behind this load balancer"), "{shown}");
     let named = cluster.front.to_string().replace('.', ",");
     assert!(shown.contains(&format!("227 Entering Passive Mode ({named},")), "{shown}");
     assert!(shown.starts_with("one.example"), "{shown}");

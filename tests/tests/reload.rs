@@ -414,7 +414,7 @@ fn the_operator_ends_a_session_and_its_upload_is_not_kept() {
         });
         succeeded(&cluster.operate(&["kick", &id]));
         if engine == "native" {
-            let expected = "421 The operator has closed this session; good bye.".to_owned();
+            let expected = "421 Session closed by the operator.".to_owned();
             assert_eq!(control.reply(), (421, expected));
         }
         assert_eq!(control.reply().0, 0);

@@ -265,7 +265,7 @@ fn a_drain_finishes_the_transfer_and_ends_idle_sessions() {
     let mut control = Control::login(cluster.frontend.address, "admin");
     let mut data = half_an_upload(&cluster, &mut control);
     cluster.frontend.signal(rustix::process::Signal::TERM);
-    assert_eq!(idle.reply(), (421, "421 The service stops; good bye.".to_owned()));
+    assert_eq!(idle.reply(), (421, "421 The service stops; closing the connection.".to_owned()));
     assert_eq!(idle.reply().0, 0, "an idle session is closed");
     std::thread::sleep(Duration::from_millis(300));
     data.write_all(b"end").unwrap();

@@ -41,7 +41,7 @@ pub enum Error {
     Damaged { path: String, what: Damage },
     #[error("{path} changes too fast to be read whole")]
     Changing { path: String },
-    #[error("nobody waits for this any more, or the agent is stopping")]
+    #[error("the request was cancelled, or the agent is stopping")]
     Stopped,
     #[error("{path} became shorter while it was read")]
     Shrunk { path: String },

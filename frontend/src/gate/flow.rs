@@ -122,7 +122,7 @@ impl fmt::Display for Refusal {
                 f,
                 "{value} connections came from your address within {seconds} s, as many as {place} allows"
             ),
-            Limit::Addresses => write!(f, "Too many clients came to {place} lately"),
+            Limit::Addresses => write!(f, "Too many recent clients at {place}"),
         }?;
         f.write_str("; try again later.")
     }

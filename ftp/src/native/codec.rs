@@ -145,7 +145,7 @@ impl ControlIo {
             reply = reply.code,
             text = %portolan_proto::path::display(&reply.text),
             lines = reply.body.len(),
-            "the client is told"
+            "reply sent"
         );
     }
 

@@ -39,7 +39,7 @@ impl Command {
             true => portolan_proto::path::display(&self.argument).to_string(),
             false => "***".to_owned(),
         };
-        tracing::debug!(target: PROTOCOL, command = self.verb.name(), argument = shown(), "the client says");
+        tracing::debug!(target: PROTOCOL, command = self.verb.name(), argument = shown(), "command received");
     }
 }
 

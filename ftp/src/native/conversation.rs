@@ -233,10 +233,10 @@ impl Conversation {
             () = tokio::time::sleep_until(deadline) => {}
         }
         let reply = match self.session.login {
-            Some(_) => Reply::new(421, "Nothing was asked for too long; good bye."),
-            None => Reply::new(421, "Nobody logged in in time; good bye."),
+            Some(_) => Reply::new(421, "Idle timeout; closing the connection."),
+            None => Reply::new(421, "Login timed out; closing the connection."),
         };
-        tracing::info!("session closed: its client was silent for too long");
+        tracing::info!("session closed: idle timeout");
         Ok(Err(reply))
     }
 
@@ -278,7 +278,7 @@ impl Conversation {
             }
             Line::Endless => {
                 tracing::warn!("session closed: a line without an end");
-                return self.close(&Reply::new(421, "The line does not end; good bye.")).await;
+                return self.close(&Reply::new(421, "Line too long; closing the connection.")).await;
             }
             Line::Tls => {
                 return self.refuse_protocol("the client speaks TLS where plaintext was expected").await;
@@ -327,11 +327,11 @@ impl Conversation {
             return Ok(Turn::Next);
         }
         tracing::warn!(wrong, "session closed: too many wrong commands");
-        self.close(&Reply::with(421, format!("{wrong} commands were wrong; good bye."))).await
+        self.close(&Reply::with(421, format!("{wrong} wrong commands; closing the connection."))).await
     }
 
     async fn refuse_protocol(&mut self, what: &'static str) -> Result<Turn, Ended> {
-        self.close(&Reply::new(421, "This port speaks FTP; good bye.")).await?;
+        self.close(&Reply::new(421, "This port serves FTP only; closing the connection.")).await?;
         Err(Ended::Refused(what))
     }
 
@@ -342,9 +342,9 @@ impl Conversation {
             return self.refuse_protocol(protocol).await;
         }
         // What is no command may be a password that was typed in the wrong place.
-        tracing::debug!(target: PROTOCOL, bytes = line.len(), "the client says what is no command");
+        tracing::debug!(target: PROTOCOL, bytes = line.len(), "line is not a command");
         let reply = match fault {
-            Fault::Unknown => Reply::new(500, "There is no such command; HELP lists those there are."),
+            Fault::Unknown => Reply::new(500, "Unknown command; HELP lists the commands."),
             Fault::Bare(verb) => Reply::with(501, format!("{} needs an argument.", verb.name())),
         };
         self.reply(reply).await
@@ -368,7 +368,7 @@ impl Conversation {
                     running.abort("the client aborted it");
                 }
                 self.io.queue(&Reply::new(426, "The transfer was aborted; nothing was changed."));
-                self.io.send(&Reply::new(226, "ABOR is done.")).await?;
+                self.io.send(&Reply::new(226, "ABOR completed.")).await?;
             }
             Some((Verb::NOOP, _)) if !waits => self.io.send(&commands::noop()).await?,
             Some((Verb::STAT, true)) if !waits => {
@@ -381,7 +381,7 @@ impl Conversation {
                 if self.deferred.len() > DEFERRED_MAX || self.deferred_bytes > DEFERRED_BYTES_MAX {
                     self.end_work("too many commands were sent ahead").await;
                     return self
-                        .close(&Reply::new(421, "Too many commands were sent ahead; good bye."))
+                        .close(&Reply::new(421, "Too many commands were sent ahead; closing the connection."))
                         .await;
                 }
             }
@@ -402,7 +402,11 @@ impl Conversation {
     /// Puts TLS around the control connection. What came in plaintext before must not be taken for protected.
     async fn start_tls(mut self, reply: &Reply) -> Result<Self, Ended> {
         if !self.io.unread().is_empty() || !self.deferred.is_empty() {
-            self.close(&Reply::new(421, "Commands came after AUTH and before TLS; good bye.")).await?;
+            self.close(&Reply::new(
+                421,
+                "Data received between AUTH and the TLS handshake; closing the connection.",
+            ))
+            .await?;
             return Err(Ended::Refused("commands were sent after AUTH and before TLS"));
         }
         self.io.send(reply).await?;

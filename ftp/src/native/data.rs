@@ -89,7 +89,7 @@ impl Error {
     /// 425 for what may work next time, 522 (RFC 4217 section 12.7) for what will not without TLS resumption.
     pub(super) fn reply(&self) -> Reply {
         match self {
-            Error::NotConnected => Reply::new(425, "Nobody opened the data connection in time."),
+            Error::NotConnected => Reply::new(425, "The data connection was not opened in time."),
             Error::Unreachable(_) => Reply::new(425, "Your data port cannot be reached."),
             Error::Accept(_) => Reply::new(425, "The data connection could not be opened; try again."),
             Error::Tls(tls::Error::Handshake(_) | tls::Error::Expired) => {

@@ -150,7 +150,7 @@ impl Job {
                     Err(Error::Data(error)) => broken(&transfer, &error),
                     Err(Error::TooWide) => {
                         transfer.broken_off(&"too many directories for a recursive listing");
-                        Reply::new(451, "There are too many directories for -R; list them one by one.")
+                        Reply::new(451, "Too many directories for -R; list them separately.")
                     }
                     Err(Error::Moving) => {
                         transfer.broken_off(&"directories were moved or removed while they were listed");

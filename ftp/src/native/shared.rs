@@ -379,7 +379,7 @@ impl Shared {
             (true, ProxiedData::Bare) => self.deliver(stream, (own, Comer::Balancer)),
             (true, ProxiedData::Header) => {
                 let Ok(turn) = Arc::clone(&self.undecided).try_acquire_owned() else {
-                    tracing::warn!(%from, "a data connection was closed: too many have not said whose they are");
+                    tracing::warn!(%from, "data connection closed: too many unidentified data connections");
                     return refuse(stream);
                 };
                 let shared = Arc::clone(self);
@@ -415,7 +415,7 @@ impl Shared {
         let taken = places.taken.get_mut(&place);
         let Some(state @ State::Waits(_)) = taken.map(|taken| &mut taken.state) else {
             drop(places);
-            tracing::debug!(address = %place.0, comer = ?place.1, "a data connection that nobody waits for was closed");
+            tracing::debug!(address = %place.0, comer = ?place.1, "unexpected data connection closed");
             return refuse(stream);
         };
         let State::Waits(come) = std::mem::replace(state, State::Served) else { return };

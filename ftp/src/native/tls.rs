@@ -205,7 +205,7 @@ pub(super) async fn accept(
             && let Some(stream) = accept.get_ref()
             && let Err(errno) = sockopt::set_tcp_quickack(stream, true)
         {
-            tracing::debug!(%errno, "the handshake may take longer than it must");
+            tracing::debug!(%errno, "TCP_QUICKACK could not be set");
         }
         polled
     });

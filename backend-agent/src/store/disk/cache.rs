@@ -48,6 +48,6 @@ pub fn read(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 /// Drops a file's clean pages. Advice only: a file system that does not know it changes nothing.
 pub fn drop_pages(file: impl AsFd) {
     if let Err(errno) = rustix::fs::fadvise(file, 0, None, Advice::DontNeed) {
-        tracing::debug!(%errno, "the file system takes no advice on caching");
+        tracing::debug!(%errno, "the file system ignores caching advice");
     }
 }

@@ -49,7 +49,7 @@ impl TreeStore {
         if swept > 0 {
             tracing::warn!(
                 files = swept,
-                "uploads that a crash cut off were swept; the files they meant are untouched"
+                "uploads that a crash cut off were swept; their targets are unchanged"
             );
         }
         Ok(Self { root, rescan_interval, memo: Mutex::default(), _lock: lock })
@@ -330,7 +330,7 @@ impl Content for TreeContent {
                 is_at_rest(path::modified_ns(&stat), path::changed_ns(&stat), self.before)
             }
             Err(errno) => {
-                tracing::debug!(path = %self.path, %errno, "what others have written cannot be synced");
+                tracing::debug!(path = %self.path, %errno, "writes by others cannot be synced");
                 false
             }
         }

@@ -35,14 +35,14 @@ pub(super) fn rang(session: &mut Session, argument: &[u8]) -> Step {
     match &numbers[..] {
         [Some(1), Some(0)] => {
             (session.next.range, session.next.restart) = (None, None);
-            Reply::new(350, "No range.").into()
+            Reply::new(350, "Range cleared.").into()
         }
         [Some(first), Some(last)] if first <= last => {
             session.next.range = Some((*first, *last));
             session.next.restart = None;
             Reply::with(350, format!("The next HASH or RETR is of bytes {first} to {last}.")).into()
         }
-        _ => Reply::new(501, "Allowed: RANG first last, in bytes from 0; RANG 1 0 for all.").into(),
+        _ => Reply::new(501, "Syntax: RANG first last, bytes from 0; RANG 1 0 clears the range.").into(),
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn hash(session: &mut Session, argument: &[u8]) -> Step {
 /// after the last.
 pub(super) async fn x(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
     let Some((name, range)) = parse_x(argument) else {
-        return Reply::with(501, format!("Allowed: {} name, {0} \"name\" first end.", verb.name())).into();
+        return Reply::with(501, format!("Syntax: {} name, {0} \"name\" first end.", verb.name())).into();
     };
     let path = match path(session, verb, name).await {
         Ok(path) => path,

@@ -157,7 +157,7 @@ fn word_and_rest(argument: &[u8]) -> Option<(&[u8], &[u8])> {
 pub(super) async fn mfmt(session: &Session, argument: &[u8]) -> Step {
     let parsed = word_and_rest(argument).and_then(|(time, name)| Some((parse_timestamp(time)?, time, name)));
     let Some((modified_ns, time, name)) = parsed else {
-        return Reply::new(501, "Allowed: MFMT YYYYMMDDHHMMSS name, in UTC.").into();
+        return Reply::new(501, "Syntax: MFMT YYYYMMDDHHMMSS name (UTC).").into();
     };
     let changes = Changes { modified_ns: Some(modified_ns), unix_mode: None };
     match change(session, Verb::MFMT, name, &changes).await {
@@ -176,7 +176,7 @@ pub(super) async fn mff(session: &Session, argument: &[u8]) -> Step {
         // What other servers can set is no mistake of the client.
         Err(FactFault::Unknown) => return Reply::new(504, "Only Modify and UNIX.mode can be set.").into(),
         Err(FactFault::Syntax) => {
-            return Reply::new(501, "Allowed: MFF Modify=YYYYMMDDHHMMSS;UNIX.mode=0nnn; name.").into();
+            return Reply::new(501, "Syntax: MFF Modify=YYYYMMDDHHMMSS;UNIX.mode=0nnn; name.").into();
         }
     };
     match change(session, Verb::MFF, name, &changes).await {
@@ -236,11 +236,11 @@ pub(super) async fn site(session: &Session, argument: &[u8]) -> Step {
         b"HELP" => {
             let lines = ["CHMOD mode name", "HELP", "UTIME YYYYMMDDhhmm[ss] name", UTIME_LONG];
             let body = lines.map(|line| line.as_bytes().to_vec()).to_vec();
-            Reply { body, ..Reply::new(214, "SITE knows:") }.into()
+            Reply { body, ..Reply::new(214, "SITE commands:") }.into()
         }
         b"CHMOD" => chmod(session, rest).await,
         b"UTIME" => utime(session, rest).await,
-        _ => Reply::new(504, "Allowed: SITE with CHMOD, HELP or UTIME.").into(),
+        _ => Reply::new(504, "SITE command not supported; use CHMOD, HELP or UTIME.").into(),
     }
 }
 
@@ -249,7 +249,7 @@ const UTIME_LONG: &str = "UTIME name atime mtime ctime UTC, each time as YYYYMMD
 async fn chmod(session: &Session, argument: &[u8]) -> Step {
     let parsed = word_and_rest(argument).and_then(|(mode, name)| Some((parse_mode(mode)?, name)));
     let Some((unix_mode, name)) = parsed else {
-        return Reply::new(501, "Allowed: SITE CHMOD 0 to 777, in octal, and a name.").into();
+        return Reply::new(501, "Syntax: SITE CHMOD mode name (mode 0 to 777, octal).").into();
     };
     let changes = Changes { modified_ns: None, unix_mode: Some(unix_mode) };
     site_done(change(session, Verb::SITE, name, &changes).await)
@@ -257,11 +257,11 @@ async fn chmod(session: &Session, argument: &[u8]) -> Step {
 
 async fn utime(session: &Session, argument: &[u8]) -> Step {
     let Some((seconds, name)) = parse_utime(argument) else {
-        return Reply::with(501, format!("Allowed: SITE UTIME YYYYMMDDhhmm[ss] name, SITE {UTIME_LONG}."))
+        return Reply::with(501, format!("Syntax: SITE UTIME YYYYMMDDhhmm[ss] name, SITE {UTIME_LONG}."))
             .into();
     };
     let Some(modified_ns) = seconds.checked_mul(1_000_000_000) else {
-        return Reply::new(501, "That time cannot be kept.").into();
+        return Reply::new(501, "The time is outside the supported range.").into();
     };
     let changes = Changes { modified_ns: Some(modified_ns), unix_mode: None };
     site_done(change(session, Verb::SITE, name, &changes).await)

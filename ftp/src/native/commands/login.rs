@@ -114,7 +114,7 @@ fn logged_in(session: &mut Session, code: u16, decided: Result<Login, LoginFailu
             }
             let from = session.origin.client;
             tracing::warn!(session = %session.id, %from, failures, "session closed: too many failed logins");
-            Step::Quit(Reply::new(421, "Too many logins have failed; good bye."))
+            Step::Quit(Reply::new(421, "Too many failed logins; closing the connection."))
         }
     }
 }
@@ -156,7 +156,7 @@ pub(super) fn auth(session: &mut Session, mechanism: &[u8]) -> Step {
         return Reply::new(503, "TLS is in use already.").into();
     }
     if !mechanism.eq_ignore_ascii_case(b"TLS") && !mechanism.eq_ignore_ascii_case(b"TLS-C") {
-        return Reply::new(504, "Allowed: AUTH TLS.").into();
+        return Reply::new(504, "AUTH type not supported; use AUTH TLS.").into();
     }
     // What was proved in plaintext does not count any more (RFC 4217 section 4).
     log_out(session);
@@ -169,7 +169,7 @@ pub(super) fn pbsz(session: &mut Session, size: &[u8]) -> Step {
         return Reply::new(503, "Send AUTH TLS first.").into();
     }
     if number(size).is_none() {
-        return Reply::new(501, "Allowed: PBSZ 0.").into();
+        return Reply::new(501, "Syntax: PBSZ 0.").into();
     }
     session.modes.sized = true;
     Reply::new(200, "PBSZ=0").into()
@@ -185,8 +185,8 @@ pub(super) fn prot(session: &mut Session, level: &[u8]) -> Step {
             return Reply::new(534, "Data in plaintext is not allowed here.").into();
         }
         b"C" | b"c" => false,
-        b"S" | b"s" | b"E" | b"e" => return Reply::new(536, "TLS protects wholly or not at all.").into(),
-        _ => return Reply::new(504, "Allowed: PROT P, PROT C.").into(),
+        b"S" | b"s" | b"E" | b"e" => return Reply::new(536, "PROT level not supported; use P or C.").into(),
+        _ => return Reply::new(504, "PROT level not supported; use P or C.").into(),
     };
     session.modes.protected = protected;
     Reply::with(
@@ -199,7 +199,7 @@ pub(super) fn prot(session: &mut Session, level: &[u8]) -> Step {
 /// CCC would leave the names of all mail, and whatever is changed, open to whoever is on the way.
 pub(super) fn ccc(session: &Session) -> Step {
     let code = if session.protected { 534 } else { 533 };
-    Reply::new(code, "The control connection stays as it is.").into()
+    Reply::new(code, "CCC is not allowed; the control connection keeps its protection.").into()
 }
 
 /// HOST. There is one tree, whatever its host is called; of several certificates it chooses the one.
@@ -217,6 +217,6 @@ pub(super) fn host(session: &Session, name: &[u8]) -> Step {
 pub(super) fn client(session: &mut Session, name: &[u8]) -> Step {
     session.client.is_named(name);
     let client = portolan_proto::path::display(name);
-    tracing::debug!(session = %session.id, client, "client names itself");
+    tracing::debug!(session = %session.id, client, "client identifies itself");
     Reply::new(200, concat!("Name=Portolan; Version=", env!("CARGO_PKG_VERSION"), ";")).into()
 }

@@ -49,7 +49,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::CLNT | Verb::CSID => login::client(session, argument),
 
         Verb::NOOP => noop().into(),
-        Verb::ABOR => Reply::new(226, "Nothing is under way.").into(),
+        Verb::ABOR => Reply::new(226, "No transfer in progress.").into(),
         Verb::SYST => Reply::new(215, "UNIX Type: L8").into(),
         Verb::HELP => option::help(argument),
         Verb::FEAT => option::feat(session),
@@ -100,7 +100,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
 }
 
 pub(super) fn noop() -> Reply {
-    Reply::new(200, "Here.")
+    Reply::new(200, "OK.")
 }
 
 /// STAT without a name (RFC 959 section 4.1.3): the session, and the transfer under way.
@@ -118,7 +118,7 @@ pub(super) fn status(session: &Session, transfer: Option<&Transfer>) -> Reply {
         ),
     ];
     body.push(match transfer {
-        None => "Nothing is under way".to_owned(),
+        None => "No transfer in progress".to_owned(),
         Some(transfer) => {
             let (bytes, seconds) = (transfer.bytes(), transfer.elapsed().as_secs());
             format!("{} {}: {bytes} bytes in {seconds} s", transfer.verb.name(), transfer.path)

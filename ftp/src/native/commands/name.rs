@@ -27,7 +27,7 @@ pub(super) async fn cwd(session: &mut Session, argument: &[u8]) -> Step {
 }
 
 pub(super) fn pwd(session: &Session) -> Step {
-    Reply::with(257, [quoted(&session.cwd), b" is where you are.".to_vec()].concat()).into()
+    Reply::with(257, [quoted(&session.cwd), b" is the current directory.".to_vec()].concat()).into()
 }
 
 /// A path in quotation marks, those within it doubled (RFC 959 appendix II).

@@ -73,7 +73,7 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
         }
         // Names are bytes; what they mean is between those who write and read them.
         [b"UTF8" | b"UTF-8"] | [b"UTF8" | b"UTF-8", b"ON" | b"OFF" | b"NLST"] => {
-            Reply::new(200, "Names are bytes, as they are.").into()
+            Reply::new(200, "OK; names are transferred as bytes.").into()
         }
         [b"MLST"] => {
             session.facts = Facts::parse("");
@@ -89,7 +89,7 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
                 session.digest = *algorithm;
                 Reply::new(200, name).into()
             }
-            None => Reply::new(501, "Allowed: OPTS HASH with SHA-256, SHA-512, SHA-1, MD5 or CRC32.").into(),
+            None => Reply::new(501, "Syntax: OPTS HASH SHA-256, SHA-512, SHA-1, MD5 or CRC32.").into(),
         },
         [b"MODE", b"Z", ..] if !session.service.listener.mode_z => {
             Reply::new(504, "MODE Z is not served here.").into()
@@ -99,17 +99,17 @@ pub(super) fn opts(session: &mut Session, argument: &[u8]) -> Step {
                 session.modes.level = level;
                 Reply::with(200, format!("MODE Z LEVEL {level}")).into()
             }
-            _ => Reply::new(501, "Allowed: OPTS MODE Z LEVEL 1 to 9.").into(),
+            _ => Reply::new(501, "Syntax: OPTS MODE Z LEVEL 1 to 9.").into(),
         },
         _ if session.service.listener.mode_z => {
-            Reply::new(501, "Allowed: OPTS with UTF8, MLST, HASH or MODE Z LEVEL.").into()
+            Reply::new(501, "Syntax: OPTS UTF8, MLST, HASH or MODE Z LEVEL.").into()
         }
-        _ => Reply::new(501, "Allowed: OPTS with UTF8, MLST or HASH.").into(),
+        _ => Reply::new(501, "Syntax: OPTS UTF8, MLST or HASH.").into(),
     }
 }
 
 /// The reply where a client would take a yes for leave to translate names.
-const NOT_TRANSLATED: &str = "Names are bytes, as they are.";
+const NOT_TRANSLATED: &str = "Names are transferred as bytes.";
 
 /// LANG (RFC 2640): there is English.
 pub(super) fn lang(session: &Session, argument: &[u8]) -> Step {
@@ -118,9 +118,9 @@ pub(super) fn lang(session: &Session, argument: &[u8]) -> Step {
     }
     let primary = argument.split(|byte| *byte == b'-').next().unwrap_or_default();
     if primary.is_empty() || primary.eq_ignore_ascii_case(b"EN") {
-        return Reply::new(200, "English it is.").into();
+        return Reply::new(200, "OK.").into();
     }
-    Reply::new(504, "Allowed: LANG EN.").into()
+    Reply::new(504, "Language not supported; use LANG EN.").into()
 }
 
 pub(super) fn data_type(session: &mut Session, argument: &[u8]) -> Step {
@@ -129,12 +129,12 @@ pub(super) fn data_type(session: &mut Session, argument: &[u8]) -> Step {
     session.modes.data_type = match &words[..] {
         [b"A"] | [b"A", b"N"] => DataType::Ascii,
         [b"I"] | [b"L", b"8"] => DataType::Image,
-        _ => return Reply::new(504, "Allowed: TYPE I, TYPE A, TYPE L 8.").into(),
+        _ => return Reply::new(504, "TYPE not supported; use I, A or L 8.").into(),
     };
     let text = match (session.modes.ascii(), session.service.listener.ascii) {
-        (false, _) => "TYPE I: bytes are sent as they are.",
-        (true, Ascii::Refuse) => "TYPE A: listings are sent, files are not.",
-        (true, Ascii::Verbatim) => "TYPE A: bytes are sent as they are all the same.",
+        (false, _) => "TYPE I: bytes are sent unchanged.",
+        (true, Ascii::Refuse) => "TYPE A: listings only; files need TYPE I.",
+        (true, Ascii::Verbatim) => "TYPE A: bytes are sent unchanged.",
         (true, Ascii::Convert) => "TYPE A: line ends are converted.",
     };
     Reply::new(200, text).into()
@@ -144,8 +144,10 @@ pub(super) fn mode(session: &mut Session, argument: &[u8]) -> Step {
     session.modes.deflate = match argument {
         b"S" | b"s" => false,
         b"Z" | b"z" if session.service.listener.mode_z => true,
-        _ if session.service.listener.mode_z => return Reply::new(504, "Allowed: MODE S, MODE Z.").into(),
-        _ => return Reply::new(504, "Allowed: MODE S.").into(),
+        _ if session.service.listener.mode_z => {
+            return Reply::new(504, "MODE not supported; use S or Z.").into();
+        }
+        _ => return Reply::new(504, "MODE not supported; use S.").into(),
     };
     Reply::new(200, if session.modes.deflate { "MODE Z: zlib." } else { "MODE S." }).into()
 }
@@ -154,5 +156,5 @@ pub(super) fn structure(argument: &[u8]) -> Step {
     if argument.eq_ignore_ascii_case(b"F") {
         return Reply::new(200, "STRU F.").into();
     }
-    Reply::new(504, "Allowed: STRU F.").into()
+    Reply::new(504, "STRU not supported; use F.").into()
 }

@@ -22,7 +22,7 @@ pub(super) async fn pasv(session: &mut Session) -> Step {
     }
     let address = match session.service.advertised.address(&session.origin) {
         Advertised::Address(address) => address,
-        Advertised::Ipv6 => return Reply::new(425, "PASV knows IPv4 only; use EPSV.").into(),
+        Advertised::Ipv6 => return Reply::new(425, "PASV supports IPv4 only; use EPSV.").into(),
         Advertised::Unresolved => {
             return Reply::new(425, "The address for PASV is not known yet; use EPSV, or try again.").into();
         }
@@ -40,17 +40,16 @@ pub(super) async fn pasv(session: &mut Session) -> Step {
 pub(super) async fn epsv(session: &mut Session, argument: &[u8]) -> Step {
     if argument.eq_ignore_ascii_case(b"ALL") {
         session.epsv_only = true;
-        return Reply::new(200, "From now on there is only EPSV.").into();
+        return Reply::new(200, "EPSV ALL accepted.").into();
     }
     // EPSV names no address, so the client would come to the balancer.
     let direct = session.service.listener.proxy_protocol.data == ProxiedData::Direct;
     if session.origin.balancer.is_some() && direct {
-        return Reply::new(502, "EPSV does not lead past the load balancer; use PASV.").into();
+        return Reply::new(502, "EPSV is not available behind this load balancer; use PASV.").into();
     }
     let own = protocol(session.origin.contacted);
     if !argument.is_empty() && argument != own.as_bytes() {
-        return Reply::with(522, format!("This connection's network protocol is another, use ({own})."))
-            .into();
+        return Reply::with(522, format!("Network protocol not supported, use ({own}).")).into();
     }
     match listen(session).await {
         Ok(port) => Reply::with(229, format!("Entering Extended Passive Mode (|||{port}|).")).into(),
@@ -96,7 +95,7 @@ pub(super) fn port(session: &mut Session, argument: &[u8]) -> Step {
         .map(|word| number(word).and_then(|number| u8::try_from(number).ok()))
         .collect();
     let Some([a, b, c, d, high, low]) = numbers.as_deref() else {
-        return Reply::new(501, "Allowed: PORT h1,h2,h3,h4,p1,p2.").into();
+        return Reply::new(501, "Syntax: PORT h1,h2,h3,h4,p1,p2.").into();
     };
     let address = Ipv4Addr::new(*a, *b, *c, *d);
     active(session, SocketAddr::new(address.into(), u16::from_be_bytes([*high, *low])))
@@ -111,7 +110,7 @@ pub(super) fn eprt(session: &mut Session, argument: &[u8]) -> Step {
 
 /// `|1|192.0.2.1|5000|`, with any delimiter.
 fn parse_eprt(argument: &[u8]) -> Result<SocketAddr, Reply> {
-    let syntax = || Reply::new(501, "Allowed: EPRT |1|IPv4 address|port|, EPRT |2|IPv6 address|port|.");
+    let syntax = || Reply::new(501, "Syntax: EPRT |1|IPv4 address|port|, EPRT |2|IPv6 address|port|.");
     let [delimiter, rest @ ..] = argument else { return Err(syntax()) };
     let words: Vec<&[u8]> = rest.split(|byte| byte == delimiter).collect();
     let [protocol, address, port, b""] = &words[..] else { return Err(syntax()) };
@@ -138,7 +137,7 @@ fn active(session: &mut Session, address: SocketAddr) -> Step {
         return Reply::new(504, "The address must be your own and the port 1024 or above.").into();
     }
     session.setup = Setup::Active(address);
-    Reply::new(200, "The data connection will be opened to you.").into()
+    Reply::new(200, "OK; the server will open the data connection.").into()
 }
 
 #[cfg(test)]

@@ -28,17 +28,16 @@ pub(super) fn allo(session: &mut Session, argument: &[u8]) -> Step {
             session.next.declared = Some(bytes);
             Reply::with(200, format!("The next upload must bring {bytes} bytes.")).into()
         }
-        _ => Reply::new(501, "Allowed: ALLO bytes.").into(),
+        _ => Reply::new(501, "Syntax: ALLO bytes.").into(),
     }
 }
 
 pub(super) fn rest(session: &mut Session, argument: &[u8]) -> Step {
     let Some(offset) = number(argument) else {
-        return Reply::new(501, "Allowed: REST with a number of bytes.").into();
+        return Reply::new(501, "Syntax: REST bytes.").into();
     };
     if offset > 0 && converts(session) {
-        return Reply::new(504, "There is no place to go on from where line ends are converted; use TYPE I.")
-            .into();
+        return Reply::new(504, "REST is not possible while line ends are converted; use TYPE I.").into();
     }
     session.next.restart = Some(offset);
     session.next.range = None;
@@ -75,7 +74,7 @@ fn job(session: &mut Session, verb: Verb, path: &VirtualPath) -> Result<Job, Rep
     let plan = plan(session);
     let ascii = session.modes.ascii().then_some(session.service.listener.ascii);
     if ascii == Some(Ascii::Refuse) {
-        return Err(Reply::new(504, "Send TYPE I first: TYPE A would alter mail."));
+        return Err(Reply::new(504, "Send TYPE I first; text mode would alter mail."));
     }
     let plan = plan?;
     let login = login(session);
@@ -114,8 +113,7 @@ pub(super) async fn retr(session: &mut Session, argument: &[u8]) -> Step {
 pub(super) async fn stor(session: &mut Session, argument: &[u8]) -> Step {
     let next = std::mem::take(&mut session.next);
     if next.range.is_some() {
-        return Reply::new(503, "RANG is for HASH and RETR; an upload goes on from a place with REST.")
-            .into();
+        return Reply::new(503, "RANG applies to HASH and RETR; use REST to resume an upload.").into();
     }
     let begins = match next.restart {
         None | Some(0) => Begins::Replacing,
@@ -133,7 +131,7 @@ pub(super) async fn stor(session: &mut Session, argument: &[u8]) -> Step {
 pub(super) fn stou(session: &mut Session) -> Step {
     let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
     if range.is_some() || restart.is_some_and(|offset| offset > 0) {
-        return Reply::new(503, "A new file begins at its beginning; no REST, no RANG.").into();
+        return Reply::new(503, "STOU cannot follow REST or RANG.").into();
     }
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let name = format!("{seconds}.{:016x}", rand::random::<u64>());
@@ -150,7 +148,7 @@ pub(super) fn stou(session: &mut Session) -> Step {
 pub(super) async fn appe(session: &mut Session, argument: &[u8]) -> Step {
     let NextTransfer { restart, range, declared } = std::mem::take(&mut session.next);
     if range.is_some() || restart.is_some_and(|offset| offset > 0) {
-        return Reply::new(503, "APPE begins at the end of the file; no REST, no RANG.").into();
+        return Reply::new(503, "APPE cannot follow REST or RANG.").into();
     }
     let path = path(session, Verb::APPE, argument).await;
     let prepared = path.and_then(|path| job(session, Verb::APPE, &path)).map(|job| {
