@@ -1,6 +1,8 @@
 //! The walls between the crates, as ARCHITECTURE.md names them: which crate never depends on which, and what the sources of
 //! a crate never name.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
