@@ -1,8 +1,8 @@
 //! A failed call: its [`Reason`], its sentence and where the path stands in that, to a `tonic::Status` and back.
 //!
-//! Who calls it: the agent's `service/status.rs` (to), the front end's `node_client` (from).
+//! Who calls it: the agent's `service/status.rs` (to), `nodes` of portolan-cluster (from).
 //! What it calls: tonic-types, for the standard google.rpc.ErrorInfo.
-//! What it never does: choose an FTP reply; that is `ftp/reply.rs`.
+//! What it never does: choose an FTP reply; that is `ftp/src/reply.rs`.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! The gRPC contracts: between front ends and agents, and of a front end with its operator; and the small types
 //! that their sides share.
 //!
-//! Who calls it: the front end's `node_client`, `control` and `cli`, the agent's `service`.
+//! Who calls it: portolan-cluster's `nodes`, the front end's `operator`, the operator's command, the agent's `service`.
 //! What it calls: prost and tonic.
 //! What it never does: I/O. It grants nothing, it only says what each call needs.
 

@@ -1,6 +1,6 @@
 //! A store's error, as the gRPC status that the front end gets.
 //!
-//! Second step of the error path: `store::Error` -> here -> `node_client::Error` -> `ftp/reply.rs`.
+//! Second step of the error path: `store::Error` -> here -> `nodes::Error` -> `ftp/src/reply.rs`.
 
 use std::error::Error as _;
 

@@ -1,6 +1,6 @@
 //! Path to node, from an immutable snapshot of what is known.
 //!
-//! Who calls it: `tree` asks, `node_client` reports what the nodes announce.
+//! Who calls it: `tree` asks, `nodes` reports what the nodes announce.
 //! What it calls: nothing.
 //! What it never does: I/O, or guess. Where sources disagree their order decides, and the log says so.
 

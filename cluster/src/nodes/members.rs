@@ -1,7 +1,7 @@
 //! Which nodes there are: those of the configuration, and those that discovery has found since the start.
 //!
 //! Who calls it: `running`, at the start, for a reload, for other certificates and after each discovery.
-//! What it calls: `node_client` to make channels, `router` to tell what each node is for.
+//! What it calls: `nodes` to make channels, `map` to report what each node is for.
 //! What it never does: take out a node because DNS does not name it. A missing node is an error, never an absence.
 
 use std::collections::BTreeMap;

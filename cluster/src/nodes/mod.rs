@@ -1,7 +1,7 @@
 //! The channel to each node: calls with deadlines, content streams, health.
 //!
 //! Who calls it: `tree`. `Frontend` runs the watch of each node.
-//! What it calls: tonic; `router`, to report what a node announces.
+//! What it calls: tonic; `map`, to report what a node announces.
 //! What it never does: decide which node to ask. It is the only place that dials one.
 
 mod content;

@@ -1,7 +1,7 @@
 //! The virtual tree: what an admin sees and does, whichever nodes it lies on.
 //!
 //! Who calls it: the FTP engines.
-//! What it calls: `router` for the way, `node_client` for the calls, `auth::grants` for what may be seen.
+//! What it calls: `map` for the way, `nodes` for the calls, `auth::grants` for what may be seen.
 //! What it never does: touch a file system, speak FTP, or answer with less than there is.
 
 mod cluster;
