@@ -1,6 +1,6 @@
 //! The FTP sessions of all listeners: shown to the operator, and drained when the front end stops.
 //!
-//! Who calls it: `doors` with each session; `running` and `operator` for all of them.
+//! Who calls it: `door` with each session; `running` and `operator` for all of them.
 //! What it calls: the handles of portolan-ftp on control connections.
 //! What it never does: let anybody in.
 

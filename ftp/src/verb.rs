@@ -10,7 +10,7 @@ use crate::metrics::Way;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Properties {
     name: &'static str,
-    login: Login,
+    access: Access,
     argument: Argument,
     effect: Effect,
     /// The way of its content, where it opens a data connection.
@@ -19,7 +19,7 @@ struct Properties {
 
 /// Whether a verb is served before the login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Login {
+enum Access {
     /// Served before the login.
     Open,
     /// Refused before it.
@@ -54,7 +54,7 @@ enum Effect {
 }
 
 macro_rules! verbs {
-    ($($verb:ident $login:ident $argument:ident $effect:ident $content:expr;)*) => {
+    ($($verb:ident $access:ident $argument:ident $effect:ident $content:expr;)*) => {
         /// A verb that this server knows, by the names of the RFCs.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(clippy::upper_case_acronyms)]
@@ -65,7 +65,7 @@ macro_rules! verbs {
 
             const TABLE: &[Properties] = &[$(Properties {
                 name: stringify!($verb),
-                login: Login::$login,
+                access: Access::$access,
                 argument: Argument::$argument,
                 effect: Effect::$effect,
                 content: $content,
@@ -161,7 +161,7 @@ impl Verb {
 
     /// Served before the login.
     pub fn is_open(self) -> bool {
-        self.properties().login == Login::Open
+        self.properties().access == Access::Open
     }
 
     /// Only looks at what its name stands for: nothing is changed there, and nothing that follows depends on it.

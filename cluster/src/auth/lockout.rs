@@ -1,7 +1,7 @@
 //! Failed logins across sessions: they are answered ever later, and then their address or name is banned for a
 //! while.
 //!
-//! Who calls it: the login desk, around each login; `gate`, which turns banned addresses away; `control`, for
+//! Who calls it: the login desk, around each login; `gate`, which turns banned addresses away; `operator`, for
 //! the operator.
 //! What it calls: `client`, to know a network when it is typed.
 //! What it never does: keep an admin out of where it has logged in before, because somebody else guesses at its

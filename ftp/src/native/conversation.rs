@@ -24,7 +24,7 @@ use super::command::{Command, Fault};
 use super::commands;
 use super::session::{Session, Step};
 use super::tls::SessionTls;
-use super::transfer::{Outcome, Work};
+use super::work::{Progress, Work};
 use crate::control::TransferUnderWay;
 use crate::reply::Reply;
 use crate::transfer::Transfer;
@@ -167,7 +167,7 @@ impl Running {
     }
 
     /// Goes on with the work, as part of its command.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Progress> {
         let _within = self.span.enter();
         self.work.as_mut().poll(context)
     }
@@ -247,11 +247,11 @@ impl Conversation {
     }
 
     /// Work has come to something: tells the client, and begins what follows.
-    async fn worked(&mut self, mut outcome: Outcome) -> Result<(), Ended> {
+    async fn worked(&mut self, mut outcome: Progress) -> Result<(), Ended> {
         let code = loop {
             let (reply, next) = match outcome {
-                Outcome::More(reply, next) => (reply, Some(next)),
-                Outcome::Done(reply) => (reply, None),
+                Progress::More(reply, next) => (reply, Some(next)),
+                Progress::Done(reply) => (reply, None),
             };
             self.io.queue(&reply);
             let Some((running, next)) = self.running.as_mut().zip(next) else { break reply.code };

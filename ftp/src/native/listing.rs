@@ -17,7 +17,7 @@ use portolan_proto::path::{PathFault, display};
 use super::data::{Connection, Plan};
 use super::facts::{Facts, list_line, on_one_line, shown};
 use super::pattern::{Pattern, is_pattern};
-use super::transfer::{Outcome, Work, broken, open};
+use super::work::{Progress, Work, broken, open};
 use crate::bandwidth::Direction;
 use crate::reply::{self, Action, Reply};
 use crate::transfer::Transfer;
@@ -115,7 +115,7 @@ impl Job {
                     let reply = reply::of(&error, Action::List, &self.transfer.path);
                     let is_file = matches!(self.form, Form::Facts(_)) && error.is_not_a_directory();
                     // RFC 3659 section 7.2.1: what is no directory is an error in the parameter.
-                    return Outcome::Done(if is_file { Reply { code: 501, ..reply } } else { reply });
+                    return Progress::Done(if is_file { Reply { code: 501, ..reply } } else { reply });
                 }
             };
             let text = format!("Listing {}.", self.transfer.path);
@@ -123,7 +123,7 @@ impl Job {
                 let Self { tree, login, plan, transfer, form, recursive, .. } = self;
                 let connection = match open(plan, &transfer, Direction::ToClient).await {
                     Ok(connection) => connection,
-                    Err(reply) => return Outcome::Done(reply),
+                    Err(reply) => return Progress::Done(reply),
                 };
                 let mut sending = Sending {
                     login,
@@ -135,7 +135,7 @@ impl Job {
                 };
                 let sent = sending.all(&tree, source, path, prefix, recursive).await;
                 let Sending { connection, transfer, .. } = sending;
-                Outcome::Done(match sent {
+                Progress::Done(match sent {
                     Ok(()) => match connection.finish().await {
                         Ok(()) => {
                             transfer.complete();
@@ -167,7 +167,7 @@ impl Job {
                     }
                 })
             };
-            Outcome::More(Reply::with(150, text), Box::pin(moving))
+            Progress::More(Reply::with(150, text), Box::pin(moving))
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A line comes in by `codec`, is taken apart by `command`, and goes by `conversation` to its handler in
 //! `commands/`, which reads and changes the `session`: `conversation` -> `commands` -> `session`.
-//! What takes its time (`transfer`, `listing`, digests) runs beside the control loop, which so goes on answering; its
+//! What takes its time (`work`, `listing`, digests) runs beside the control loop, which so goes on answering; its
 //! content goes through `data`.
 //!
 //! Who calls it: `ftp::Service::serve`.
@@ -23,7 +23,7 @@ mod session;
 mod shared;
 mod socket;
 mod tls;
-mod transfer;
+mod work;
 
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;

@@ -18,7 +18,7 @@ use super::client::Client;
 use super::data::Setup;
 use super::facts::Facts;
 use super::tls::SessionTls;
-use super::transfer::Work;
+use super::work::Work;
 use crate::bandwidth::{Pace, Throttle};
 use crate::reply::Reply;
 use crate::transfer::Transfer;

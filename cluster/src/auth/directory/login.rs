@@ -15,7 +15,7 @@ use crate::ldap::{
 
 /// Where an admin is looked for.
 #[derive(Debug, Clone)]
-struct Place {
+struct Server {
     uri: LdapUri,
     start_tls: bool,
     base: String,
@@ -25,7 +25,7 @@ struct Place {
 enum Answer {
     Decided(Result<Found, Failure>),
     /// It has not found anybody, and other servers may.
-    Elsewhere(Vec<Place>),
+    Elsewhere(Vec<Server>),
 }
 
 /// What is asked, and of which directory.
@@ -49,7 +49,7 @@ impl Lookup<'_> {
         for server in client.in_order() {
             let start_tls = client.directory.start_tls && !server.uri.tls;
             let base = client.directory.user.base.clone();
-            let place = Place { uri: server.uri.clone(), start_tls, base };
+            let place = Server { uri: server.uri.clone(), start_tls, base };
             let begun = Instant::now();
             match self.ask(&place).await {
                 Ok(answer) => {
@@ -71,7 +71,7 @@ impl Lookup<'_> {
     }
 
     /// Asks where servers have referred to, until somebody is found.
-    async fn follow(&self, places: Vec<Place>) -> Result<Found, Failure> {
+    async fn follow(&self, places: Vec<Server>) -> Result<Found, Failure> {
         let mut pending = VecDeque::from(places);
         let mut troubles = Vec::new();
         for _ in 0..REFERRALS_MAX {
@@ -92,7 +92,7 @@ impl Lookup<'_> {
     }
 
     /// Where a referral leads (RFC 4516), never less protected than the directory itself.
-    fn referred(&self, url: &str) -> Option<Place> {
+    fn referred(&self, url: &str) -> Option<Server> {
         let directory = &self.client().directory;
         let url = url::Url::parse(url).ok()?;
         let tls = match url.scheme() {
@@ -105,11 +105,11 @@ impl Lookup<'_> {
         let base = ldap3::get_url_params(&url).ok()?.base.into_owned();
         let base = if base.is_empty() { directory.user.base.clone() } else { base };
         let protected = directory.start_tls || directory.uris.iter().any(|uri| uri.tls);
-        Some(Place { uri: LdapUri { text, tls }, start_tls: protected && !tls, base })
+        Some(Server { uri: LdapUri { text, tls }, start_tls: protected && !tls, base })
     }
 
     /// Asks one server all that is needed.
-    async fn ask(&self, place: &Place) -> Result<Answer, Trouble> {
+    async fn ask(&self, place: &Server) -> Result<Answer, Trouble> {
         let mut ldap = self.client().connect(&place.uri, place.start_tls).await?;
         self.steps.show(&Step::Connected { uri: &place.uri.text });
         let answer = self.ask_over(&mut ldap, &place.base).await;

@@ -9,7 +9,7 @@ use super::{login, named, path};
 use crate::native::command::{number, words};
 use crate::native::facts::on_one_line;
 use crate::native::session::{Session, Step};
-use crate::native::transfer::Outcome;
+use crate::native::work::Progress;
 use crate::reply::{self, Action, Reply};
 use crate::transfer::command_failed;
 use crate::verb::Verb;
@@ -115,7 +115,7 @@ fn work(
     let (tree, login) = (Arc::clone(&session.service.shared.tree), login(session));
     let control = Arc::clone(&session.control);
     let work = async move {
-        Outcome::Done(match tree.digest(&login, &path, algorithm, offset, length).await {
+        Progress::Done(match tree.digest(&login, &path, algorithm, offset, length).await {
             Ok(digest) => tell(digest),
             Err(error) => {
                 command_failed(&control, &login, verb, (&path, None), &error);

@@ -11,7 +11,7 @@ use crate::native::command::{number, words};
 use crate::native::data::{Plan, Setup};
 use crate::native::listing::{self, Asked, Form};
 use crate::native::session::{NextTransfer, Session, Step};
-use crate::native::transfer::{Job, Work};
+use crate::native::work::{Job, Work};
 use crate::reply::Reply;
 use crate::transfer::Transfer;
 use crate::verb::Verb;

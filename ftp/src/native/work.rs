@@ -22,9 +22,9 @@ use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::{Begins, Tree};
 
 /// Something that takes its time. It ends in a reply, perhaps after a preliminary one.
-pub(super) type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub(super) type Work = Pin<Box<dyn Future<Output = Progress> + Send>>;
 
-pub(super) enum Outcome {
+pub(super) enum Progress {
     /// A preliminary reply (1yz), and what follows it.
     More(Reply, Work),
     Done(Reply),
@@ -56,7 +56,7 @@ impl Job {
             let Self { tree, login, transfer, .. } = &self;
             let mut content = match tree.read(login, self.path(), offset, length, transfer.id).await {
                 Ok(content) => content,
-                Err(error) => return Outcome::Done(self.refuse(&error, Action::Read)),
+                Err(error) => return Progress::Done(self.refuse(&error, Action::Read)),
             };
             transfer.set_node(content.node());
             let text = match content.missing() {
@@ -68,7 +68,7 @@ impl Job {
                 let Self { plan, transfer, .. } = self;
                 let mut connection = match open(plan, &transfer, Direction::ToClient).await {
                     Ok(connection) => connection,
-                    Err(reply) => return Outcome::Done(reply),
+                    Err(reply) => return Progress::Done(reply),
                 };
                 loop {
                     let mut chunk = match content.next().await {
@@ -76,7 +76,7 @@ impl Job {
                         Ok(None) => break,
                         Err(error) => {
                             transfer.failed(&error);
-                            return Outcome::Done(reply::broken(&error, Action::Read, &transfer.path));
+                            return Progress::Done(reply::broken(&error, Action::Read, &transfer.path));
                         }
                     };
                     // What is slow by a limit is seen to move all the same.
@@ -85,12 +85,12 @@ impl Job {
                         let count = piece.len();
                         let piece = if converts { to_network_lines(&piece) } else { piece };
                         if let Err(error) = connection.send(piece).await {
-                            return Outcome::Done(broken(&transfer, &error));
+                            return Progress::Done(broken(&transfer, &error));
                         }
                         transfer.moved(count);
                     }
                 }
-                Outcome::Done(match connection.finish().await {
+                Progress::Done(match connection.finish().await {
                     Ok(()) => {
                         transfer.complete();
                         Reply::new(226, "Transfer complete.")
@@ -98,7 +98,7 @@ impl Job {
                     Err(error) => broken(&transfer, &error),
                 })
             };
-            Outcome::More(Reply::with(150, text), Box::pin(moving))
+            Progress::More(Reply::with(150, text), Box::pin(moving))
         })
     }
 
@@ -109,13 +109,13 @@ impl Job {
                 None => None,
                 Some(bytes) => match self.present(begins).await {
                     Ok(present) => Some(Declared { bytes, present }),
-                    Err(reply) => return Outcome::Done(reply),
+                    Err(reply) => return Progress::Done(reply),
                 },
             };
             let Self { tree, login, transfer, .. } = &self;
             let mut upload = match tree.write(login, self.path(), begins, transfer.id).await {
                 Ok(upload) => upload,
-                Err(error) => return Outcome::Done(self.refuse(&error, Action::Write)),
+                Err(error) => return Progress::Done(self.refuse(&error, Action::Write)),
             };
             transfer.set_node(upload.node());
             // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.
@@ -128,13 +128,13 @@ impl Job {
                 let Self { plan, transfer, control, .. } = self;
                 let mut connection = match open(plan, &transfer, Direction::FromClient).await {
                     Ok(connection) => connection,
-                    Err(reply) => return Outcome::Done(reply),
+                    Err(reply) => return Progress::Done(reply),
                 };
                 let mut lines = LocalLines::default();
                 loop {
                     let mut chunk = match connection.receive(|count| transfer.moved(count)).await {
                         Ok(chunk) => chunk,
-                        Err(error) => return Outcome::Done(broken(&transfer, &error)),
+                        Err(error) => return Progress::Done(broken(&transfer, &error)),
                     };
                     let ended = chunk.is_empty();
                     if converts {
@@ -145,7 +145,7 @@ impl Job {
                         let piece = chunk.split_to(chunk.len().min(CHUNK_BYTES_MAX));
                         if let Err(error) = upload.send(piece).await {
                             transfer.failed(&error);
-                            return Outcome::Done(reply::of(&error, Action::Write, &transfer.path));
+                            return Progress::Done(reply::of(&error, Action::Write, &transfer.path));
                         }
                     }
                     if ended {
@@ -154,7 +154,7 @@ impl Job {
                 }
                 let refused = |doubt: Doubt| {
                     transfer.broken_off(&doubt);
-                    Outcome::Done(Reply::with(426, format!("{doubt}; nothing was changed.")))
+                    Progress::Done(Reply::with(426, format!("{doubt}; nothing was changed.")))
                 };
                 let certain = match declared.map(|declared| declared.compare(transfer.bytes())) {
                     Some(Ordering::Less) => return refused(Doubt::Short),
@@ -166,7 +166,7 @@ impl Job {
                 let (synced, ()) = tokio::join!(upload.finish(), grace);
                 if let Err(error) = synced {
                     transfer.failed(&error);
-                    return Outcome::Done(reply::of(&error, Action::Write, &transfer.path));
+                    return Progress::Done(reply::of(&error, Action::Write, &transfer.path));
                 }
                 if let Some(doubt) = control_doubt(&control).await {
                     return refused(doubt);
@@ -178,18 +178,18 @@ impl Job {
                     Ok(committed) => {
                         transfer.complete();
                         let (size, crc32) = (committed.size, committed.crc32);
-                        Outcome::Done(Reply::with(
+                        Progress::Done(Reply::with(
                             226,
                             format!("Stored; the file has {size} bytes and CRC-32 {crc32:08x}."),
                         ))
                     }
                     Err(error) => {
                         transfer.failed(&error);
-                        Outcome::Done(reply::of(&error, Action::Write, &transfer.path))
+                        Progress::Done(reply::of(&error, Action::Write, &transfer.path))
                     }
                 }
             };
-            Outcome::More(Reply::with(150, text), Box::pin(moving))
+            Progress::More(Reply::with(150, text), Box::pin(moving))
         })
     }
 
