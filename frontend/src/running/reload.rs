@@ -166,23 +166,47 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
             changes.push(format!("listener {} is removed; its sessions go on", listener.name));
         }
     }
+    // Without `..`: a new part of the configuration decides here what the operator is shown.
+    let Config {
+        global_limits,
+        ipv6_prefix,
+        ftp_limits,
+        bans,
+        admin_bandwidth,
+        admins,
+        directories,
+        order,
+        grants,
+        nodes,
+        discovery,
+        map,
+        cluster,
+        drain_timeout,
+        // One by one, above.
+        listeners: _,
+        // What is changed is for `set_log` to say.
+        log: _,
+        // The same file, or a change that takes a restart: `needs_restart`.
+        file: _,
+        threads: _,
+        control: _,
+        tracing: _,
+        http: _,
+    } = old;
     for (differs, what) in [
-        (old.global_limits != new.global_limits, "the global limits are changed"),
-        (old.ipv6_prefix != new.ipv6_prefix, "the prefix that IPv6 clients count by is changed"),
-        (old.ftp_limits != new.ftp_limits, "the limits of FTP are changed"),
-        (old.bans != new.bans, "the rules of bans are changed"),
-        (old.admin_bandwidth != new.admin_bandwidth, "the bandwidth of admins is changed"),
-        (old.admins != new.admins, "the admins are changed; who is logged in stays so"),
-        (
-            old.directories != new.directories || old.order != new.order,
-            "the directories of admins are changed",
-        ),
-        (old.grants != new.grants, "the grants are changed; who is logged in keeps those of the login"),
-        (old.nodes != new.nodes, "the nodes are changed"),
-        (old.discovery != new.discovery, "the discovery of nodes is changed"),
-        (old.map != new.map, "the map is changed"),
-        (old.cluster != new.cluster, "the certificates of the cluster are changed"),
-        (old.drain_timeout != new.drain_timeout, "the drain timeout is changed"),
+        (*global_limits != new.global_limits, "the global limits are changed"),
+        (*ipv6_prefix != new.ipv6_prefix, "the prefix that IPv6 clients count by is changed"),
+        (*ftp_limits != new.ftp_limits, "the limits of FTP are changed"),
+        (*bans != new.bans, "the rules of bans are changed"),
+        (*admin_bandwidth != new.admin_bandwidth, "the bandwidth of admins is changed"),
+        (*admins != new.admins, "the admins are changed; who is logged in stays so"),
+        (*directories != new.directories || *order != new.order, "the directories of admins are changed"),
+        (*grants != new.grants, "the grants are changed; who is logged in keeps those of the login"),
+        (*nodes != new.nodes, "the nodes are changed"),
+        (*discovery != new.discovery, "the discovery of nodes is changed"),
+        (*map != new.map, "the map is changed"),
+        (*cluster != new.cluster, "the certificates of the cluster are changed"),
+        (*drain_timeout != new.drain_timeout, "the drain timeout is changed"),
     ] {
         if differs {
             changes.push(what.to_owned());
