@@ -12,6 +12,7 @@
 pub mod admins;
 pub mod certificate;
 pub mod checked;
+pub mod dn;
 pub mod error;
 mod raw;
 pub mod secret;

@@ -7,6 +7,7 @@ use super::frontend::LOCAL;
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
 use crate::admins;
+use crate::dn::Dn;
 use crate::raw::{self, Field};
 use crate::secret::{Secret, read_secret_file};
 
@@ -325,6 +326,12 @@ impl Checker {
             let key = |name: &str| format!("{prefix}.{name}");
             let group = self.optional(&raw.group, &key("group")).cloned();
             let user = self.optional(&raw.user, &key("user")).cloned();
+            if let Some(dn) = group.as_ref().filter(|group| group.contains('='))
+                && Dn::parse(dn).is_err()
+            {
+                let message = format!("{dn:?} is not valid; allowed: a name, or a DN by RFC 4514");
+                self.fault(span(&raw.group), &key("group"), message);
+            }
             if raw.group.is_some() == raw.user.is_some() {
                 self.fault(None, &prefix, "either group or user is required, and not both");
             }

@@ -5,10 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ldap3::Ldap;
 
-use super::dn::Dn;
 use super::groups::{GROUPS_MAX, add, no_attributes};
 use super::login::Lookup;
 use crate::ldap::{Entry, Trouble};
+use portolan_config::dn::Dn;
 
 /// Active Directory's rule for members of members.
 const IN_CHAIN: &str = "1.2.840.113556.1.4.1941";

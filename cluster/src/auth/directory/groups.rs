@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use ldap3::Ldap;
 use portolan_config::checked::directory::DirectoryKind;
 
-use super::dn::Dn;
 use super::login::Lookup;
 use crate::ldap::{Entry, Trouble};
+use portolan_config::dn::Dn;
 
 /// Groups of groups of groups are followed to this depth, and so many groups at most.
 const NESTING_MAX: usize = 10;

@@ -6,7 +6,6 @@
 //! referral unasked, or take a directory that does not answer for one that says no.
 
 mod active_directory;
-pub(crate) mod dn;
 mod groups;
 mod login;
 
@@ -18,8 +17,8 @@ use tokio::sync::Semaphore;
 
 use super::steps::Steps;
 use crate::ldap::{Asked, Entry, LdapClient, SetupError};
-use dn::Dn;
 use login::Lookup;
+use portolan_config::dn::Dn;
 
 /// Logins at once; each has a connection of its own.
 const LOGINS_AT_ONCE: usize = 32;

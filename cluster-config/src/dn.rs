@@ -1,6 +1,6 @@
 //! Distinguished names (RFC 4514) in a form that can be compared.
 //!
-//! Who calls it: `auth::directory`, with the DNs of groups and those of grants.
+//! Who calls it: the check of grants; the front end, with the DNs of groups that a directory shows.
 //! What it calls: nothing.
 //! What it never does: repair a DN. One that does not follow the RFC equals none.
 
@@ -23,7 +23,7 @@ const NAMED_TYPES: [(&str, &str); 9] = [
 /// A distinguished name. Two are equal where a directory takes them for the same: whatever the case, the escapes, the
 /// blanks around and between words, and the order within a part of several attributes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Dn {
+pub struct Dn {
     /// Lower case, each special character escaped by a backslash, the attributes of each part in order.
     canonical: String,
     /// The values of the first part that are text, as [`folded`] gives them.
@@ -33,10 +33,10 @@ pub(crate) struct Dn {
 /// The text is no DN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this is no distinguished name (RFC 4514)")]
-pub(crate) struct NotADn;
+pub struct NotADn;
 
 impl Dn {
-    pub(crate) fn parse(text: &str) -> Result<Self, NotADn> {
+    pub fn parse(text: &str) -> Result<Self, NotADn> {
         let mut parts: Vec<Vec<(String, Value)>> = Vec::new();
         let mut rest = text.trim_start_matches(' ');
         let mut part = Vec::new();
@@ -72,12 +72,12 @@ impl Dn {
         Ok(Self { canonical: shown.collect::<Vec<_>>().join(","), first })
     }
 
-    pub(crate) fn as_str(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         &self.canonical
     }
 
     /// Is this the value of its first part?
-    pub(crate) fn is_named(&self, name: &str) -> bool {
+    pub fn is_named(&self, name: &str) -> bool {
         let name = folded(name);
         !name.is_empty() && self.first.contains(&name)
     }
