@@ -170,7 +170,7 @@ impl Tls {
         }
         told.failed_handshake = Some(Instant::now());
         let omitted = std::mem::take(&mut told.omitted_handshakes);
-        tracing::warn!(%from, %error, omitted, "TLS handshake failed; `omitted` more were not logged");
+        tracing::warn!(%from, %error, omitted, "TLS handshake failed; omitted counts those that were not logged");
     }
 }
 
