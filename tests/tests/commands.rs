@@ -1,7 +1,12 @@
 //! The programs' own faces: `portolan check`, `passwd`, `pki`, `demo`, help, versions, exit statuses.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know as such
+
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
 
 use portolan_tests::{prepare, program};
 
@@ -81,7 +86,6 @@ fn certificates_are_never_overwritten_and_nodes_can_be_added() {
     assert!(!folder.path().join("pki/mail-2.pem").try_exists().unwrap(), "nothing was half done");
     assert!(run("portolan", &["pki", "init", pki, "--node", "mail-2"]).status.success());
     assert_eq!(fs::read(folder.path().join("pki/mail-1-key.pem")).unwrap(), key);
-    use std::os::unix::fs::PermissionsExt as _;
     let mode = fs::metadata(folder.path().join("pki/mail-2-key.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(run("portolan", &["pki", "init", pki]).status.code(), Some(64));
@@ -94,6 +98,183 @@ fn certificates_are_never_overwritten_and_nodes_can_be_added() {
         let refused = run("portolan", &[&["pki", "init", pki], bad].concat());
         assert_eq!(refused.status.code(), Some(64), "{bad:?}: {}", error_text(&refused));
     }
+}
+
+/// A certificate of the folder's authority whose dates lie `from` and `to` days from now, with its key.
+fn certify(pki: &Path, name: &str, from: i64, to: i64) {
+    let day = |days: i64| {
+        let seconds = Duration::from_secs(days.unsigned_abs() * 86_400);
+        if days < 0 { SystemTime::now() - seconds } else { SystemTime::now() + seconds }
+    };
+    let read = |name: &str| fs::read_to_string(pki.join(name)).unwrap();
+    let authority = rcgen::KeyPair::from_pem(&read("ca-key.pem")).unwrap();
+    let authority = rcgen::Issuer::from_ca_cert_pem(&read("ca.pem"), authority).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    (params.not_before, params.not_after) = (day(from).into(), day(to).into());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &authority).unwrap();
+    fs::write(pki.join(format!("{name}.pem")), certificate.pem()).unwrap();
+    let key_file = pki.join(format!("{name}-key.pem"));
+    fs::write(&key_file, key.serialize_pem()).unwrap();
+    fs::set_permissions(key_file, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// The line of a table that begins with this name.
+fn row(output: &Output, name: &str) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut lines = text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    lines
+        .find(|words| words.first().is_some_and(|word| word == name))
+        .unwrap_or_else(|| panic!("{name}: {text}"))
+}
+
+#[test]
+fn the_list_of_certificates_shows_dates_keys_and_who_signed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pki");
+    let pki = path.to_str().unwrap();
+    let init = ["pki", "init", pki, "--node=mail-1", "--node=mail-2", "--frontend=front-1"];
+    assert!(
+        run("portolan", &[&init[..], &["--alias=192.0.2.1", "--alias=ftp.example"]].concat())
+            .status
+            .success()
+    );
+    let listed = run("portolan", &["pki", "list", pki]);
+    assert_eq!((listed.status.code(), error_text(&listed)), (Some(0), String::new()));
+    let file = |name: &str| path.join(name).display().to_string();
+    let front = row(&listed, "front-1");
+    assert_eq!(front[1..3], ["frontend", "front-1,192.0.2.1,ftp.example"]);
+    assert_eq!(front[5..], ["824".to_owned(), file("front-1.pem"), "fits".to_owned(), "yes".to_owned()]);
+    assert_eq!(row(&listed, "mail-1")[1..3], ["node", "mail-1"]);
+    assert_eq!(row(&listed, "ca")[1], "authority");
+
+    // A month is soon, and no failure.
+    certify(&path, "mail-1", -1, 12);
+    fs::remove_file(path.join("mail-2-key.pem")).unwrap();
+    let listed = run("portolan", &["pki", "list", pki]);
+    assert_eq!(listed.status.code(), Some(0), "{}", error_text(&listed));
+    assert!(error_text(&listed).contains(&format!("{} expires on ", file("mail-1.pem"))));
+    assert!(error_text(&listed).contains(&format!("in 11 days; renew it: portolan pki renew {pki} mail-1")));
+    assert_eq!(row(&listed, "mail-2")[7], "missing");
+
+    // All that is wrong at once.
+    certify(&path, "mail-2", -20, -10);
+    fs::copy(path.join("mail-1-key.pem"), path.join("front-1-key.pem")).unwrap();
+    let foreign = folder.path().join("foreign");
+    assert!(run("portolan", &["pki", "init", foreign.to_str().unwrap(), "--node=mail-9"]).status.success());
+    fs::copy(foreign.join("mail-9.pem"), path.join("mail-9.pem")).unwrap();
+    fs::write(path.join("notes.pem"), "no certificate\n").unwrap();
+    let listed = run("portolan", &["pki", "list", pki]);
+    assert_eq!(listed.status.code(), Some(1));
+    for line in [
+        format!("{} expired on ", file("mail-2.pem")),
+        format!("{} does not belong to {}", file("front-1-key.pem"), file("front-1.pem")),
+        format!("{} was not signed by ca.pem", file("mail-9.pem")),
+        format!("{} holds no certificate", file("notes.pem")),
+    ] {
+        assert!(error_text(&listed).contains(&line), "{line} is not in\n{}", error_text(&listed));
+    }
+    assert_eq!(row(&listed, "front-1")[7], "WRONG");
+    assert_eq!(row(&listed, "mail-9")[8], "NO");
+    assert_eq!(run("portolan", &["pki", "list", folder.path().to_str().unwrap()]).status.code(), Some(1));
+}
+
+#[test]
+fn a_renewed_certificate_has_the_old_names_a_new_key_and_the_old_pair_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pki");
+    let pki = path.to_str().unwrap();
+    let init = ["pki", "init", pki, "--node=mail-1", "--node=mail-2", "--frontend=front-1"];
+    let aliases = ["--alias=192.0.2.1", "--alias=ftp.example", "--node-alias=mail-3", "--days=20"];
+    assert!(run("portolan", &[&init[..], &aliases].concat()).status.success());
+    let read = |name: &str| fs::read(path.join(name)).unwrap();
+    let all = [
+        "ca.pem",
+        "ca-key.pem",
+        "mail-1.pem",
+        "mail-1-key.pem",
+        "mail-2.pem",
+        "front-1.pem",
+        "front-1-key.pem",
+    ];
+    let before = all.map(read);
+    let shown = run("portolan", &["pki", "list", pki]);
+    fs::set_permissions(path.join("mail-1-key.pem"), fs::Permissions::from_mode(0o640)).unwrap();
+
+    // One name that cannot be renewed: none is.
+    let refused = run("portolan", &["pki", "renew", pki, "mail-1", "mail-7"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(error_text(&refused).contains("cannot read"), "{}", error_text(&refused));
+    assert_eq!(all.map(read), before);
+    for bad in [&[][..], &["ca"], &["mail-1", "--all"], &["mail-1", "--days=0"], &["../x"]] {
+        let refused = run("portolan", &[&["pki", "renew", pki], bad].concat());
+        assert_eq!(refused.status.code(), Some(64), "{bad:?}: {}", error_text(&refused));
+    }
+
+    let renewed = run("portolan", &["pki", "renew", pki, "mail-1", "front-1", "--days", "100"]);
+    assert!(renewed.status.success(), "{}", error_text(&renewed));
+    assert_eq!(error_text(&renewed), "");
+    let (old, now) = (before, all.map(read));
+    for (index, name) in all.iter().enumerate() {
+        let is_renewed = name.starts_with("mail-1") || name.starts_with("front-1");
+        assert_eq!(now[index] != old[index], is_renewed, "{name}");
+        if is_renewed {
+            assert_eq!(read(&format!("{name}.old")), old[index], "{name}");
+        }
+    }
+    let listed = run("portolan", &["pki", "list", pki]);
+    for (name, days) in [("mail-1", "99"), ("front-1", "99"), ("mail-2", "19")] {
+        let (was, is) = (row(&shown, name), row(&listed, name));
+        assert_eq!(is[1..3], was[1..3], "role and names of {name}");
+        assert_eq!([&*is[5], &*is[7], &*is[8]], [days, "fits", "yes"], "{name}");
+    }
+    let mode = |name: &str| fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("mail-1-key.pem"), mode("front-1-key.pem"), mode("mail-1.pem")), (0o640, 0o600, 0o644));
+    assert!(
+        fs::read_dir(&path).unwrap().all(|entry| !entry
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .starts_with('.'))
+    );
+
+    // All: what another authority signed is left alone.
+    let foreign = folder.path().join("foreign");
+    assert!(run("portolan", &["pki", "init", foreign.to_str().unwrap(), "--node=mail-9"]).status.success());
+    fs::copy(foreign.join("mail-9.pem"), path.join("mail-9.pem")).unwrap();
+    let renewed = run("portolan", &["pki", "renew", pki, "--all"]);
+    assert!(renewed.status.success(), "{}", error_text(&renewed));
+    assert!(error_text(&renewed).contains("mail-9.pem was not signed by this folder's authority"));
+    assert_eq!(read("mail-9.pem"), fs::read(foreign.join("mail-9.pem")).unwrap());
+    assert_ne!(read("mail-2.pem"), old[4]);
+    // The key of another authority would make certificates that nobody accepts.
+    fs::copy(foreign.join("ca-key.pem"), path.join("ca-key.pem")).unwrap();
+    let refused = run("portolan", &["pki", "renew", pki, "--all"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        error_text(&refused).contains("ca-key.pem does not belong to ca.pem"),
+        "{}",
+        error_text(&refused)
+    );
+}
+
+#[test]
+fn a_running_cluster_takes_renewed_certificates() {
+    let cluster = portolan_tests::Cluster::start(|_| {});
+    let pki = cluster.path().join("pki");
+    let renewed = run("portolan", &["pki", "renew", pki.to_str().unwrap(), "--all"]);
+    assert!(renewed.status.success(), "{}", error_text(&renewed));
+    cluster.frontend.wait_for_log("the certificates of the cluster are renewed");
+    for number in 1..=3 {
+        cluster.agent(number).wait_for_log("the certificates are renewed");
+    }
+    // The new ones fit each other: a front end that starts meets agents only by them.
+    let mut cluster = cluster;
+    cluster.restart_frontend(|config| config);
+    let status = String::from_utf8_lossy(&cluster.operate(&["status"]).stdout).into_owned();
+    assert!(!status.contains("away"), "{status}");
 }
 
 #[test]
