@@ -261,6 +261,117 @@ fn a_renewed_certificate_has_the_old_names_a_new_key_and_the_old_pair_beside_it(
 }
 
 #[test]
+fn a_check_warns_of_certificates_that_will_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path());
+    let pki = folder.path().join("pki");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir_all(folder.path().join("store/domains")).unwrap();
+    fs::write(
+        folder.path().join("agent.toml"),
+        "version = 1\nnode = \"mail-1\"\n[listen]\naddress = \"127.0.0.1:0\"\ncertificate = \"pki/mail-1.pem\"\n\
+         key = \"pki/mail-1-key.pem\"\nclient_ca = \"pki/ca.pem\"\n[store]\nroot = \"store\"\n",
+    )
+    .unwrap();
+    fs::write(
+        folder.path().join("frontend.toml"),
+        "version = 1\n[[listeners]]\naddress = \"127.0.0.1:0\"\ncertificate = \"pki/mail-2.pem\"\n\
+         key = \"pki/mail-2-key.pem\"\npassive_ports = \"10000-10009\"\n[admins]\nfile = \"admins\"\n\
+         [cluster]\nca = \"pki/ca.pem\"\ncertificate = \"pki/front-1.pem\"\nkey = \"pki/front-1-key.pem\"\n\
+         [[nodes]]\nname = \"mail-1\"\naddress = \"127.0.0.1:1\"\n",
+    )
+    .unwrap();
+    let (agent, frontend) = (path("agent.toml"), path("frontend.toml"));
+    let check = || run("portolan", &["check", &agent, &frontend]);
+    let checked = check();
+    assert_eq!((checked.status.code(), error_text(&checked)), (Some(0), String::new()));
+
+    // It starts with these, so they are no faults.
+    certify(&pki, "mail-1", -10, -2);
+    certify(&pki, "mail-2", -1, 20);
+    let foreign = folder.path().join("foreign");
+    let made = ["pki", "init", foreign.to_str().unwrap(), "--frontend=front-1"];
+    assert!(run("portolan", &made).status.success());
+    for name in ["front-1.pem", "front-1-key.pem"] {
+        fs::copy(foreign.join(name), pki.join(name)).unwrap();
+    }
+    let checked = check();
+    let told = error_text(&checked);
+    assert_eq!(checked.status.code(), Some(0), "{told}");
+    for line in [
+        format!("warning: {agent}:5: listen.certificate: {}", path("pki/mail-1.pem")),
+        " expired on 20".to_owned(),
+        format!("warning: {frontend}:4: listeners[0].certificate: {}", path("pki/mail-2.pem")),
+        ", in 19 days; renew it (`portolan pki renew`".to_owned(),
+        format!(
+            "warning: {frontend}:11: cluster.certificate: {} (front-1) was not signed by",
+            path("pki/front-1.pem")
+        ),
+    ] {
+        assert!(told.contains(&line), "{line} is not in\n{told}");
+    }
+    let summary = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(
+        summary.contains("no faults, 1 warning\n") && summary.contains("no faults, 2 warnings\n"),
+        "{summary}"
+    );
+
+    // A key of another certificate is a fault, as ever; warnings are shown beside it.
+    fs::copy(pki.join("mail-3-key.pem"), pki.join("mail-2-key.pem")).unwrap();
+    let checked = check();
+    let told = error_text(&checked);
+    assert_eq!(checked.status.code(), Some(64), "{told}");
+    let line = format!(
+        "{frontend}:5: listeners[0].key: {} does not belong to the certificate in {}",
+        path("pki/mail-2-key.pem"),
+        path("pki/mail-2.pem")
+    );
+    assert!(told.contains(&line) && told.contains("(front-1) was not signed by"), "{line} is not in\n{told}");
+}
+
+#[test]
+fn a_check_says_what_a_store_must_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = folder.path().join("agent.toml");
+    let text =
+        "version = 1\nnode = \"mail-1\"\n[listen]\naddress = \"127.0.0.1:0\"\n[store]\nroot = \"store\"\n";
+    fs::write(&agent, text).unwrap();
+    let (store, elsewhere) = (folder.path().join("store"), folder.path().join("elsewhere"));
+    let check = |status: i32, line: &str| {
+        let checked = run("portolan", &["check", agent.to_str().unwrap()]);
+        let told = error_text(&checked);
+        assert_eq!(checked.status.code(), Some(status), "{told}");
+        assert!(told.contains(line) && told.contains(":6: store.root: "), "{line} is not in\n{told}");
+    };
+    check(64, "store is not a folder: nothing is there; expected: a folder that holds domains/<domain>/...");
+    fs::create_dir(&store).unwrap();
+    check(0, "store/domains is missing, so this node holds no domains; expected: domains/<domain>/...");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, store.join("domains")).unwrap();
+    check(64, "store/domains is a link, and the agent follows none there");
+    fs::remove_file(store.join("domains")).unwrap();
+    fs::write(store.join("domains"), "").unwrap();
+    check(64, "store/domains is not a folder");
+    // A mount at `domains`, in a mount namespace of its own, which ends with the command.
+    fs::remove_file(store.join("domains")).unwrap();
+    fs::create_dir(store.join("domains")).unwrap();
+    let mounted = |then: &str| {
+        let script = format!("mount -t tmpfs none \"$1\" && {then}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, "sh"]).arg(store.join("domains"));
+        command.arg(program("portolan")).arg(&agent).output().unwrap()
+    };
+    if !mounted("true").status.success() {
+        eprintln!("left out: this user may not mount");
+        return;
+    }
+    let checked = mounted("exec \"$2\" check \"$3\"");
+    let told = error_text(&checked);
+    assert_eq!(checked.status.code(), Some(0), "{told}");
+    assert!(told.contains("store/domains lies on another file system than store.root"), "{told}");
+}
+
+#[test]
 fn a_running_cluster_takes_renewed_certificates() {
     let cluster = portolan_tests::Cluster::start(|_| {});
     let pki = cluster.path().join("pki");
