@@ -155,11 +155,12 @@ fn signed(certificate: &[u8], authority: &[u8]) -> bool {
     else {
         return false;
     };
-    let key = &authority.public_key().subject_public_key.data;
-    let (content, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
+    let key: &[u8] = &authority.public_key().subject_public_key.data;
+    let content: &[u8] = certificate.tbs_certificate.as_ref();
+    let signature: &[u8] = &certificate.signature_value.data;
     let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
     // An algorithm that is not the certificate's finds the signature wrong.
-    certificate.issuer() == authority.subject()
+    certificate.issuer().as_raw() == authority.subject().as_raw()
         && algorithms.all.iter().any(|algorithm| algorithm.verify_signature(key, content, signature).is_ok())
 }
 

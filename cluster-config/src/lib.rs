@@ -13,6 +13,7 @@ pub mod admins;
 pub mod certificate;
 pub mod checked;
 pub mod error;
+mod known;
 mod raw;
 pub mod secret;
 pub mod units;
@@ -26,6 +27,11 @@ pub enum Config {
     Agent(Box<Agent>),
     Frontend(Box<Frontend>),
 }
+
+/// Keys of the top level that only an agent's file has.
+const AGENT_KEYS: &[&str] = &["node", "store"];
+/// Those that only a front end's has.
+const FRONTEND_KEYS: &[&str] = &["listeners", "nodes", "admins", "cluster", "directories", "discovery"];
 
 impl Config {
     /// Loads `path` as what it looks like.
@@ -41,7 +47,7 @@ impl Config {
             Err(faults) => return (Err(faults), Vec::new()),
         };
         let mut warnings = Vec::new();
-        let config = if document.has_key("node") || document.has_key("store") {
+        let config = if AGENT_KEYS.iter().any(|key| document.has_key(key)) {
             checked::agent::check(document, &mut warnings).map(|agent| Config::Agent(Box::new(agent)))
         } else {
             checked::frontend::check(document, &mut warnings)

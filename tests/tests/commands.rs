@@ -56,7 +56,7 @@ fn faults_of_all_files_are_told_at_once_with_file_and_line() {
     assert_eq!(checked.status.code(), Some(64));
     let told = error_text(&checked);
     for line in [
-        format!("{frontend}:2: listeners_: unknown key"),
+        format!("{frontend}:2: listeners_: unknown key; did you mean \"listeners\"?"),
         format!("{frontend}:4: listeners[0].address: \"nowhere\" is not an address"),
         format!("{frontend}:5: listeners[0].certificate: cannot read"),
         format!("{frontend}:13: nodes[1].name: another node has this name"),
@@ -127,6 +127,47 @@ fn row(output: &Output, name: &str) -> Vec<String> {
     lines
         .find(|words| words.first().is_some_and(|word| word == name))
         .unwrap_or_else(|| panic!("{name}: {text}"))
+}
+
+#[test]
+fn a_mistyped_key_and_the_other_programs_file_are_recognized() {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path());
+    fs::create_dir_all(folder.path().join("store/domains")).unwrap();
+    let (frontend, agent) = (folder.path().join("frontend.toml"), folder.path().join("agent.toml"));
+    let frontend_text = "version = 1\n[[listeners]]\naddress = \"127.0.0.1:0\"\ncertificate = \"pki/front-1.pem\"\n\
+         key = \"pki/front-1-key.pem\"\nmax-sessoins = 5\npassive-ports = \"10000-10009\"\n[admins]\nfile = \"admins\"\n\
+         [[nodes]]\nname = \"mail-1\"\naddress = \"127.0.0.1:1\"\n";
+    fs::write(&frontend, frontend_text).unwrap();
+    let agent_text = "version = 1\nnode = \"mail-1\"\nlisten.address = \"127.0.0.1:0\"\n[store]\nroot = \"store\"\nlink = \"show\"\n";
+    fs::write(&agent, agent_text).unwrap();
+    let (frontend, agent) = (frontend.to_str().unwrap(), agent.to_str().unwrap());
+    let checked = run("portolan", &["check", frontend, agent]);
+    let told = error_text(&checked);
+    assert_eq!(checked.status.code(), Some(64), "{told}");
+    for line in [
+        // Nothing is near: no guess.
+        format!("{frontend}:6: listeners[0].max-sessoins: unknown key; docs/configuration.md lists the keys"),
+        format!("{frontend}:7: listeners[0].passive-ports: unknown key; did you mean \"passive_ports\"?"),
+        format!("{agent}:6: store.link: unknown key; did you mean \"links\"?"),
+    ] {
+        assert!(told.contains(&line), "{line} is not in\n{told}");
+    }
+    // One sentence, not a fault for each key.
+    for (name, file, sentence) in [
+        ("portolan-frontend", agent, "2: node: this is an agent's configuration, which portolan-agent reads"),
+        (
+            "portolan-agent",
+            frontend,
+            "2: listeners: this is a front end's configuration, which portolan-frontend reads",
+        ),
+    ] {
+        let refused = run(name, &["--config", file]);
+        let told = error_text(&refused);
+        assert_eq!(refused.status.code(), Some(64), "{told}");
+        assert!(told.contains(&format!("{file}:{sentence}")), "{told}");
+        assert!(told.contains("1 fault in the configuration"), "{told}");
+    }
 }
 
 #[test]
@@ -207,7 +248,7 @@ fn a_renewed_certificate_has_the_old_names_a_new_key_and_the_old_pair_beside_it(
     assert_eq!(refused.status.code(), Some(1));
     assert!(error_text(&refused).contains("cannot read"), "{}", error_text(&refused));
     assert_eq!(all.map(read), before);
-    for bad in [&[][..], &["ca"], &["mail-1", "--all"], &["mail-1", "--days=0"], &["../x"]] {
+    for bad in [&[] as &[&str], &["ca"], &["mail-1", "--all"], &["mail-1", "--days=0"], &["../x"]] {
         let refused = run("portolan", &[&["pki", "renew", pki], bad].concat());
         assert_eq!(refused.status.code(), Some(64), "{bad:?}: {}", error_text(&refused));
     }

@@ -12,6 +12,7 @@ use super::tls::{Anchors, Identity};
 use super::{Checker, span};
 use crate::error::{Fault, Faults};
 use crate::raw::{self, Document};
+use crate::{AGENT_KEYS, FRONTEND_KEYS};
 
 /// What an agent needs to run. Keys and defaults: docs/configuration.md.
 #[derive(Debug, Clone)]
@@ -79,7 +80,10 @@ pub enum Links {
 
 impl Agent {
     pub fn load(path: &Path) -> Result<Self, Faults> {
-        check(Document::read(path)?, &mut Vec::new())
+        let document = Document::read(path)?;
+        let sentence = "this is a front end's configuration, which portolan-frontend reads; an agent's has node and [store]";
+        document.refuse_others(AGENT_KEYS, FRONTEND_KEYS, sentence)?;
+        check(document, &mut Vec::new())
     }
 }
 

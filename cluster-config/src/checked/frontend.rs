@@ -17,6 +17,7 @@ use crate::admins::AdminsFile;
 use crate::error::{Fault, Faults};
 use crate::raw::{self, Document};
 use crate::units::HostPort;
+use crate::{AGENT_KEYS, FRONTEND_KEYS};
 
 /// What a front end needs to run. Keys and defaults: docs/configuration.md.
 #[derive(Debug, Clone)]
@@ -84,7 +85,11 @@ pub enum Security {
 
 impl Frontend {
     pub fn load(path: &Path) -> Result<Self, Faults> {
-        check(Document::read(path)?, &mut Vec::new())
+        let document = Document::read(path)?;
+        let sentence =
+            "this is an agent's configuration, which portolan-agent reads; a front end's has [[listeners]]";
+        document.refuse_others(FRONTEND_KEYS, AGENT_KEYS, sentence)?;
+        check(document, &mut Vec::new())
     }
 }
 
