@@ -14,6 +14,7 @@ pub mod certificate;
 pub mod checked;
 pub mod dn;
 pub mod error;
+mod known;
 mod raw;
 pub mod secret;
 pub mod units;
@@ -28,14 +29,32 @@ pub enum Config {
     Frontend(Box<Frontend>),
 }
 
+/// Keys of the top level that only an agent's file has.
+const AGENT_KEYS: &[&str] = &["node", "store"];
+/// Those that only a front end's has.
+const FRONTEND_KEYS: &[&str] = &["listeners", "nodes", "admins", "cluster", "directories", "discovery"];
+
 impl Config {
     /// Loads `path` as what it looks like.
     pub fn load(path: &std::path::Path) -> Result<Self, Faults> {
-        let document = raw::Document::read(path)?;
-        if document.has_key("node") || document.has_key("store") {
-            checked::agent::check(document).map(|agent| Config::Agent(Box::new(agent)))
+        Self::check(path).0
+    }
+
+    /// The same, with warnings: what the program starts with all the same, such as a certificate that soon expires. Each
+    /// has its place, sorted by line.
+    pub fn check(path: &std::path::Path) -> (Result<Self, Faults>, Vec<Fault>) {
+        let document = match raw::Document::read(path) {
+            Ok(document) => document,
+            Err(faults) => return (Err(faults), Vec::new()),
+        };
+        let mut warnings = Vec::new();
+        let config = if AGENT_KEYS.iter().any(|key| document.has_key(key)) {
+            checked::agent::check(document, &mut warnings).map(|agent| Config::Agent(Box::new(agent)))
         } else {
-            checked::frontend::check(document).map(|frontend| Config::Frontend(Box::new(frontend)))
-        }
+            checked::frontend::check(document, &mut warnings)
+                .map(|frontend| Config::Frontend(Box::new(frontend)))
+        };
+        warnings.sort_by_key(|warning| warning.line);
+        (config, warnings)
     }
 }

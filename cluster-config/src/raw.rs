@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 
 use crate::error::{Fault, Faults};
+use crate::known::nearest;
 
 /// A value as written, or what is wrong with its type.
 #[derive(Debug)]
@@ -437,6 +438,17 @@ impl Document {
         toml::de::DeTable::parse(&self.text).is_ok_and(|table| table.get_ref().contains_key(key))
     }
 
+    /// A fault when the file configures the other program: it has one of `foreign`, and none of `own`.
+    pub(crate) fn refuse_others(&self, own: &[&str], foreign: &[&str], sentence: &str) -> Result<(), Faults> {
+        match foreign.iter().find(|key| self.has_key(key)) {
+            Some(key) if !own.iter().any(|key| self.has_key(key)) => {
+                let (file, key) = (self.path.clone(), (*key).to_owned());
+                Err(Fault { file, line: self.line_of(&key), key, message: sentence.to_owned() }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The line, from 1, of a byte offset.
     pub(crate) fn line(&self, offset: usize) -> usize {
         let before = self.text.as_bytes().get(..offset).unwrap_or(self.text.as_bytes());
@@ -460,7 +472,12 @@ impl Document {
             file: self.path.clone(),
             line: self.offset_of(&keys).map_or(0, |offset| self.line(offset)),
             key: render(&keys),
-            message: "unknown key; docs/configuration.md lists the keys".to_owned(),
+            message: match nearest::<T>(&keys) {
+                Some(near) => {
+                    format!("unknown key; did you mean {near:?}? docs/configuration.md lists the keys")
+                }
+                None => "unknown key; docs/configuration.md lists the keys".to_owned(),
+            },
         }));
         Ok((raw, faults))
     }
@@ -529,7 +546,8 @@ fn filled(text: &str, path: &Path, variable: impl Fn(&str) -> Option<String>) ->
     (filled, faults)
 }
 
-enum Key {
+/// One part of a key such as `listeners[0].address`.
+pub(crate) enum Key {
     Name(String),
     Index(usize),
 }

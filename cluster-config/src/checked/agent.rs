@@ -10,8 +10,9 @@ use super::directory::GrantedDomains;
 use super::log::{Log, Tracing};
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
-use crate::error::Faults;
+use crate::error::{Fault, Faults};
 use crate::raw::{self, Document};
+use crate::{AGENT_KEYS, FRONTEND_KEYS};
 
 /// What an agent needs to run. Keys and defaults: docs/configuration.md.
 #[derive(Debug, Clone)]
@@ -79,14 +80,19 @@ pub enum Links {
 
 impl Agent {
     pub fn load(path: &Path) -> Result<Self, Faults> {
-        check(Document::read(path)?)
+        let document = Document::read(path)?;
+        let sentence = "this is a front end's configuration, which portolan-frontend reads; an agent's has node and [store]";
+        document.refuse_others(AGENT_KEYS, FRONTEND_KEYS, sentence)?;
+        check(document, &mut Vec::new())
     }
 }
 
-pub(crate) fn check(document: Document) -> Result<Agent, Faults> {
+/// Warnings are added to those given, also where there are faults.
+pub(crate) fn check(document: Document, warnings: &mut Vec<Fault>) -> Result<Agent, Faults> {
     let (raw, faults) = document.deserialize::<raw::Agent>()?;
     let mut checker = Checker::new(document, faults);
     let agent = build(&raw, &mut checker);
+    warnings.append(&mut checker.take_warnings());
     checker.finish()?;
     Ok(agent.expect("no fault, so every part is there"))
 }
@@ -150,7 +156,10 @@ fn security(raw: &raw::Agent, checker: &mut Checker, address: Option<SocketAddr>
     if listen.certificate.is_none() && listen.key.is_none() {
         checker.fault(span(&listen.client_ca), "listen.certificate", "required with client_ca");
     }
-    Some(Security::Mutual { identity: identity?, client_ca: client_ca? })
+    let (identity, client_ca) = (identity?, client_ca?);
+    let keys = ("listen.certificate", "listen.client_ca");
+    checker.same_authority(&identity, &client_ca, &listen.certificate, keys);
+    Some(Security::Mutual { identity, client_ca })
 }
 
 fn allow(raw: &raw::Agent, checker: &mut Checker, security: Option<&Security>) -> Option<Vec<AllowRule>> {
@@ -181,11 +190,8 @@ fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
     checker.choice(&raw.store.kind, "store.kind", &[("tree", ())], ());
     checker.required(&raw.store.root, "store.root");
     let root = checker.path(&raw.store.root, "store.root");
-    if let Some(root) = &root
-        && !root.is_dir()
-    {
-        let message = format!("{} is not a folder", root.display());
-        checker.fault(span(&raw.store.root), "store.root", message);
+    if let Some(root) = &root {
+        folders(root, &raw.store.root, checker);
     }
     let rescan_interval =
         checker.duration(&raw.store.rescan_interval, "store.rescan_interval", 1, 86_400, 10);
@@ -197,4 +203,57 @@ fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
     let links = [("show", Links::Show), ("follow", Links::Follow)];
     let links = checker.choice(&raw.store.links, "store.links", &links, Links::Show);
     Some(Store::Tree { root: root?, rescan_interval, modes, links })
+}
+
+/// The root must be there, and `domains` in it a folder, if it is there: the agent reads through no link. Without it, or
+/// with one that it cannot write to, the agent starts; a backup takes the node for an empty one.
+fn folders(root: &Path, field: &raw::Text, checker: &mut Checker) {
+    use std::os::unix::fs::MetadataExt as _;
+    let shown = root.display();
+    let metadata = match root.metadata() {
+        Ok(metadata) if metadata.is_dir() => metadata,
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let message = format!("cannot look at {shown}: {error}");
+            return checker.fault(span(field), "store.root", message);
+        }
+        other => {
+            let found = if other.is_ok() { "is not a folder" } else { "is not a folder: nothing is there" };
+            let message = format!(
+                "{shown} {found}; expected: a folder that holds domains/<domain>/..., on a file system that is mounted"
+            );
+            return checker.fault(span(field), "store.root", message);
+        }
+    };
+    let domains = root.join("domains");
+    let shown = domains.display();
+    match domains.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let message = format!(
+                "{shown} is missing, so this node holds no domains; expected: domains/<domain>/... in store.root; is \
+                 the file system mounted?"
+            );
+            checker.warn(span(field), "store.root", message);
+        }
+        // The agent may run as another user than this check.
+        Err(_) => {}
+        Ok(found) if found.is_symlink() => {
+            let message = format!(
+                "{shown} is a link, and the agent follows none there; make it a folder, or let store.root name the \
+                 folder around the one that the link leads to"
+            );
+            checker.fault(span(field), "store.root", message);
+        }
+        Ok(found) if !found.is_dir() => {
+            let message = format!("{shown} is not a folder; expected: domains/<domain>/... in store.root");
+            checker.fault(span(field), "store.root", message);
+        }
+        Ok(found) if found.dev() != metadata.dev() => {
+            let message = format!(
+                "{shown} lies on another file system than store.root, so uploads are refused with 550; mount the file \
+                 system at store.root, with domains as a folder in it"
+            );
+            checker.warn(span(field), "store.root", message);
+        }
+        Ok(_) => {}
+    }
 }

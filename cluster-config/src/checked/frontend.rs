@@ -14,9 +14,10 @@ use super::nodes::{self, Discovery, Node};
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
 use crate::admins::AdminsFile;
-use crate::error::Faults;
+use crate::error::{Fault, Faults};
 use crate::raw::{self, Document};
 use crate::units::HostPort;
+use crate::{AGENT_KEYS, FRONTEND_KEYS};
 
 /// What a front end needs to run. Keys and defaults: docs/configuration.md.
 #[derive(Debug, Clone)]
@@ -84,14 +85,20 @@ pub enum Security {
 
 impl Frontend {
     pub fn load(path: &Path) -> Result<Self, Faults> {
-        check(Document::read(path)?)
+        let document = Document::read(path)?;
+        let sentence =
+            "this is an agent's configuration, which portolan-agent reads; a front end's has [[listeners]]";
+        document.refuse_others(FRONTEND_KEYS, AGENT_KEYS, sentence)?;
+        check(document, &mut Vec::new())
     }
 }
 
-pub(crate) fn check(document: Document) -> Result<Frontend, Faults> {
+/// Warnings are added to those given, also where there are faults.
+pub(crate) fn check(document: Document, warnings: &mut Vec<Fault>) -> Result<Frontend, Faults> {
     let (raw, faults) = document.deserialize::<raw::Frontend>()?;
     let mut checker = Checker::new(document, faults);
     let frontend = build(&raw, &mut checker);
+    warnings.append(&mut checker.take_warnings());
     checker.finish()?;
     Ok(frontend.expect("no fault, so every part is there"))
 }
@@ -228,5 +235,7 @@ fn cluster(raw: &raw::Frontend, checker: &mut Checker, nodes: &[Node]) -> Option
     if cluster.certificate.is_none() && cluster.key.is_none() {
         checker.fault(span(&cluster.ca), "cluster.certificate", "required with ca");
     }
-    Some(Security::Mutual { identity: identity?, ca: ca? })
+    let (identity, ca) = (identity?, ca?);
+    checker.same_authority(&identity, &ca, &cluster.certificate, ("cluster.certificate", "cluster.ca"));
+    Some(Security::Mutual { identity, ca })
 }

@@ -31,11 +31,18 @@ pub const VERSION: u64 = 1;
 pub(crate) struct Checker {
     document: Document,
     faults: Vec<Fault>,
+    /// What will go wrong though the program starts. Has the shape of a fault: place and sentence.
+    warnings: Vec<Fault>,
 }
 
 impl Checker {
     pub(crate) fn new(document: Document, faults: Vec<Fault>) -> Self {
-        Self { document, faults }
+        Self { document, faults, warnings: Vec::new() }
+    }
+
+    /// The warnings so far, which are to be reported whatever the faults.
+    pub(crate) fn take_warnings(&mut self) -> Vec<Fault> {
+        std::mem::take(&mut self.warnings)
     }
 
     pub(crate) fn finish(self) -> Result<(), Faults> {
@@ -44,12 +51,23 @@ impl Checker {
 
     /// Records a fault of `key`, at the line of the field, or of the table where the key is missing.
     pub(crate) fn fault(&mut self, span: Option<&std::ops::Range<usize>>, key: &str, message: impl Display) {
-        self.faults.push(Fault {
+        let fault = self.at(span, key, message);
+        self.faults.push(fault);
+    }
+
+    /// Records a warning in the same way.
+    pub(crate) fn warn(&mut self, span: Option<&std::ops::Range<usize>>, key: &str, message: impl Display) {
+        let warning = self.at(span, key, message);
+        self.warnings.push(warning);
+    }
+
+    fn at(&self, span: Option<&std::ops::Range<usize>>, key: &str, message: impl Display) -> Fault {
+        Fault {
             file: self.document.path().to_owned(),
             line: span.map_or_else(|| self.document.line_of(key), |span| self.document.line(span.start)),
             key: key.to_owned(),
             message: message.to_string(),
-        });
+        }
     }
 
     pub(crate) fn foreign(&mut self, faults: Faults) {

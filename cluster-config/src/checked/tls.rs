@@ -1,11 +1,13 @@
 //! Certificates, keys and trust anchors that a configuration names, read and matched.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{Checker, span};
+use crate::certificate::{ENDS_SOON, Summary, date, is_signed_by};
 use crate::raw::Text;
 use crate::secret::{Secret, read_secret_file};
 
@@ -59,8 +61,11 @@ impl Identity {
         match rustls::sign::CertifiedKey::from_der(identity.chain.clone(), identity.key(), &provider) {
             Ok(_) => Ok(identity),
             Err(error) => {
-                let key = identity.key_file.display();
-                let message = format!("{key} does not belong to the certificate, or is not usable: {error}");
+                let (key, chain) = (identity.key_file.display(), identity.chain_file.display());
+                let message = format!(
+                    "{key} does not belong to the certificate in {chain}, or is not usable ({error}); \
+                     take both files from the same renewal"
+                );
                 Err(vec![IdentityFault::Key(message)])
             }
         }
@@ -103,7 +108,10 @@ impl Checker {
             _ => {}
         }
         let faults = match Identity::read(certificate_path?, key_path?) {
-            Ok(identity) => return Some(identity),
+            Ok(identity) => {
+                self.dates(&identity, certificate, &certificate_key);
+                return Some(identity);
+            }
             Err(faults) => faults,
         };
         for fault in faults {
@@ -118,7 +126,94 @@ impl Checker {
     /// The trust anchors of a key. `None` after a fault, or when it is not given.
     pub(crate) fn anchors(&mut self, field: &Text, key: &str) -> Option<Anchors> {
         let path = self.path(field, key)?;
-        Anchors::read(path).map_err(|message| self.fault(span(field), key, message)).ok()
+        let anchors = Anchors::read(path).map_err(|message| self.fault(span(field), key, message)).ok()?;
+        self.authority_dates(&anchors, field, key);
+        Some(anchors)
+    }
+
+    /// Warns where the identity of a front end or an agent is not one that its own authorities signed: with one authority
+    /// for the cluster, the other side refuses it.
+    pub(crate) fn same_authority(
+        &mut self,
+        identity: &Identity,
+        anchors: &Anchors,
+        field: &Text,
+        (key, authority_key): (&str, &str),
+    ) {
+        if is_signed_by(&identity.chain, &anchors.certificates) {
+            return;
+        }
+        let shown = Shown::of(&identity.chain[0], &identity.chain_file);
+        let message = format!(
+            "{shown} was not signed by {authority_key}, {}; unless front ends and agents have different authorities, \
+             the other side refuses it: take certificate and authority from the same folder of `portolan pki init`",
+            anchors.file.display()
+        );
+        self.warn(span(field), key, message);
+    }
+
+    /// Warns of the certificate of a chain that ends first, when it has ended or soon will.
+    fn dates(&mut self, identity: &Identity, field: &Text, key: &str) {
+        let now = SystemTime::now();
+        let read = identity.chain.iter().filter_map(|certificate| Summary::read(certificate));
+        let Some(first) = read.min_by_key(|summary| summary.not_after) else { return };
+        let shown = Shown { name: first.common_name.clone(), file: &identity.chain_file };
+        let remedy =
+            "renew it (`portolan pki renew`, or who signed it) and replace the files; no restart is needed";
+        if first.not_before > now {
+            let since = date(first.not_before);
+            let message = format!("{shown} is not valid before {since}; set this machine's clock, or wait");
+            self.warn(span(field), key, message);
+        }
+        self.end(&first, &shown, now, remedy, field, key);
+    }
+
+    /// Warns of authorities that have all ended, or soon will. One of several may: it is being replaced.
+    fn authority_dates(&mut self, anchors: &Anchors, field: &Text, key: &str) {
+        let read = anchors.certificates.iter().filter_map(|certificate| Summary::read(certificate));
+        let Some(last) = read.max_by_key(|summary| summary.not_after) else { return };
+        let shown = Shown { name: last.common_name.clone(), file: &anchors.file };
+        let remedy =
+            "no certificate that it signed holds after that; put its successor beside it in this file";
+        self.end(&last, &shown, SystemTime::now(), remedy, field, key);
+    }
+
+    fn end(
+        &mut self,
+        summary: &Summary,
+        shown: &Shown<'_>,
+        now: SystemTime,
+        remedy: &str,
+        field: &Text,
+        key: &str,
+    ) {
+        let day = date(summary.not_after);
+        if summary.not_after <= now {
+            self.warn(span(field), key, format!("{shown} expired on {day}; {remedy}"));
+        } else if summary.not_after <= now + ENDS_SOON {
+            let days = summary.days_left(now);
+            self.warn(span(field), key, format!("{shown} expires on {day}, in {days} days; {remedy}"));
+        }
+    }
+}
+
+/// A certificate as messages name it: its file, and its common name where it has one.
+struct Shown<'a> {
+    name: String,
+    file: &'a Path,
+}
+
+impl<'a> Shown<'a> {
+    fn of(certificate: &CertificateDer<'_>, file: &'a Path) -> Self {
+        let name = Summary::read(certificate).map(|summary| summary.common_name).unwrap_or_default();
+        Self { name, file }
+    }
+}
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.name.is_empty() { Ok(()) } else { write!(f, " ({})", self.name) }
     }
 }
 

@@ -1,4 +1,11 @@
-//! `portolan pki init DIR`: an authority and certificates for a cluster's front ends and nodes.
+//! `portolan pki`: an authority and certificates for a cluster's front ends and nodes; their dates, their renewal.
+//!
+//! Who calls it: an operator, on the machine that has the authority's key; the demo.
+//! What it calls: rcgen; the configuration's reading of certificates.
+//! What it never does: replace a certificate without keeping the old one beside it.
+
+mod list;
+mod renew;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -15,6 +22,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 /// Make certificates for the connections between front ends and agents.
 #[derive(Parser)]
@@ -26,6 +35,8 @@ pub(super) struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Init(Init),
+    List(list::List),
+    Renew(renew::Renew),
 }
 
 /// Make an authority and certificates for front ends and nodes.
@@ -52,10 +63,14 @@ pub(super) struct Init {
     #[arg(long = "alias", value_name = "NAME")]
     pub(super) aliases: Vec<String>,
     /// Days that certificates of nodes and front ends are valid.
-    #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    #[arg(long, default_value_t = DAYS, value_parser = clap::value_parser!(u64).range(1..=3650))]
     pub(super) days: u64,
 }
 
+/// Days that certificates of nodes and front ends are valid unless the operator decides otherwise.
+const DAYS: u64 = 825;
+/// The name of the authority among the certificates of a folder.
+const AUTHORITY: &str = "ca";
 /// Days that the authority is valid.
 const CA_DAYS: u64 = 3_650;
 /// Certificates begin this much in the past, for clocks that are slow.
@@ -73,10 +88,29 @@ pub(super) enum Error {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot make the certificate of {name}")]
     Certificate { name: String, source: rcgen::Error },
+    #[error("{path} holds no certificate")]
+    NoCertificate { path: PathBuf },
+    #[error("ca-key.pem does not belong to ca.pem, so it cannot sign")]
+    MixedAuthority,
+    #[error("the authority has expired; make a new one, see docs/operations.md")]
+    ExpiredAuthority,
+    #[error("{path} was not signed by this folder's authority, so it is not renewed here")]
+    Foreign { path: PathBuf },
+    #[error("{path} has a name of a kind that cannot be written again; only DNS, IP, e-mail and URI can")]
+    Name { path: PathBuf },
+    #[error("{folder} has no certificate that its authority signed")]
+    Nothing { folder: PathBuf },
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let Command::Init(arguments) = &arguments.command;
+    match &arguments.command {
+        Command::Init(arguments) => run_init(arguments),
+        Command::List(arguments) => list::run(arguments),
+        Command::Renew(arguments) => renew::run(arguments),
+    }
+}
+
+fn run_init(arguments: &Init) -> ExitCode {
     if let Err(message) = check_names(arguments) {
         eprintln!("portolan pki init: {message}");
         return ExitCode::from(EXIT_USAGE);
@@ -99,7 +133,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 fn check_names(arguments: &Init) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for name in arguments.nodes.iter().chain(&arguments.frontends) {
-        if name.as_str() == "ca" || name.as_str().ends_with("-key") {
+        if name.as_str() == AUTHORITY || name.as_str().ends_with("-key") {
             return Err(format!("{name} is not allowed: its files would be taken for others"));
         }
         if !seen.insert(name) {
@@ -127,7 +161,9 @@ pub(super) fn init(arguments: &Init) -> Result<Vec<PathBuf>, Error> {
     let authority = authority(folder, &mut written)?;
     let mut sign = |name: &str, usages: &[ExtendedKeyUsagePurpose], aliases: &[String]| {
         let failed = |source| Error::Certificate { name: name.to_owned(), source };
-        let params = params(name, usages, aliases, arguments.days).map_err(failed)?;
+        let names = std::iter::once(name).chain(aliases.iter().map(String::as_str)).map(san);
+        let names = names.collect::<Result<_, _>>().map_err(failed)?;
+        let params = params(name, usages, names, arguments.days);
         let key = KeyPair::generate().map_err(failed)?;
         let certificate = params.signed_by(&key, &authority).map_err(failed)?;
         write(&certificate_path(folder, name), &certificate.pem(), 0o644, &mut written)?;
@@ -152,25 +188,27 @@ pub(super) fn key_path(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}-key.pem"))
 }
 
-fn params(
-    name: &str,
-    usages: &[ExtendedKeyUsagePurpose],
-    aliases: &[String],
-    days: u64,
-) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    for alias in std::iter::once(name).chain(aliases.iter().map(String::as_str)) {
-        params.subject_alt_names.push(match alias.parse::<IpAddr>() {
-            Ok(ip) => SanType::IpAddress(ip),
-            Err(_) => SanType::DnsName(alias.try_into()?),
-        });
+fn san(name: &str) -> Result<SanType, rcgen::Error> {
+    match name.parse::<IpAddr>() {
+        Ok(ip) => Ok(SanType::IpAddress(ip)),
+        Err(_) => Ok(SanType::DnsName(name.try_into()?)),
     }
+}
+
+fn params(
+    common_name: &str,
+    usages: &[ExtendedKeyUsagePurpose],
+    names: Vec<SanType>,
+    days: u64,
+) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.subject_alt_names = names;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = usages.to_vec();
     params.use_authority_key_identifier_extension = true;
     valid_for(&mut params, days);
-    Ok(params)
+    params
 }
 
 fn valid_for(params: &mut CertificateParams, days: u64) {
@@ -223,4 +261,26 @@ fn write(path: &Path, text: &str, mode: u32, written: &mut Vec<PathBuf>) -> Resu
     })?;
     written.push(path.to_owned());
     Ok(())
+}
+
+/// All certificates of a PEM file; at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let read = read.ok().filter(|certificates| !certificates.is_empty());
+    read.ok_or_else(|| Error::NoCertificate { path: path.to_owned() })
+}
+
+/// The names of the folder's certificates, sorted, the authority first: NAME of each NAME.pem that is not a key.
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::Read { path: folder.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(".pem"));
+        names
+            .extend(name.filter(|name| !name.ends_with("-key") && !name.starts_with('.')).map(str::to_owned));
+    }
+    names.sort_by(|a, b| (a != AUTHORITY, a).cmp(&(b != AUTHORITY, b)));
+    Ok(names)
 }
