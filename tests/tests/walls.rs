@@ -17,7 +17,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let host = String::from_utf8(host.stdout).unwrap();
     let host = host.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
     let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", host])
+        .args(["metadata", "--format-version=1", "--locked", "--filter-platform", host])
         .current_dir(root())
         .output()
         .unwrap();
