@@ -68,20 +68,18 @@ pub(super) async fn hash(session: &mut Session, argument: &[u8]) -> Step {
 
 /// XCRC and its kin: a name, perhaps in quotation marks and then perhaps with the first byte and the one
 /// after the last.
-pub(super) async fn x(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
+pub(super) async fn x(
+    session: &mut Session,
+    verb: Verb,
+    algorithm: DigestAlgorithm,
+    argument: &[u8],
+) -> Step {
     let Some((name, range)) = parse_x(argument) else {
         return Reply::with(501, format!("Syntax: {} name, {0} \"name\" first end.", verb.name())).into();
     };
     let path = match path(session, verb, name).await {
         Ok(path) => path,
         Err(reply) => return reply.into(),
-    };
-    let algorithm = match verb {
-        Verb::XMD5 => DigestAlgorithm::Md5,
-        Verb::XSHA1 => DigestAlgorithm::Sha1,
-        Verb::XSHA256 => DigestAlgorithm::Sha256,
-        Verb::XSHA512 => DigestAlgorithm::Sha512,
-        _ => DigestAlgorithm::Crc32,
     };
     let (offset, length) = range;
     work(session, verb, path, algorithm, offset, length, |digest| Reply::with(250, hex(&digest.digest)))

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::future::Future;
 
 use portolan_proto::path::{PathFault, display};
+use portolan_proto::v1::DigestAlgorithm;
 
 use super::client::{Writing, undoubled};
 use super::command::Command;
@@ -85,9 +86,11 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
 
         Verb::RANG => digest::rang(session, argument),
         Verb::HASH => digest::hash(session, argument).await,
-        Verb::XCRC | Verb::XMD5 | Verb::XSHA1 | Verb::XSHA256 | Verb::XSHA512 => {
-            digest::x(session, verb, argument).await
-        }
+        Verb::XCRC => digest::x(session, verb, DigestAlgorithm::Crc32, argument).await,
+        Verb::XMD5 => digest::x(session, verb, DigestAlgorithm::Md5, argument).await,
+        Verb::XSHA1 => digest::x(session, verb, DigestAlgorithm::Sha1, argument).await,
+        Verb::XSHA256 => digest::x(session, verb, DigestAlgorithm::Sha256, argument).await,
+        Verb::XSHA512 => digest::x(session, verb, DigestAlgorithm::Sha512, argument).await,
 
         Verb::ALLO => transfer::allo(session, argument),
         Verb::REST => transfer::rest(session, argument),
