@@ -187,7 +187,14 @@ fn allow(raw: &raw::Agent, checker: &mut Checker, security: Option<&Security>) -
 }
 
 fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
-    checker.choice(&raw.store.kind, "store.kind", &[("tree", ())], ());
+    let kinds: [(&str, StoreOfKind); 1] = [("tree", tree)];
+    checker.choice(&raw.store.kind, "store.kind", &kinds, tree)(raw, checker)
+}
+
+/// Reads the keys of one kind of store.
+type StoreOfKind = fn(&raw::Agent, &mut Checker) -> Option<Store>;
+
+fn tree(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
     checker.required(&raw.store.root, "store.root");
     let root = checker.path(&raw.store.root, "store.root");
     if let Some(root) = &root {

@@ -16,6 +16,7 @@ use portolan_proto::v1::DigestAlgorithm;
 
 use super::client::{Writing, undoubled};
 use super::command::Command;
+use super::listing::{Asked, Form};
 use super::session::{Session, Step};
 use crate::reply::{self, Action, Reply};
 use crate::transfer::{Transfer, Unanswered, command_failed};
@@ -98,7 +99,12 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::STOR => transfer::stor(session, argument).await,
         Verb::STOU => transfer::stou(session),
         Verb::APPE => transfer::appe(session, argument).await,
-        Verb::LIST | Verb::NLST | Verb::MLSD => transfer::list(session, verb, argument).await,
+        Verb::LIST => transfer::list(session, verb, Form::List, Asked::parse(argument)).await,
+        Verb::NLST => transfer::list(session, verb, Form::Names, Asked::parse(argument)).await,
+        Verb::MLSD => {
+            let asked = Asked { path: argument.to_vec(), ..Asked::default() };
+            transfer::list(session, verb, Form::Facts(session.facts), asked).await
+        }
     }
 }
 

@@ -158,17 +158,9 @@ pub(super) async fn appe(session: &mut Session, argument: &[u8]) -> Step {
     step(prepared)
 }
 
-pub(super) async fn list(session: &mut Session, verb: Verb, argument: &[u8]) -> Step {
+pub(super) async fn list(session: &mut Session, verb: Verb, form: Form, asked: Asked) -> Step {
     // RFC 3659 section 5.3: REST holds for the command that follows.
     (session.next.restart, session.next.range) = (None, None);
-    let (form, asked) = match verb {
-        Verb::MLSD => {
-            let asked = Asked { path: argument.to_vec(), ..Asked::default() };
-            (Form::Facts(session.facts), asked)
-        }
-        Verb::NLST => (Form::Names, Asked::parse(argument)),
-        _ => (Form::List, Asked::parse(argument)),
-    };
     let Asked { recursive, itself, path: said } = asked;
     let prepared = named(session, verb, &said).await.and_then(|(name, path)| {
         let plan = plan(session)?;
