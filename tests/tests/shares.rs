@@ -57,18 +57,37 @@ fn threads(server: &Server) -> usize {
     fs::read_dir(format!("/proc/{}/task", server.id())).unwrap().count()
 }
 
-/// How long each of the calls of an ordinary session takes.
-fn serve(control: &mut Control, may_write: bool) -> Duration {
-    let begun = Instant::now();
-    assert_eq!(control.ask(&format!("SIZE {MAIL}")).0, 213);
-    assert_eq!(control.fetch(&format!("RETR {MAIL}")), (226, tree::noise(20_000)));
-    assert_eq!(control.fetch("MLSD /domains/one.example/users/alice/folders/INBOX").0, 226);
-    let mut calls = 3;
+/// Makes the calls of an ordinary session, and notes how long each took.
+fn serve(control: &mut Control, may_write: bool, took: &mut Vec<Duration>) {
+    let mut timed = |call: &mut dyn FnMut(&mut Control)| {
+        let begun = Instant::now();
+        call(control);
+        took.push(begun.elapsed());
+    };
+    timed(&mut |control| assert_eq!(control.ask(&format!("SIZE {MAIL}")).0, 213));
+    timed(&mut |control| assert_eq!(control.fetch(&format!("RETR {MAIL}")), (226, tree::noise(20_000))));
+    timed(&mut |control| {
+        assert_eq!(control.fetch("MLSD /domains/one.example/users/alice/folders/INBOX").0, 226);
+    });
     if may_write {
-        assert_eq!(control.ask(&format!("MFMT 20200101000000 {MAIL}")).0, 213);
-        calls += 1;
+        timed(&mut |control| assert_eq!(control.ask(&format!("MFMT 20200101000000 {MAIL}")).0, 213));
     }
-    begun.elapsed() / calls
+}
+
+/// How long calls took.
+struct Took {
+    median: Duration,
+    /// 99 of 100 took no longer.
+    nearly_all: Duration,
+    worst: Duration,
+}
+
+impl Took {
+    fn of(mut took: Vec<Duration>) -> Self {
+        took.sort();
+        let last = took.len() - 1;
+        Self { median: took[last / 2], nearly_all: took[last * 99 / 100], worst: took[last] }
+    }
 }
 
 /// How a listing is given up.
@@ -114,7 +133,7 @@ fn listings_that_are_given_up_leave_nothing_behind_and_hold_up_nobody() {
     let address = cluster.frontend.address;
     let agent = cluster.agent(1);
     let (mut other, mut own) = (Control::login(address, "admin"), Control::login(address, "reader"));
-    serve(&mut other, true);
+    serve(&mut other, true, &mut Vec::new());
     let before = agent.resident_kib();
     let mut first_kib = None;
     for (verb, how) in [
@@ -129,7 +148,7 @@ fn listings_that_are_given_up_leave_nothing_behind_and_hold_up_nobody() {
             GivenUp::DataClosed | GivenUp::SessionClosed => ROUNDS / 10,
         };
         let done = AtomicBool::new(false);
-        let (mut took, mut most_threads, mut most_kib) = (Vec::new(), 0, 0);
+        let (mut others, mut own_took, mut most_threads, mut most_kib) = (Vec::new(), Vec::new(), 0, 0);
         std::thread::scope(|scope| {
             let givers: Vec<_> = (0..SESSIONS)
                 .map(|_| scope.spawn(move || give_up(address, verb, how, rounds / SESSIONS)))
@@ -139,20 +158,19 @@ fn listings_that_are_given_up_leave_nothing_behind_and_hold_up_nobody() {
                 done.store(true, Ordering::Relaxed);
             });
             while !done.load(Ordering::Relaxed) {
-                took.push(serve(&mut other, true));
-                took.push(serve(&mut own, false));
+                serve(&mut other, true, &mut others);
+                serve(&mut own, false, &mut own_took);
                 most_threads = most_threads.max(threads(agent));
                 most_kib = most_kib.max(agent.resident_kib());
             }
         });
-        took.sort();
-        let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
-        println!(
-            "{verb} {how:?}: {} times, median {median:?}, worst {worst:?}, {most_threads} threads, {before} to {most_kib} KiB",
-            took.len()
-        );
-        assert!(median < Duration::from_millis(100), "{verb} {how:?}: {median:?}");
-        assert!(worst < Duration::from_secs(2), "{verb} {how:?}: {worst:?}");
+        for (who, took) in [("another admin", others), ("the same admin", own_took)] {
+            let Took { median, nearly_all, worst } = Took::of(took);
+            println!("{verb} {how:?}: {who}: median {median:?}, 99 % {nearly_all:?}, worst {worst:?}");
+            assert!(nearly_all < Duration::from_millis(100), "{verb} {how:?}: {who}: {nearly_all:?}");
+            assert!(worst < Duration::from_secs(2), "{verb} {how:?}: {who}: {worst:?}");
+        }
+        println!("{verb} {how:?}: {most_threads} threads, {before} to {most_kib} KiB");
         assert!(most_threads < 40, "{verb} {how:?}: {most_threads} threads");
         // Threads keep what they once used: some 7 MiB each. The number of listings that were given up adds nothing.
         let first = *first_kib.get_or_insert(most_kib);
@@ -209,19 +227,14 @@ fn downloads_and_uploads_that_are_given_up_hold_up_nobody() {
             done.store(true, Ordering::Relaxed);
         });
         while !done.load(Ordering::Relaxed) {
-            took.push(serve(&mut other, true));
-            took.push(serve(&mut own, true));
+            serve(&mut other, true, &mut took);
+            serve(&mut own, true, &mut took);
             most_threads = most_threads.max(threads(agent));
         }
     });
-    took.sort();
-    let median = took[took.len() / 2];
-    println!(
-        "{} times, median {median:?}, worst {:?}, {most_threads} threads",
-        took.len(),
-        took[took.len() - 1]
-    );
-    assert!(median < Duration::from_millis(100), "{median:?}");
+    let Took { median, nearly_all, worst } = Took::of(took);
+    println!("median {median:?}, 99 % {nearly_all:?}, worst {worst:?}, {most_threads} threads");
+    assert!(nearly_all < Duration::from_millis(100), "{nearly_all:?}");
     assert!(most_threads < 60, "{most_threads} threads");
     assert!(!fs::exists(cluster.domains(1).join("one.example/users/alice/new.bin")).unwrap());
     eventually("no staging file is left", || {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use portolan_proto::failure::status;
 use portolan_proto::v1::Reason;
 use portolan_telemetry::trace::TRACE;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
@@ -34,6 +34,9 @@ const ADMIN_DIGESTS_MAX: usize = 2;
 /// How long a call waits for its turn before it is refused. A front end waits for 20 s, and takes a node that leaves calls
 /// unanswered for one that is away.
 const TURN_MAX: Duration = Duration::from_secs(10);
+/// How much lower than others' the priority of a thread is whose work grows with the store (nice, 0 to 19): short work goes
+/// before it on a node with few cores, and it still gets a third of what an ordinary process gets.
+const LONG_NICE: i32 = 5;
 /// Shares that are remembered before those that nobody holds are looked for.
 const CLEANED_FROM: usize = 64;
 
@@ -185,7 +188,11 @@ impl Call {
                 .await
                 .map_err(|_| status(Reason::Busy, "too much of this admin's work waits on this node"))?
         };
-        self.run_now(turn, work).await
+        let work = self.held_until_done(turn, work);
+        match size {
+            Work::Short => blocking(work).await,
+            Work::Long => blocking_long(work).await,
+        }
     }
 
     /// The same at once, for work that has a turn of its own kind, which is held until the work has ended.
@@ -194,12 +201,20 @@ impl Call {
         turn: impl Send + 'static,
         work: impl FnOnce(&CancellationToken) -> store::Result<T> + Send + 'static,
     ) -> Result<T, Status> {
+        blocking(self.held_until_done(turn, work)).await
+    }
+
+    /// The work, which holds the call's places and its turn until it has ended.
+    fn held_until_done<T>(
+        &self,
+        turn: impl Send + 'static,
+        work: impl FnOnce(&CancellationToken) -> store::Result<T> + Send + 'static,
+    ) -> impl FnOnce() -> store::Result<T> + Send + 'static {
         let (held, stop) = (Arc::clone(&self.held), self.stop.clone());
-        blocking(move || {
+        move || {
             let _held = (held, turn);
             if stop.is_cancelled() { Err(Error::Stopped) } else { work(&stop) }
-        })
-        .await
+        }
     }
 
     /// A turn to compute a digest: among the admin's own, then among those of all.
@@ -233,6 +248,28 @@ async fn blocking<T: Send + 'static>(
             tracing::error!(error = %stopped, "a store task did not end in order");
             Err(status(Reason::DiskFault, "the agent failed inside"))
         }
+    }
+}
+
+/// [`blocking`] on a thread of its own with a lower priority, which an unprivileged thread could not get back.
+async fn blocking_long<T: Send + 'static>(
+    work: impl FnOnce() -> store::Result<T> + Send + 'static,
+) -> Result<T, Status> {
+    let failed = |error: &dyn std::fmt::Display| {
+        tracing::error!(error = %error, "a store task did not end in order");
+        status(Reason::DiskFault, "the agent failed inside")
+    };
+    let span = tracing::info_span!(target: TRACE, "disk");
+    let (sender, receiver) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("store-long".to_owned()).spawn(move || {
+        // Of this thread alone, on Linux. Where it is not allowed, the work is done all the same.
+        rustix::process::setpriority_process(None, LONG_NICE).ok();
+        sender.send(span.in_scope(work)).ok();
+    });
+    thread.map_err(|error| failed(&error))?;
+    match receiver.await {
+        Ok(done) => done.map_err(super::status::of),
+        Err(panicked) => Err(failed(&panicked)),
     }
 }
 

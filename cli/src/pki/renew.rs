@@ -219,17 +219,24 @@ fn old(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Makes `path` known as `path.old` too, in place of an older one.
+/// Makes `path` known as `path.old` too, in place of an older one, which stays if this fails.
 fn keep(path: &Path) -> Result<(), Error> {
     let old = old(path);
+    let mut between = old.clone().into_os_string();
+    between.push(".new");
+    let between = PathBuf::from(between);
     let failed = |source| Error::Write { path: old.clone(), source };
-    match std::fs::remove_file(&old) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    match std::fs::hard_link(path, &old) {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    };
+    gone(std::fs::remove_file(&between))?;
+    match std::fs::hard_link(path, &between) {
         // A key that is kept elsewhere.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        linked => linked.map_err(failed)?,
     }
+    std::fs::rename(&between, &old).map_err(failed)?;
+    // Between two names of one file a rename does nothing.
+    gone(std::fs::remove_file(&between))
 }
