@@ -29,6 +29,7 @@ pub(crate) struct Ftp {
 
 impl Ftp {
     pub(crate) fn new(service: Service, sessions: Arc<Sessions>) -> Self {
+        service.shared.metrics.listens(&service.listener.name, &Refused::REASONS);
         Self { name: service.listener.name.as_str().into(), service: Arc::new(service), sessions }
     }
 }

@@ -145,6 +145,15 @@ impl Metrics {
         registry.register("reloads", "Times that the configuration was read again", self.reloads.clone());
     }
 
+    /// Has the counters of a listener at 0 before there is anything to count.
+    pub fn listens(&self, listener: &str, refusals: &[&'static str]) {
+        drop(self.connections.get_or_create(&[("listener", listener.to_owned())]));
+        for reason in refusals {
+            let labels = [("listener", listener.to_owned()), ("reason", (*reason).to_owned())];
+            drop(self.refused.get_or_create(&labels));
+        }
+    }
+
     pub fn connected(&self, listener: &str) {
         self.connections.get_or_create(&[("listener", listener.to_owned())]).inc();
     }

@@ -1,17 +1,16 @@
 //! A file on its way from a node.
 
 use bytes::Bytes;
-use portolan_proto::id::NodeId;
 use portolan_proto::v1::ReadResponse;
 use portolan_proto::v1::read_response::Part;
 use tonic::Streaming;
 
-use super::{Error, Result, next_message};
+use super::{Peer, Result, next_message};
 
 /// The content of a file. Its end is only told when every byte that the header promised has come.
 #[derive(Debug)]
 pub struct Content {
-    node: NodeId,
+    peer: Peer,
     stream: Streaming<ReadResponse>,
     size: u64,
     modified_ns: i64,
@@ -23,19 +22,19 @@ pub struct Content {
 
 impl Content {
     pub(super) async fn begin(
-        node: NodeId,
+        peer: Peer,
         mut stream: Streaming<ReadResponse>,
         offset: u64,
         length: Option<u64>,
         span: tracing::Span,
     ) -> Result<Self> {
-        let first = next_message(&node, &mut stream).await?.and_then(|message| message.part);
+        let first = next_message(&peer, &mut stream).await?.and_then(|message| message.part);
         let Some(Part::Header(header)) = first else {
-            return Err(Error::Nonsense { node, what: "a file without a header" });
+            return Err(peer.nonsense("a file without a header"));
         };
         let rest = header.size.saturating_sub(offset);
         let missing = length.map_or(rest, |length| rest.min(length));
-        Ok(Self { node, stream, size: header.size, modified_ns: header.modified_ns, missing, _span: span })
+        Ok(Self { peer, stream, size: header.size, modified_ns: header.modified_ns, missing, _span: span })
     }
 
     /// Size of the whole file when the node opened it.
@@ -55,8 +54,8 @@ impl Content {
 
     /// The next bytes; `None` when all have come. A view of the receive buffer, not a copy.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        let message = next_message(&self.node, &mut self.stream).await?;
-        let nonsense = |what| Err(Error::Nonsense { node: self.node.clone(), what });
+        let message = next_message(&self.peer, &mut self.stream).await?;
+        let nonsense = |what| Err(self.peer.nonsense(what));
         let chunk = match message.map(|message| message.part) {
             None if self.missing == 0 => return Ok(None),
             None => return nonsense("a file shorter than its header says"),

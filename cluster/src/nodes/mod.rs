@@ -119,7 +119,7 @@ pub struct NodeClient {
     out: CancellationToken,
     /// It was told that standbys are read in its place.
     stood_in: AtomicBool,
-    calls: Calls,
+    calls: Arc<Calls>,
 }
 
 /// How the calls to a node fare.
@@ -138,17 +138,43 @@ impl Calls {
         Self { seconds: Histogram::new(SECONDS), unanswered, failed }
     }
 
-    fn answered(&self, took: Duration, error: Option<&Error>) {
-        self.seconds.observe(took.as_secs_f64());
+    /// Counts a call that has ended with an error, also one after its first answer.
+    fn count(&self, error: &Error) {
         match error {
-            Some(Error::Away { .. } | Error::Slow { .. }) => &self.unanswered,
-            Some(Error::Nonsense { .. }) => &self.failed,
-            Some(Error::Refused {
-                reason: Reason::DiskFault | Reason::Damaged | Reason::NoSpace, ..
-            }) => &self.failed,
-            Some(Error::Refused { .. }) | None => return,
+            Error::Away { .. } | Error::Slow { .. } => &self.unanswered,
+            Error::Nonsense { .. } => &self.failed,
+            Error::Refused { reason: Reason::DiskFault | Reason::Damaged | Reason::NoSpace, .. } => {
+                &self.failed
+            }
+            Error::Refused { .. } => return,
         }
         .fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A node as a call sees it that goes on after its first answer: its errors are made here, and counted.
+#[derive(Debug, Clone)]
+struct Peer {
+    node: NodeId,
+    calls: Arc<Calls>,
+}
+
+impl Peer {
+    fn failed(&self, status: Status) -> Error {
+        self.counted(Error::from_status(&self.node, status))
+    }
+
+    fn slow(&self) -> Error {
+        self.counted(Error::Slow { node: self.node.clone() })
+    }
+
+    fn nonsense(&self, what: &'static str) -> Error {
+        self.counted(Error::Nonsense { node: self.node.clone(), what })
+    }
+
+    fn counted(&self, error: Error) -> Error {
+        self.calls.count(&error);
+        error
     }
 }
 
@@ -221,7 +247,7 @@ impl NodeClient {
             suspected: Notify::new(),
             out: CancellationToken::new(),
             stood_in: AtomicBool::new(false),
-            calls: Calls::new(),
+            calls: Arc::new(Calls::new()),
         }
     }
 
@@ -302,6 +328,10 @@ impl NodeClient {
         &self.calls
     }
 
+    fn peer(&self) -> Peer {
+        Peer { node: self.name.clone(), calls: Arc::clone(&self.calls) }
+    }
+
     /// One call with one answer.
     async fn call<T>(
         &self,
@@ -311,10 +341,10 @@ impl NodeClient {
         let begun = Instant::now();
         let answered = match tokio::time::timeout(CALL_MAX, call.instrument(span.clone())).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
-            Err(_) => Err(Error::Slow { node: self.name.clone() }),
+            Ok(Err(status)) => Err(self.peer().failed(status)),
+            Err(_) => Err(self.peer().slow()),
         };
-        self.calls.answered(begun.elapsed(), answered.as_ref().err());
+        self.calls.seconds.observe(begun.elapsed().as_secs_f64());
         match answered {
             Err(Error::Slow { .. }) => {
                 if self.unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED_MAX {
@@ -330,7 +360,7 @@ impl NodeClient {
         let mut client = self.ready()?;
         let request = v1::StatRequest { caller: Some(caller), path: path.to_vec().into() };
         let response = self.call(&self.span("Stat"), client.stat(request)).await?;
-        response.entry.ok_or_else(|| self.nonsense("a stat without an entry"))
+        response.entry.ok_or_else(|| self.peer().nonsense("a stat without an entry"))
     }
 
     /// The batches of a directory.
@@ -340,9 +370,10 @@ impl NodeClient {
         let ListOptions { sorted, directories_only, was } = options;
         let request = v1::ListRequest { caller: Some(caller), path, sorted, directories_only, was };
         let mut stream = self.call(&self.span("List"), client.list(request)).await?;
-        let mut first = next_message(&self.name, &mut stream).await?;
+        let peer = self.peer();
+        let mut first = next_message(&peer, &mut stream).await?;
         let directory = first.as_mut().and_then(|message| message.directory.take());
-        Ok(Batches { node: self.name.clone(), stream, first, directory, whole: false })
+        Ok(Batches { peer, stream, first, directory, whole: false })
     }
 
     /// The content of a file from `offset` on: `length` bytes, or all.
@@ -358,7 +389,7 @@ impl NodeClient {
         let request = v1::ReadRequest { caller: Some(caller), path: path.to_vec().into(), offset, length };
         let span = self.span("Read");
         let stream = self.call(&span, client.read(with_transfer(request, transfer))).await?;
-        Content::begin(self.name.clone(), stream, offset, length, span).await
+        Content::begin(self.peer(), stream, offset, length, span).await
     }
 
     /// Begins an upload, which the node has not refused then.
@@ -379,7 +410,7 @@ impl NodeClient {
         let path = path.to_vec().into();
         let begin =
             v1::WriteBegin { caller: Some(caller), path, offset, modified_ns: None, exclusive, append };
-        Upload::begin(self.name.clone(), client, begin, transfer, self.span("Write")).await
+        Upload::begin(self.peer(), client, begin, transfer, self.span("Write")).await
     }
 
     pub async fn make_directory(&self, caller: v1::Caller, path: &[u8]) -> Result<()> {
@@ -436,8 +467,8 @@ impl NodeClient {
         let request = v1::DigestRequest { caller, path, algorithm: algorithm.into(), offset, length };
         match tokio::time::timeout(DIGEST_MAX, client.digest(request).instrument(self.span("Digest"))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Error::from_status(&self.name, status)),
-            Err(_) => Err(Error::Slow { node: self.name.clone() }),
+            Ok(Err(status)) => Err(self.peer().failed(status)),
+            Err(_) => Err(self.peer().slow()),
         }
     }
 
@@ -445,10 +476,6 @@ impl NodeClient {
     pub async fn bytes_free(&self) -> Result<u64> {
         let mut client = self.ready()?;
         Ok(self.call(&self.span("Describe"), client.describe(v1::DescribeRequest {})).await?.bytes_free)
-    }
-
-    fn nonsense(&self, what: &'static str) -> Error {
-        Error::Nonsense { node: self.name.clone(), what }
     }
 }
 
@@ -512,7 +539,7 @@ fn with_transfer<T>(message: T, transfer: TransferId) -> Request<T> {
 /// The batches of a listing.
 #[derive(Debug)]
 pub struct Batches {
-    node: NodeId,
+    peer: Peer,
     stream: Streaming<v1::ListResponse>,
     /// The first message, until it is taken.
     first: Option<v1::ListResponse>,
@@ -532,11 +559,10 @@ impl Batches {
         while !self.whole {
             let next = match self.first.take() {
                 Some(first) => Some(first),
-                None => next_message(&self.node, &mut self.stream).await?,
+                None => next_message(&self.peer, &mut self.stream).await?,
             };
             let Some(batch) = next else {
-                let node = self.node.clone();
-                return Err(Error::Nonsense { node, what: "a listing that ends without its last message" });
+                return Err(self.peer.nonsense("a listing that ends without its last message"));
             };
             self.whole = batch.last;
             if !batch.entries.is_empty() {
@@ -548,10 +574,10 @@ impl Batches {
 }
 
 /// The next message of a stream, within the stall limit.
-async fn next_message<T>(node: &NodeId, stream: &mut Streaming<T>) -> Result<Option<T>> {
+async fn next_message<T>(peer: &Peer, stream: &mut Streaming<T>) -> Result<Option<T>> {
     match tokio::time::timeout(STALL_MAX, stream.message()).await {
         Ok(Ok(message)) => Ok(message),
-        Ok(Err(status)) => Err(Error::from_status(node, status)),
-        Err(_) => Err(Error::Slow { node: node.clone() }),
+        Ok(Err(status)) => Err(peer.failed(status)),
+        Err(_) => Err(peer.slow()),
     }
 }

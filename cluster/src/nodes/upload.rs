@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::Instrument as _;
 
-use super::{CALL_MAX, COMMIT_MAX, Client, Error, Result, STALL_MAX, with_transfer};
+use super::{CALL_MAX, COMMIT_MAX, Client, Error, Peer, Result, STALL_MAX, with_transfer};
 
 /// Messages between the client's data connection and the node's; with chunks of 256 KiB, 2 MiB at most.
 const QUEUED_MAX: usize = 8;
@@ -27,7 +27,7 @@ pub struct Committed {
 /// An upload. Dropping it before [`Upload::commit`] aborts it: the node keeps what it had.
 #[derive(Debug)]
 pub struct Upload {
-    node: NodeId,
+    peer: Peer,
     requests: mpsc::Sender<WriteRequest>,
     responses: Streaming<WriteResponse>,
     length: u64,
@@ -39,7 +39,7 @@ pub struct Upload {
 impl Upload {
     /// Asks the node whether the path and what is there allow it.
     pub(super) async fn begin(
-        node: NodeId,
+        peer: Peer,
         mut client: Client,
         begin: WriteBegin,
         transfer: TransferId,
@@ -50,18 +50,18 @@ impl Upload {
         let call = client.write(with_transfer(ReceiverStream::new(queue), transfer));
         let responses = match tokio::time::timeout(CALL_MAX, call.instrument(span.clone())).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(Error::from_status(&node, status)),
-            Err(_) => return Err(Error::Slow { node }),
+            Ok(Err(status)) => return Err(peer.failed(status)),
+            Err(_) => return Err(peer.slow()),
         };
-        let mut upload = Self { node, requests, responses, length: 0, crc32c: 0, _span: span };
+        let mut upload = Self { peer, requests, responses, length: 0, crc32c: 0, _span: span };
         match tokio::time::timeout(CALL_MAX, upload.step(WriteStep::Ready)).await {
             Ok(ready) => ready.map(|_| upload),
-            Err(_) => Err(upload.slow()),
+            Err(_) => Err(upload.peer.slow()),
         }
     }
 
     pub fn node(&self) -> &NodeId {
-        &self.node
+        &self.peer.node
     }
 
     /// Sends one chunk, of at most `CHUNK_BYTES_MAX` bytes. Fails as soon as the node has refused.
@@ -74,7 +74,7 @@ impl Upload {
     async fn push(&mut self, part: Part) -> Result<()> {
         let pushed = tokio::time::timeout(STALL_MAX, async {
             tokio::select! {
-                message = self.responses.message() => Err(early(&self.node, message)),
+                message = self.responses.message() => Err(early(&self.peer, message)),
                 sent = self.requests.send(request(part)) => Ok(sent.is_ok()),
             }
         });
@@ -82,11 +82,11 @@ impl Upload {
             Ok(Ok(true)) => Ok(()),
             // The request is over and took the queue with it: the answer says why.
             Ok(Ok(false)) => match tokio::time::timeout(STALL_MAX, self.responses.message()).await {
-                Ok(message) => Err(early(&self.node, message)),
-                Err(_) => Err(self.slow()),
+                Ok(message) => Err(early(&self.peer, message)),
+                Err(_) => Err(self.peer.slow()),
             },
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(self.slow()),
+            Err(_) => Err(self.peer.slow()),
         }
     }
 
@@ -108,7 +108,7 @@ impl Upload {
     async fn confirmed(&mut self, step: WriteStep) -> Result<WriteResponse> {
         match tokio::time::timeout(COMMIT_MAX, self.step(step)).await {
             Ok(response) => response,
-            Err(_) => Err(self.slow()),
+            Err(_) => Err(self.peer.slow()),
         }
     }
 
@@ -116,24 +116,17 @@ impl Upload {
     async fn step(&mut self, step: WriteStep) -> Result<WriteResponse> {
         match self.responses.message().await {
             Ok(Some(response)) if response.step() == step => Ok(response),
-            Ok(_) => Err(Error::Nonsense {
-                node: self.node.clone(),
-                what: "an answer to another step of an upload",
-            }),
-            Err(status) => Err(Error::from_status(&self.node, status)),
+            Ok(_) => Err(self.peer.nonsense("an answer to another step of an upload")),
+            Err(status) => Err(self.peer.failed(status)),
         }
-    }
-
-    fn slow(&self) -> Error {
-        Error::Slow { node: self.node.clone() }
     }
 }
 
 /// An answer that no step has asked for can only be a refusal.
-fn early(node: &NodeId, message: std::result::Result<Option<WriteResponse>, Status>) -> Error {
+fn early(peer: &Peer, message: std::result::Result<Option<WriteResponse>, Status>) -> Error {
     match message {
-        Ok(_) => Error::Nonsense { node: node.clone(), what: "an answer before the end of an upload" },
-        Err(status) => Error::from_status(node, status),
+        Ok(_) => peer.nonsense("an answer before the end of an upload"),
+        Err(status) => peer.failed(status),
     }
 }
 

@@ -45,12 +45,15 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// For metrics and audit.
+    pub const REASONS: [&str; 3] = ["access", "banned", "limit"];
+
+    /// For metrics and audit: one of [`Refused::REASONS`].
     pub fn reason(&self) -> &'static str {
+        let [access, banned, limit] = Self::REASONS;
         match self {
-            Refused::Denied { .. } => "access",
-            Refused::Banned { .. } => "banned",
-            Refused::Full(_) => "limit",
+            Refused::Denied { .. } => access,
+            Refused::Banned { .. } => banned,
+            Refused::Full(_) => limit,
         }
     }
 }
