@@ -9,12 +9,12 @@ use portolan_proto::path;
 
 use super::Socket;
 
-/// Print which nodes each domain lies on, by which source, and where sources disagree.
+/// Print which nodes each domain lies on, by which source, where sources disagree, and what is therefore not shown.
 #[derive(Parser)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Only domains on which sources disagree.
+    /// Only domains on which sources disagree, or of which a node holds what clients are not shown.
     #[arg(long)]
     conflicts: bool,
     #[command(flatten)]
@@ -60,10 +60,17 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 
 fn row(domain: &MappedDomain) -> Vec<String> {
     let words = domain.conflicts.iter().map(|word| format!("{}: {}", word.source, word.nodes.join(",")));
-    vec![
-        path::display(&domain.domain),
-        domain.nodes.join(","),
-        domain.source.clone(),
-        words.collect::<Vec<_>>().join("; "),
-    ]
+    let mut words: Vec<String> = words.collect();
+    if !domain.elsewhere.is_empty() {
+        words.push(format!("not shown: its part on {}", domain.elsewhere.join(",")));
+    }
+    words.extend(domain.hidden.iter().map(|one| {
+        let shown = if one.shown.is_empty() { "nowhere" } else { &one.shown };
+        format!("{} is shown from {shown}, not from {}", path::display(&one.object), one.hidden.join(","))
+    }));
+    match domain.hidden_count.saturating_sub(domain.hidden.len() as u64) {
+        0 => {}
+        more => words.push(format!("and {more} more")),
+    }
+    vec![path::display(&domain.domain), domain.nodes.join(","), domain.source.clone(), words.join("; ")]
 }

@@ -53,6 +53,12 @@ fn show(described: &DescribeResponse, sessions: &[Session], now: SystemTime) -> 
             text += &format!("the last reading of the map failed: {}\n", map.failure);
         }
     }
+    let (domains, objects) = (described.conflicting_domains, described.conflicting_objects);
+    if domains + objects > 0 {
+        text += &format!(
+            "not shown to clients: parts of {domains} domains, copies of {objects} objects (portolan map --conflicts)\n"
+        );
+    }
     let heading = |words: &[&str]| vec![words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()];
 
     let mut listeners = heading(&["LISTENER", "ADDRESS", "ENGINE", "TLS"]);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use portolan_tests::client::{Control, succeeded};
-use portolan_tests::{Cluster, eventually, tree};
+use portolan_tests::{Cluster, eventually, http, tree};
 
 fn domain(cluster: &Cluster, node: u32, name: &str) -> PathBuf {
     cluster.path().join(format!("node-{node}/domains/{name}"))
@@ -34,7 +34,10 @@ fn the_map_shows_where_domains_lie_and_where_sources_disagree() {
         let map = shown(&cluster, &["map", "--conflicts"]);
         map.contains("one.example").then_some(map)
     });
-    assert_eq!(line(&conflict, "one.example"), "one.example mail-1 static announced: mail-1,mail-2");
+    assert_eq!(
+        line(&conflict, "one.example"),
+        "one.example mail-1 static announced: mail-1,mail-2; not shown: its part on mail-2"
+    );
     cluster.frontend.wait_for_log("the static map places a domain elsewhere than a node announces");
 
     let explained = shown(&cluster, &["map", "explain", "/domains/one.example/users/x"]);
@@ -51,6 +54,46 @@ fn the_map_shows_where_domains_lie_and_where_sources_disagree() {
     let missing = shown(&cluster, &["map", "explain", "/domains/none.example"]);
     assert!(missing.contains("not routed: no such domain"), "{missing}");
     assert!(!cluster.operate(&["map", "explain", &"x".repeat(300)]).status.success());
+}
+
+/// Also where the sources of the map agree: copies of one object, and objects beside the place that the map gives them.
+#[test]
+fn what_no_client_is_shown_is_seen_wherever_an_operator_looks() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| config + http::TABLE);
+    let metrics = http::address(&cluster.frontend);
+    let count = |kind: &str| http::metric(metrics, &format!("portolan_map_conflicts{{kind=\"{kind}\"}}"));
+    assert_eq!((count("domain"), count("object")), (Some(0.0), Some(0.0)));
+    let put = |node, path: &str| tree::put(&domain(&cluster, node, path), b"mail");
+    put(1, "spread.example/users/gina/mail");
+    put(3, "spread.example/users/gina/mail");
+    // The map has carol on mail-3.
+    put(1, "spread.example/users/carol/mail");
+    put(2, "one.example/users/stray/mail");
+    eventually("both kinds are counted", || {
+        ((count("domain"), count("object")) == (Some(1.0), Some(2.0))).then_some(())
+    });
+    let conflicts = shown(&cluster, &["map", "--conflicts"]);
+    for text in [
+        "not shown: its part on mail-2",
+        "users/carol is shown from mail-3, not from mail-1",
+        "users/gina is shown from mail-1, not from mail-3",
+    ] {
+        assert!(conflicts.contains(text), "{text}: {conflicts}");
+    }
+    let (status, ready) = http::get(metrics, "/readyz");
+    assert_eq!(status, 200);
+    let told = "1 domains lie on nodes that the map does not name, and 2 objects on another node than clients are led to";
+    assert!(ready.contains(told), "{ready}");
+    let status = shown(&cluster, &["status"]);
+    assert!(status.contains("not shown to clients: parts of 1 domains, copies of 2 objects"), "{status}");
+    cluster.frontend.wait_for_log("nodes hold what no client is shown");
+    fs::remove_dir_all(domain(&cluster, 1, "spread.example/users/carol")).unwrap();
+    fs::remove_dir_all(domain(&cluster, 3, "spread.example/users/gina")).unwrap();
+    fs::remove_dir_all(domain(&cluster, 2, "one.example")).unwrap();
+    eventually("all is shown", || {
+        ((count("domain"), count("object")) == (Some(0.0), Some(0.0))).then_some(())
+    });
 }
 
 #[test]

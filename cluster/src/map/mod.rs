@@ -4,6 +4,7 @@
 //! What it calls: nothing.
 //! What it never does: I/O, or guess. Where sources disagree their order decides, and the log says so.
 
+pub mod conflicts;
 pub mod directory;
 mod given;
 mod holdings;
@@ -17,6 +18,7 @@ use portolan_config::checked::map::Map;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
 
+use self::conflicts::Conflicts;
 pub use given::GivenMap;
 pub use holdings::NodeHoldings;
 pub use snapshot::{MapRow, PlacedObject, Route, Site, Snapshot};
@@ -81,6 +83,8 @@ pub struct Router {
     current: ArcSwap<Snapshot>,
     /// One writer at a time.
     update: Mutex<()>,
+    /// The last time that they were looked for.
+    conflicts: ArcSwap<Conflicts>,
 }
 
 impl Router {
@@ -88,6 +92,7 @@ impl Router {
         Self {
             current: ArcSwap::from_pointee(Snapshot::new(nodes, nodes_min, map)),
             update: Mutex::default(),
+            conflicts: ArcSwap::default(),
         }
     }
 
@@ -118,6 +123,25 @@ impl Router {
     /// What the directory says, whole.
     pub fn replace_ldap(&self, given: GivenMap) {
         self.update(|snapshot| snapshot.set_ldap(given));
+    }
+
+    /// How much no client is shown, as of the last [`Router::look_for_conflicts`].
+    pub fn conflicts(&self) -> Conflicts {
+        **self.conflicts.load()
+    }
+
+    /// Counts anew what no client is shown. Blocks for as long as the map is large.
+    pub fn look_for_conflicts(&self) {
+        let (before, now) = (self.conflicts(), self.snapshot().conflicts());
+        let Conflicts { domains, objects } = now;
+        if domains > before.domains || objects > before.objects {
+            tracing::warn!(
+                domains,
+                objects,
+                "nodes hold what no client is shown, so no backup has it; portolan map --conflicts lists it"
+            );
+        }
+        self.conflicts.store(Arc::new(now));
     }
 
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {

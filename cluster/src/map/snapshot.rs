@@ -222,7 +222,7 @@ impl Snapshot {
     }
 
     /// What a node holds as far as it was heard, or else one that has the same.
-    fn held(&self, node: NodeIndex) -> Option<&NodeHoldings> {
+    pub(super) fn held(&self, node: NodeIndex) -> Option<&NodeHoldings> {
         let who = std::iter::once(&node).chain(self.standbys(node));
         who.filter_map(|node| self.announced[node.0].as_ref()).next()
     }
@@ -353,7 +353,7 @@ impl Snapshot {
     }
 
     /// The nodes of a domain by the first source that knows it, and that source; the home node first.
-    fn domain_nodes(&self, domain: &[u8]) -> Result<(MapSource, Vec<NodeIndex>), Error> {
+    pub(super) fn domain_nodes(&self, domain: &[u8]) -> Result<(MapSource, Vec<NodeIndex>), Error> {
         self.says(domain).next().unwrap_or(Err(Error::UnknownDomain))
     }
 
@@ -387,7 +387,7 @@ impl Snapshot {
         Ok(nodes)
     }
 
-    fn holders(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
+    pub(super) fn holders(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
         self.primaries().filter(|node| self.held(*node).is_some_and(&holds)).collect()
     }
 
@@ -418,7 +418,7 @@ impl Snapshot {
     }
 
     /// The node of an object of a domain that lies on several, by the first source that knows it.
-    fn object_node(&self, domain: &[u8], object: &[u8], nodes: &[NodeIndex]) -> Option<NodeIndex> {
+    pub(super) fn object_node(&self, domain: &[u8], object: &[u8], nodes: &[NodeIndex]) -> Option<NodeIndex> {
         self.sources.iter().find_map(|source| match self.given(*source) {
             // One that a source places where, by the source that decides, nothing of the domain lies, would not be listed.
             Some(given) => given.object(domain, object).filter(|node| nodes.contains(node)),
@@ -559,6 +559,8 @@ impl Snapshot {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::conflicts::{Conflicts, Hidden, HiddenObject};
+
     use portolan_config::checked::map::MapDomain;
 
     use super::*;
@@ -656,6 +658,30 @@ mod tests {
         assert_eq!(route(&snapshot, "/domains/two/users/anna"), Ok(Route::Node(n0)));
         assert_eq!(route(&snapshot, "/domains/two/domainRegistry.bin"), Ok(Route::Node(n1)));
         assert_eq!(route(&snapshot, "/domains/two/users/carl"), Ok(Route::Search(vec![n1, n0])));
+    }
+
+    #[test]
+    fn copies_that_nobody_is_shown_are_found() {
+        let mut snapshot = snapshot(Placement::Refuse);
+        let (n0, n1, n2) = (NodeIndex(0), NodeIndex(1), NodeIndex(2));
+        announce(
+            &mut snapshot,
+            0,
+            &[("one", "users/carl"), ("two", "users/bob"), ("two", "domainRegistry.bin")],
+        );
+        announce(
+            &mut snapshot,
+            1,
+            &[("two", "users/anna"), ("two", "users/bob"), ("two", "domainRegistry.bin")],
+        );
+        announce(&mut snapshot, 2, &[("one", "users/dora"), ("three", "users/emil")]);
+        let hidden = snapshot.hidden(b"two", &[n1, n0]);
+        // The static map has anna on n0, where she is not.
+        let anna = HiddenObject { object: b"users/anna".to_vec(), shown: None, hidden: vec![n1] };
+        let bob = HiddenObject { object: b"users/bob".to_vec(), shown: Some(n1), hidden: vec![n0] };
+        assert_eq!(hidden, Hidden { elsewhere: vec![], objects: vec![anna, bob], objects_count: 2 });
+        assert_eq!(snapshot.hidden(b"one", &[n0]), Hidden { elsewhere: vec![n2], ..Hidden::default() });
+        assert_eq!(snapshot.conflicts(), Conflicts { domains: 1, objects: 2 });
     }
 
     #[test]

@@ -15,6 +15,7 @@ use prometheus_client::registry::Unit;
 use crate::Phase;
 use crate::running::Running;
 use crate::running::view::{DirectoryView, View};
+use portolan_cluster::map::conflicts::Conflicts;
 use portolan_cluster::nodes::Health;
 
 /// See the module.
@@ -186,6 +187,11 @@ fn map(encoder: &mut DescriptorEncoder<'_>, running: &Running, view: &View) -> E
     gauge(encoder, "portolan_map_domains", "Domains that a source of the map places", None, given)?;
     let announced = sizes.announced.iter().map(|(node, count)| ([("node", node.to_string())], *count as f64));
     gauge(encoder, "portolan_node_domains", "Domains that the node announces", None, announced)?;
+    let Conflicts { domains, objects } = view.conflicts;
+    let hidden = [("domain", domains), ("object", objects)];
+    let hidden = hidden.map(|(kind, count)| ([("kind", kind)], count as f64));
+    let help = "What nodes hold and no client is shown, because the map leads elsewhere";
+    gauge(encoder, "portolan_map_conflicts", help, None, hidden)?;
     let none: [(&str, &str); 0] = [];
     let (seconds, since) = (Some(&Unit::Seconds), timestamp(map.since));
     let help = "When the map changed last, since 1970";

@@ -16,6 +16,7 @@ use crate::gate::flow::Usage;
 use crate::running::Running;
 use crate::running::view::{DirectoryView, NodeView};
 use portolan_cluster::auth::lockout::{Ban, Banned};
+use portolan_cluster::map::conflicts::Hidden;
 use portolan_cluster::map::{self, MapRow, NodeIndex, Snapshot};
 use portolan_cluster::nodes::Health;
 use portolan_cluster::path::VirtualPath;
@@ -143,6 +144,8 @@ impl Control for ControlService {
                 failure: map.failure.unwrap_or_default(),
             }),
             bans: count(view.bans.len()),
+            conflicting_domains: view.conflicts.domains as u64,
+            conflicting_objects: view.conflicts.objects as u64,
         }))
     }
 
@@ -259,11 +262,15 @@ fn mapped(
     names: &[Vec<u8>],
     conflicts_only: bool,
 ) -> Result<Vec<v1::MappedDomain>, map::Error> {
-    let named = |nodes: &[NodeIndex]| nodes.iter().map(|node| map.name(*node).to_string()).collect();
+    let named = |nodes: &[NodeIndex]| -> Vec<String> {
+        nodes.iter().map(|node| map.name(*node).to_string()).collect()
+    };
     let mut domains = Vec::new();
     for name in names {
         let MapRow { domain, source, nodes, conflicts, unresolved } = map.row(name)?;
-        if conflicts_only && conflicts.is_empty() && unresolved.is_none() {
+        let Hidden { elsewhere, objects, objects_count } = map.hidden(&domain, &nodes);
+        let agreed = conflicts.is_empty() && elsewhere.is_empty() && objects_count == 0;
+        if conflicts_only && agreed && unresolved.is_none() {
             continue;
         }
         let word = |(source, nodes): &(MapSource, Vec<NodeIndex>)| v1::SourceWord {
@@ -271,10 +278,23 @@ fn mapped(
             nodes: named(nodes),
         };
         let conflicts = conflicts.iter().map(word).collect();
-        let mut nodes: Vec<String> = named(&nodes);
+        let mut nodes = named(&nodes);
         nodes.extend(unresolved.map(|word| format!("?{word}")));
         let (domain, source) = (domain.into(), source.to_string());
-        domains.push(v1::MappedDomain { domain, source, nodes, conflicts });
+        let hidden = objects.into_iter().map(|object| v1::HiddenObject {
+            object: object.object.into(),
+            shown: object.shown.map(|node| map.name(node).to_string()).unwrap_or_default(),
+            hidden: named(&object.hidden),
+        });
+        domains.push(v1::MappedDomain {
+            domain,
+            source,
+            nodes,
+            conflicts,
+            elsewhere: named(&elsewhere),
+            hidden: hidden.collect(),
+            hidden_count: objects_count as u64,
+        });
     }
     Ok(domains)
 }

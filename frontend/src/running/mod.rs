@@ -47,6 +47,8 @@ pub(crate) use gates::Bound;
 use gates::Gates;
 pub use reload::{RefusedReload, ReloadError};
 
+/// How often what the nodes hold is compared with the map, where either has changed. It takes as long as the map is large.
+const CONFLICTS_EVERY: Duration = Duration::from_secs(5);
 /// How often certificate files are looked at.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
 /// How often directories are asked whether they are there.
@@ -199,11 +201,24 @@ impl Running {
             interval
         };
         let (mut certificates, mut names) = (every(CERTIFICATES_EVERY), every(NAMES_EVERY));
-        let mut probes = every(PROBE_EVERY);
+        let (mut probes, mut conflicts) = (every(PROBE_EVERY), every(CONFLICTS_EVERY));
         let probing = async {
             loop {
                 probes.tick().await;
                 self.shared.desk.authenticator.probe().await;
+            }
+        };
+        let comparing = async {
+            let mut seen = None;
+            loop {
+                conflicts.tick().await;
+                let map = self.router().snapshot();
+                if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &map)) {
+                    continue;
+                }
+                let router = Arc::clone(self.members.router());
+                tokio::task::spawn_blocking(move || router.look_for_conflicts()).await.ok();
+                seen = Some(map);
             }
         };
         let renewing = async {
@@ -222,6 +237,7 @@ impl Running {
             () = drain.cancelled() => {}
             () = self.discovery.run(|| self.directory_map.want()) => {}
             () = self.directory_map.run() => {}
+            () = comparing => {}
             () = renewing => {}
             () = probing => {}
             () = resolving => {}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use portolan_cluster::auth::lockout::Ban;
+use portolan_cluster::map::conflicts::Conflicts;
 use portolan_cluster::map::directory::Known;
 use portolan_cluster::nodes::{Health, NodeClient};
 use portolan_config::checked::frontend::Frontend as Config;
@@ -40,6 +41,8 @@ pub(crate) struct View {
     /// `None`: no directory is a source of the map.
     pub(crate) directory_map: Option<Known>,
     pub(crate) bans: Vec<Ban>,
+    /// What nodes hold and no client is shown.
+    pub(crate) conflicts: Conflicts,
     /// Faults of the log and its targets.
     telemetry_warnings: Vec<String>,
 }
@@ -83,6 +86,7 @@ impl Running {
             directories: directories.map(|(name, servers)| DirectoryView { name, servers }).collect(),
             directory_map: self.directory_map.known(),
             bans: self.shared.desk.lockout.bans(Instant::now()),
+            conflicts: self.router().conflicts(),
             telemetry_warnings: self.telemetry.iter().flat_map(|telemetry| telemetry.warnings()).collect(),
             config,
         }
@@ -140,6 +144,13 @@ impl View {
         }
         if let Some(failure) = self.directory_map.as_ref().and_then(|map| map.failure.as_ref()) {
             readiness.warnings.push(format!("the map of the directory cannot be read: {failure}"));
+        }
+        let Conflicts { domains, objects } = self.conflicts;
+        if domains + objects > 0 {
+            readiness.warnings.push(format!(
+                "{domains} domains lie on nodes that the map does not name, and {objects} objects on another node than \
+                 clients are led to: no backup has that; portolan map --conflicts lists it"
+            ));
         }
         if let Some(refused) = &self.refused_reload {
             let first = refused.cause.lines().next().unwrap_or_default().to_owned();
