@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Bytes of a line at most, its end included.
@@ -76,20 +76,20 @@ pub(super) async fn relay_data(listener: TcpListener, client: IpAddr, address: I
                 tracing::warn!(from = %from.ip(), "a data connection that is not the client's was closed");
             }
         };
-        let client = tokio::time::timeout(CONNECT_MAX, coming).await??;
+        let mut client = tokio::time::timeout(CONNECT_MAX, coming).await??;
         drop(listener);
-        let library = connect(address, SocketAddr::from((address, port))).await?;
+        let mut library = connect(address, SocketAddr::from((address, port))).await?;
         // Whatever ends this before both have ended in order is a reset for both: a part is never taken for all.
         for stream in [&client, &library] {
             sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
         }
-        let (mut from_client, mut to_client) = client.into_split();
-        let (mut from_library, mut to_library) = library.into_split();
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_library, mut to_library) = library.split();
         tokio::try_join!(
             one_way(&mut from_client, &mut to_library),
             one_way(&mut from_library, &mut to_client)
         )?;
-        for stream in [to_client.as_ref(), to_library.as_ref()] {
+        for stream in [&client, &library] {
             sockopt::set_socket_linger(stream, None)?;
         }
         Ok::<_, io::Error>(())
@@ -99,7 +99,7 @@ pub(super) async fn relay_data(listener: TcpListener, client: IpAddr, address: I
     }
 }
 
-async fn one_way(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> io::Result<()> {
+async fn one_way(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>) -> io::Result<()> {
     let mut buffer = vec![0; DATA_BYTES];
     loop {
         match from.read(&mut buffer).await? {
@@ -174,7 +174,7 @@ async fn in_plaintext(client: &mut TcpStream, library: &mut TcpStream) -> Result
                     let Some(reply) = replies.add(*byte) else { continue };
                     if reply.code == *b"234" {
                         // The client sends nothing before it has this reply, unless it is not the client.
-                        let is_first = lines.waits && lines.buffer.is_empty();
+                        let is_first = lines.ends_in_auth && lines.buffer.is_empty();
                         if !is_first || has_unread(client)? {
                             return Err(Error::BehindAuth);
                         }
@@ -210,8 +210,10 @@ struct Lines {
     buffer: Vec<u8>,
     /// Bytes of the present line that were read away.
     discarded: usize,
-    /// AUTH has gone on, and its reply has not come.
+    /// AUTH has gone on, and no reply has come since.
     waits: bool,
+    /// The line that has gone on last is an AUTH.
+    ends_in_auth: bool,
 }
 
 enum Next {
@@ -240,7 +242,8 @@ impl Lines {
             return Ok(Next::None);
         }
         let line: Vec<u8> = self.buffer.drain(..length).collect();
-        self.waits = is_auth(&line);
+        self.ends_in_auth = is_auth(&line);
+        self.waits = self.ends_in_auth;
         Ok(Next::Line(line))
     }
 }

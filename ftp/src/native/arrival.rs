@@ -297,8 +297,6 @@ impl Arrival {
 
     /// Ends in order what has come: the client has its reply, and takes a reset for a failure of its own.
     async fn part(mut self: Box<Self>, protected: bool) {
-        // The port is free for others.
-        self.door = Door::Closed;
         self.settle(protected).await;
         let Some(Ok(Come { mut stream, .. })) = self.outcome else { return };
         let tcp = match &stream {
@@ -350,7 +348,7 @@ impl Parting {
         }
     }
 
-    /// Waits until somebody is here, or it is too late. Nothing is lost when this is dropped.
+    /// Waits until somebody is here, or it is too late; then the port is free for others. Nothing is lost when this is dropped.
     pub(super) async fn has_come(&mut self) -> bool {
         let Self { arrival, protected, until } = self;
         let coming = async {
@@ -358,7 +356,9 @@ impl Parting {
                 arrival.advance(*protected).await;
             }
         };
-        timeout_at(*until, coming).await.is_ok()
+        let has_come = timeout_at(*until, coming).await.is_ok();
+        arrival.door = Door::Closed;
+        has_come
     }
 
     /// Ends it in order, within a few seconds.
