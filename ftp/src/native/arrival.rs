@@ -13,13 +13,14 @@ use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use portolan_config::checked::listener::{ProxiedData, SessionReuse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Stream;
@@ -36,6 +37,8 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_secs(30);
 /// How long the wait goes on within that after a connection whose TLS did not prove that it is the client's: the client's own
 /// connection is there by then, and one that never resumes is told so in time.
 const UNPROVEN_MAX: Duration = Duration::from_secs(10);
+/// How long a handshake that comes before its command waits for it.
+const COMMAND_MAX: Duration = Duration::from_millis(50);
 /// How long the connection of a refused transfer may still be on its way.
 const LATE_MAX: Duration = Duration::from_secs(1);
 /// How long its handshake and its end may take.
@@ -94,7 +97,7 @@ pub(super) struct Arrival {
     origin: Origin,
     tls: Option<Arc<SessionTls>>,
     /// Known as soon as there is a command.
-    direction: Arc<OnceLock<Direction>>,
+    direction: watch::Sender<Option<Direction>>,
     /// The one that has come last, and when.
     candidate: Option<(Candidate, Instant)>,
     outcome: Option<Result<Come, Error>>,
@@ -127,7 +130,7 @@ impl Arrival {
             service: Arc::clone(service),
             origin,
             tls: tls.cloned(),
-            direction: Arc::default(),
+            direction: watch::Sender::new(None),
             candidate: None,
             outcome: None,
             strangers: 0,
@@ -153,7 +156,7 @@ impl Arrival {
     /// # Errors
     /// None came in time, or what came is not the client's.
     pub(super) async fn open(mut self, protected: bool, direction: Direction) -> Result<Come, Error> {
-        self.direction.set(direction).ok();
+        self.direction.send_replace(Some(direction));
         let begun = Instant::now();
         let handshake_max = self.service.listener.handshake_timeout;
         loop {
@@ -249,7 +252,7 @@ impl Arrival {
         let client = self.origin.client.ip();
         let tls = self.tls.clone().filter(|_| protected);
         let reuse = self.service.listener.session_reuse;
-        let direction = Arc::clone(&self.direction);
+        let mut direction = self.direction.subscribe();
         let judging = async move {
             let mut stream = stream;
             if has_header {
@@ -259,7 +262,12 @@ impl Arrival {
             linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
             let Some(tls) = tls else { return Ok((Stream::Left(stream), false)) };
             stream.readable().await.map_err(Error::Accept)?;
-            let (stream, is_proven) = tls.accept_data(stream, reuse, direction.get().copied()).await?;
+            // Most clients send the command at once, and the handshake differs by its direction.
+            let direction = match timeout(COMMAND_MAX, direction.wait_for(Option::is_some)).await {
+                Ok(known) => known.ok().and_then(|known| *known),
+                Err(_) => None,
+            };
+            let (stream, is_proven) = tls.accept_data(stream, reuse, direction).await?;
             Ok((Stream::Right(Box::new(stream)), is_proven))
         };
         self.candidate = Some((Mutex::new(Box::pin(judging)), Instant::now()));

@@ -100,7 +100,7 @@ pub(super) struct Job {
 pub(super) enum Source {
     Directory(Listing),
     /// The entries of a directory whose names fit a pattern.
-    Matching(Listing, Pattern),
+    Matching(Listing, Box<Pattern>),
     Single(Entry),
 }
 
@@ -210,7 +210,7 @@ pub(super) async fn find(
     match pattern {
         Some((pattern, parent)) => {
             let listing = tree.list(login, &parent).await?;
-            Ok((Source::Matching(listing, pattern), parent))
+            Ok((Source::Matching(listing, Box::new(pattern)), parent))
         }
         None => Ok((Source::Single(tree.stat(login, path).await?), path.clone())),
     }
@@ -389,7 +389,7 @@ impl Sending {
         recursive: bool,
     ) -> Result<(), Error> {
         let pattern = match &source {
-            Source::Matching(_, pattern) => Some(pattern.clone()),
+            Source::Matching(_, pattern) => Some(Pattern::clone(pattern)),
             Source::Directory(_) => None,
             Source::Single(_) => return self.one(tree, source, &path, &prefix, None).await,
         };
