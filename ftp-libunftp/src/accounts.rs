@@ -82,7 +82,12 @@ impl Authenticator for PasswordCheck {
                 if self.is_at_limit(failures) {
                     let (session, from) = (self.control.id, self.control.origin.client);
                     tracing::warn!(%session, %from, failures, "session closed: too many failed logins");
-                    self.control.close();
+                    let control = Arc::clone(&self.control);
+                    // The library's 530 goes out first. Meanwhile no further password is looked at.
+                    tokio::spawn(async move {
+                        tokio::time::sleep(crate::REPLY_GRACE).await;
+                        control.close();
+                    });
                 }
                 Err(AuthenticationError::BadPassword)
             }

@@ -7,10 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod filter;
 mod storage;
 mod threads;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use accounts::{FtpUser, FtpUsers, PasswordCheck, SessionLogin};
 use portolan_config::checked::listener::Listener;
@@ -111,7 +113,17 @@ async fn serve(
     let _over = life.over.clone().drop_guard();
     let session = control.id;
     let login_timeout = service.listener.login_timeout;
-    let served = match (builder(service, library, &control, &life).build(), stream.into_std()) {
+    // The library has the other end of a pair, and the session ends with either.
+    let address = filter::address();
+    let (ours, theirs) = match filter::pair(address).await {
+        Ok(pair) => pair,
+        Err(error) => {
+            tracing::warn!(%session, %error, "session ended: no connection to the engine");
+            return control.close();
+        }
+    };
+    let mut relay = AbortOnDropHandle::new(tokio::spawn(filter::relay(stream, ours)));
+    let served = match (builder(service, library, &control, &life, address).build(), theirs.into_std()) {
         (Ok(server), Ok(stream)) => {
             let serving = library.threads.next().spawn(async move {
                 // Registers the socket with the runtime of the thread.
@@ -125,6 +137,9 @@ async fn serve(
                 }
                 // The library gives no way to say why.
                 () = may_end(&control, &life) => Ok(()),
+                relayed = &mut relay => relayed.map_err(|stopped| stopped.to_string()).and_then(|relayed| {
+                    relayed.map_err(|error| portolan_telemetry::chain(&error))
+                }),
             }
         }
         (Err(error), _) => Err(error.to_string()),
@@ -132,6 +147,10 @@ async fn serve(
     };
     if let Err(error) = served {
         tracing::warn!(%session, error, "session ended by a failure of the engine");
+    }
+    // The last reply may be on its way.
+    if !relay.is_finished() {
+        tokio::time::timeout(REPLY_GRACE, relay).await.ok();
     }
     // Our second handle keeps the socket open; the client must see that the session is over.
     control.close();
@@ -174,6 +193,7 @@ fn builder(
     library: &Library,
     control: &Arc<ControlConnection>,
     life: &Arc<Life>,
+    address: Ipv4Addr,
 ) -> ServerBuilder<TreeStorage, FtpUser> {
     let storage = TreeStorage::new(Arc::clone(service), Arc::clone(control), Arc::clone(life));
     let login = SessionLogin::default();
@@ -186,11 +206,21 @@ fn builder(
         .greeting(library.greeting)
         .idle_session_timeout(service.listener.idle_timeout.as_secs())
         .passive_ports(ports.first..=ports.last)
-        .binder(PassiveBinder { ports: Arc::clone(&service.passive) });
-    // Otherwise the library takes its own address, or refuses PASV.
-    if let Advertised::Address(address) = service.advertised.address(&control.origin) {
-        builder = builder.passive_host(PassiveHost::Ip(address));
-    }
+        .binder(PassiveBinder {
+            ports: Arc::clone(&service.passive),
+            own: control.origin.own,
+            client: control.origin.balancer.unwrap_or(control.origin.client.ip()),
+            address,
+            life: Arc::clone(life),
+        });
+    // Otherwise the library takes the address of its connection, which is the filter's. Clients take 0.0.0.0 for the address
+    // of their control connection.
+    let passive_host = match (service.advertised.address(&control.origin), control.origin.own) {
+        (Advertised::Address(address), _) => address,
+        (Advertised::Ipv6 | Advertised::Unresolved, IpAddr::V4(own)) => own,
+        (Advertised::Ipv6 | Advertised::Unresolved, IpAddr::V6(_)) => Ipv4Addr::UNSPECIFIED,
+    };
+    builder = builder.passive_host(PassiveHost::Ip(passive_host));
     if let (Some(tls), Some(settings)) = (&service.tls, service.listener.tls.settings()) {
         let required = |required| if required { FtpsRequired::All } else { FtpsRequired::None };
         builder = builder
@@ -200,15 +230,28 @@ fn builder(
     builder
 }
 
-/// Our ports for the library's passive connections.
+/// Our ports for the library's passive connections, which the filter relays.
 #[derive(Debug)]
 struct PassiveBinder {
     ports: Arc<PassivePorts>,
+    /// Our address that the client has come to.
+    own: IpAddr,
+    /// The address that its data connections come from.
+    client: IpAddr,
+    /// Where the library waits.
+    address: Ipv4Addr,
+    life: Arc<Life>,
 }
 
 #[async_trait::async_trait]
 impl Binder for PassiveBinder {
-    async fn bind(&mut self, address: IpAddr, _range: RangeInclusive<u16>) -> std::io::Result<TcpSocket> {
-        self.ports.bind(address)
+    async fn bind(&mut self, _address: IpAddr, _range: RangeInclusive<u16>) -> std::io::Result<TcpSocket> {
+        let listener = self.ports.listen(self.own)?;
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.address, listener.local_addr()?.port()).into())?;
+        let (over, client, address) = (self.life.over.clone(), self.client, self.address);
+        // Not awaited: it ends with its deadline, its data connection or the session.
+        tokio::spawn(over.run_until_cancelled_owned(filter::relay_data(listener, client, address)));
+        Ok(socket)
     }
 }

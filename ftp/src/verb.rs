@@ -185,6 +185,12 @@ impl Verb {
         matches!(self.properties().argument, Argument::Needed | Argument::Site)
     }
 
+    /// Its argument is made of words and numbers: no name, and no secret.
+    pub fn takes_words(self) -> bool {
+        let Properties { effect, argument, .. } = self.properties();
+        *effect == Effect::Session && *argument != Argument::Secret && self != Verb::USER
+    }
+
     /// The way of its content, where it opens a data connection.
     pub fn content(self) -> Option<Way> {
         self.properties().content

@@ -52,12 +52,39 @@ pub fn check(path: &[u8]) -> Result<(), PathFault> {
     path.split(|byte| *byte == b'/').try_for_each(check_component)
 }
 
+/// True for a character that is not seen and changes what is: of the general categories Cf (format, such as the overrides of
+/// the writing direction), Zl and Zp (separators of lines and paragraphs), by Unicode 16.
+pub fn is_format(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{600}'..='\u{605}'
+            | '\u{61c}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e007f}'
+    )
+}
+
 /// A path or name for people: as it is where it is printable UTF-8, escaped where it is not.
 pub fn display(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() {
+            if c.is_control() || is_format(c) {
                 text.extend(c.escape_default());
             } else {
                 text.push(c);
@@ -109,5 +136,10 @@ mod tests {
     fn names_are_bytes() {
         assert_eq!(check(b"domains/example.org/users/\xff\xfe"), Ok(()));
         assert_eq!(display(b"a\xffb\x01"), "a\\xffb\\u{1}");
+        assert_eq!(
+            display("a\u{202e}b\u{2028}\u{2029}\u{feff}c".as_bytes()),
+            r"a\u{202e}b\u{2028}\u{2029}\u{feff}c"
+        );
+        assert_eq!(display("e\u{301}\u{a0}\u{3000}\u{1f600}".as_bytes()), "e\u{301}\u{a0}\u{3000}\u{1f600}");
     }
 }

@@ -231,7 +231,7 @@ fn too_many_failed_logins_end_the_session_and_each_is_answered_later() {
             let (code, _) = control.ask("PASS wrong");
             took.push(started.elapsed());
             if number == limit {
-                assert_eq!(code, 421);
+                assert_eq!(code, 530);
                 assert_eq!(control.reply().0, 0);
                 break;
             }

@@ -118,3 +118,97 @@ fn a_data_connection_that_ends_early_counts_as_complete_while_the_control_connec
     // Nothing in RFC 959's stream mode tells this from the end of the file.
     assert_eq!(control.reply().0, 226);
 }
+
+/// A cluster over the library's engine, and what comes of bytes sent at once over a raw connection.
+fn conversation(cluster: &Cluster, bytes: &[u8]) -> String {
+    let mut control = Control::connect(cluster.frontend.address);
+    control.send(bytes).expect("the connection stands");
+    let mut said = String::new();
+    loop {
+        let (code, text) = control.reply();
+        said += &format!("{text}\n");
+        if matches!(code, 0 | 234 | 421 | 221) {
+            return said;
+        }
+    }
+}
+
+#[test]
+fn what_comes_in_plaintext_behind_auth_is_never_run() {
+    let cluster = libunftp(tree::fill);
+    let injected =
+        format!("USER admin\r\nPASS {}\r\nMKD /domains/one.example/evil\r\n", portolan_tests::PASSWORD);
+    for auth in ["AUTH TLS\r\n", "auth tls\r\n", "NOOP\r\nAUTH TLS\r\n", "AUTH TLS\n"] {
+        for _ in 0..10 {
+            let said = conversation(&cluster, format!("{auth}{injected}").as_bytes());
+            assert!(
+                said.contains("421 Data received between AUTH") && !said.contains("234"),
+                "{auth}: {said}"
+            );
+        }
+        // A part of a line, too.
+        let said = conversation(&cluster, format!("{auth}U").as_bytes());
+        assert!(said.contains("421 Data received between AUTH") && !said.contains("234"), "{auth}: {said}");
+        assert!(conversation(&cluster, auth.as_bytes()).contains("234"));
+    }
+    assert!(!cluster.domains(1).join("one.example/evil").is_dir());
+    cluster.frontend.wait_for_log("commands were sent after AUTH and before TLS");
+    // An AUTH that is refused holds up nothing.
+    let said = conversation(&cluster, b"AUTH SSL\r\nNOOP\r\nQUIT\r\n");
+    assert!(said.contains("504") && said.contains("200") && said.contains("221"), "{said}");
+    // And TLS works, with data.
+    let mirrored = lftp(&cluster, "cat /domains/one.example/domainRegistry.bin");
+    assert!(mirrored.status.success() && text(&mirrored).contains("one.example"), "{}", text(&mirrored));
+}
+
+#[test]
+fn its_lines_are_bounded_in_plaintext() {
+    let cluster = libunftp(tree::fill);
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    let longest = format!("NOOP{}\r\n", "x".repeat(5_000));
+    control.send(longest.as_bytes()).unwrap();
+    assert_eq!(control.reply().0, 500);
+    assert_eq!(control.ask("PWD").0, 257);
+    let before = cluster.frontend.resident_kib();
+    let mut flood = Control::connect(cluster.frontend.address);
+    let piece = vec![b'x'; 1 << 20];
+    let refused = (0..200).find(|_| flood.send(&piece).is_err());
+    assert!(refused.is_some_and(|sent| sent < 50), "the server goes on reading");
+    assert!(cluster.frontend.resident_kib() < before + 4 * 1024);
+}
+
+#[test]
+fn its_last_failed_login_is_answered() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_with("engine = \"libunftp\"\nerrors = { failed_logins_max = 2 }");
+    let mut control = Control::connect(cluster.frontend.address);
+    for _ in 0..2 {
+        control.ask("USER admin");
+        assert_eq!(control.ask("PASS wrong").0, 530);
+    }
+    assert_eq!(control.reply().0, 0);
+}
+
+#[test]
+fn its_data_connections_come_from_the_client_alone_and_a_cut_stays_one() {
+    let cluster = libunftp(tree::fill);
+    let address = cluster.frontend.address;
+    let mut control = Control::login(address, "admin");
+    let (_, place) = control.ask("EPSV");
+    let port: u16 = place.split('|').nth(3).unwrap().parse().unwrap();
+    let place = std::net::SocketAddr::new(address.ip(), port);
+    drop(portolan_tests::client::connect_from([127, 0, 0, 9].into(), place).unwrap());
+    let mut data = std::net::TcpStream::connect(place).unwrap();
+    assert_eq!(control.ask("RETR /domains/one.example/domainRegistry.bin").0, 150);
+    let mut content = String::new();
+    std::io::Read::read_to_string(&mut data, &mut content).unwrap();
+    assert_eq!((&content[..], control.reply().0), ("one.example", 226));
+    let path = "one.example/users/alice/cut.eml";
+    let mut data = control.passive();
+    assert_eq!(control.ask(&format!("STOR /domains/{path}")).0, 150);
+    data.write_all(b"half of").unwrap();
+    rustix::net::sockopt::set_socket_linger(&data, Some(std::time::Duration::ZERO)).unwrap();
+    drop(data);
+    assert_eq!(control.reply().0, 426);
+    assert!(!cluster.domains(1).join(path).is_file());
+}

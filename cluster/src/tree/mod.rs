@@ -126,6 +126,12 @@ impl Changed {
 pub struct Permissions {
     pub read: bool,
     pub change: bool,
+    pub remove: bool,
+    pub rename: bool,
+}
+
+impl Permissions {
+    pub const NONE: Self = Self { read: false, change: false, remove: false, rename: false };
 }
 
 /// The tree over a set of nodes. Cheap to share.
@@ -590,9 +596,12 @@ impl Tree {
 
     /// What this admin may do at `path`, so far as its place in the tree allows.
     pub fn permissions(login: &Login, path: &VirtualPath) -> Permissions {
+        let remove = Self::authorize_name(login, path).is_ok();
         Permissions {
             read: Self::authorize(login, path, Need::Read).is_ok(),
             change: Self::authorize(login, path, Need::Change).is_ok(),
+            remove,
+            rename: remove && !matches!(path.place(), Place::Domain { .. } | Place::Container { .. }),
         }
     }
 

@@ -22,6 +22,8 @@ pub(super) const LINE_BYTES_MAX: usize = 4_096;
 const LINE_DISCARDED_BYTES_MAX: usize = 1024 * 1024;
 /// A client that does not take a reply for this long is given up.
 const WRITE_MAX: Duration = Duration::from_secs(60);
+/// The same for the end of a connection that it has ended itself.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// What came over the control connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -167,19 +169,30 @@ impl ControlIo {
 
     /// Ends the connection in order: over TLS with the closing alert.
     pub(super) async fn shutdown(&mut self) {
-        if !matches!(tokio::time::timeout(WRITE_MAX, self.stream.shutdown()).await, Ok(Ok(()))) {
+        self.end(WRITE_MAX).await;
+    }
+
+    /// The same after the client's own end, which it may wait for (RFC 8446 section 6.1), and may not.
+    pub(super) async fn answer_end(&mut self) {
+        self.end(ANSWER_MAX).await;
+    }
+
+    async fn end(&mut self, deadline: Duration) {
+        if !matches!(tokio::time::timeout(deadline, self.stream.shutdown()).await, Ok(Ok(()))) {
             tracing::debug!("the client did not wait for the end of its control connection");
         }
     }
 }
 
 /// A line without its CR and without the Telnet commands before its verb, where those stand that come with an
-/// ABOR (RFC 959 section 4.1.3). Behind it a byte 255 is part of a name.
+/// ABOR (RFC 959 section 4.1.3). Some clients send them without the byte 255 before each, or that byte alone. No verb begins
+/// with one of them. Behind it a byte 255 is part of a name.
 fn without_telnet(line: &[u8]) -> &[u8] {
     const IAC: u8 = 255;
     let mut rest = line.strip_suffix(b"\r").unwrap_or(line);
-    // WILL, WONT, DO, DONT and their option; then the commands of two bytes.
-    while let [IAC, 251..=254, _, after @ ..] | [IAC, 240..=254, after @ ..] = rest {
+    // WILL, WONT, DO, DONT and their option; then the commands of two bytes, and either byte alone.
+    while let [IAC, 251..=254, _, after @ ..] | [IAC, 240..=254, after @ ..] | [240..=IAC, after @ ..] = rest
+    {
         rest = after;
     }
     rest
@@ -208,6 +221,10 @@ mod tests {
             (&b"NOOP\r"[..], &b"NOOP"[..]),
             (b"\xff\xf4\xff\xf2ABOR\r", b"ABOR"),
             (b"\xff\xfb\x01\xff\xfe\x03NOOP", b"NOOP"),
+            (b"\xf4\xf2ABOR\r", b"ABOR"),
+            (b"\xf4\xffABOR\r", b"ABOR"),
+            (b"\xff\xf4\xf2ABOR\r", b"ABOR"),
+            (b"\xf2ABOR\r", b"ABOR"),
             (b"STOR \xff\xf2.eml", b"STOR \xff\xf2.eml"),
             (b"RETR a\xff\xffb", b"RETR a\xff\xffb"),
             (b"RETR \xffa\xff", b"RETR \xffa\xff"),

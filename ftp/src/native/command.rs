@@ -27,6 +27,8 @@ impl Command {
             None => (line, &[][..]),
         };
         let verb = Verb::of(verb).ok_or(Fault::Unknown)?;
+        // Devices and old scripts send blanks behind their words. In a name they are a part of it.
+        let argument = if verb.takes_words() { argument.trim_ascii() } else { argument };
         if argument.is_empty() && verb.wants_argument() {
             return Err(Fault::Bare(verb));
         }
@@ -69,6 +71,17 @@ mod tests {
         let named = Command::parse(b"retr  a \xff ").unwrap();
         assert_eq!((named.verb, &named.argument[..]), (Verb::RETR, &b" a \xff "[..]));
         assert_eq!(Command::parse(b"noop").unwrap().verb, Verb::NOOP);
+        for (line, argument) in [
+            (&b"TYPE I "[..], &b"I"[..]),
+            (b"TYPE  I", b"I"),
+            (b"PASV  ", b""),
+            (b"STOR a ", b"a "),
+            (b"USER  a ", b" a "),
+            (b"PASS  a ", b" a "),
+        ] {
+            assert_eq!(Command::parse(line).unwrap().argument, argument, "{}", line.escape_ascii());
+        }
+        assert_eq!(Command::parse(b"TYPE  "), Err(Fault::Bare(Verb::TYPE)));
     }
 
     #[test]

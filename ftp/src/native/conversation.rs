@@ -11,14 +11,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use portolan_config::checked::listener::Tls;
 use portolan_telemetry::log::PROTOCOL;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument as _, Span};
 
 use super::Stream;
+use super::arrival::{Parting, Setup};
 use super::codec::{ControlIo, Line};
 use super::command::{Command, Fault};
 use super::commands;
@@ -26,6 +29,7 @@ use super::session::{Session, Step};
 use super::tls::SessionTls;
 use super::work::{Progress, Work};
 use crate::control::TransferUnderWay;
+use crate::metrics::Way;
 use crate::reply::Reply;
 use crate::transfer::Transfer;
 use crate::verb::Verb;
@@ -38,6 +42,12 @@ const DEFERRED_BYTES_MAX: usize = 64 * 1024;
 /// A session that is asked to end and cannot say good bye, because its client takes nothing, has its connection
 /// closed after this long.
 const GOOD_BYE_MAX: Duration = Duration::from_secs(3);
+
+/// Data connections of refused transfers that one session ends in order at once; further ones are reset.
+const PARTINGS_MAX: usize = 4;
+/// A client that says QUIT and takes nothing of its download for this long has the reply ahead of the transfer's.
+const UNREAD_MAX: Duration = Duration::from_millis(500);
+const UNREAD_LOOK: Duration = Duration::from_millis(100);
 
 /// Why a session ended otherwise than by QUIT.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +109,8 @@ async fn run(
         deferred: VecDeque::new(),
         deferred_bytes: 0,
         running: None,
+        partings: Arc::new(Semaphore::new(PARTINGS_MAX)),
+        has_said_good_bye: false,
     };
     let greeting = conversation.session.greeting();
     conversation.io.send(&greeting).await?;
@@ -149,6 +161,10 @@ struct Conversation {
     deferred: VecDeque<Line>,
     deferred_bytes: usize,
     running: Option<Running>,
+    /// Places for data connections that are being ended beside the session.
+    partings: Arc<Semaphore>,
+    /// The reply to QUIT is out already.
+    has_said_good_bye: bool,
 }
 
 struct Running {
@@ -156,6 +172,8 @@ struct Running {
     work: Work,
     transfer: Option<Arc<Transfer>>,
     span: Span,
+    /// Since QUIT: when content moved last, and how much had by then.
+    leaving: Option<(Instant, u64)>,
     /// Keeps a drain from closing the session before the last reply is out.
     _under_way: TransferUnderWay,
 }
@@ -164,6 +182,21 @@ impl Running {
     /// Nothing can call it back any more.
     fn is_committing(&self) -> bool {
         self.transfer.as_ref().is_some_and(|transfer| transfer.is_committing())
+    }
+
+    /// Waits until a client that has said QUIT has taken nothing for a while.
+    async fn is_unread(transfer: Option<&Transfer>, leaving: &mut Option<(Instant, u64)>) {
+        loop {
+            let (Some(transfer), Some((moved, bytes))) = (transfer, leaving.as_mut()) else {
+                return std::future::pending().await;
+            };
+            if transfer.bytes() != *bytes {
+                (*moved, *bytes) = (Instant::now(), transfer.bytes());
+            } else if moved.elapsed() >= UNREAD_MAX {
+                return;
+            }
+            tokio::time::sleep(UNREAD_LOOK).await;
+        }
     }
 
     /// Goes on with the work, as part of its command.
@@ -201,6 +234,7 @@ impl Conversation {
             return self.line(line).await;
         };
         let control = Arc::clone(&self.session.control);
+        let (watched, mut leaving) = (running.transfer.clone(), running.leaving);
         tokio::select! {
             biased;
             // Before the work, which must not end well when an ABOR has come.
@@ -213,6 +247,14 @@ impl Conversation {
                 return self.close(&ending.reply()).await;
             }
             outcome = poll_fn(|context| running.poll(context)) => self.worked(outcome).await?,
+            () = Running::is_unread(watched.as_deref(), &mut leaving) => {
+                leaving = None;
+                self.has_said_good_bye = true;
+                self.io.send(&commands::good_bye()).await?;
+            }
+        }
+        if let Some(running) = &mut self.running {
+            running.leaving = leaving;
         }
         Ok(Turn::Next)
     }
@@ -224,13 +266,20 @@ impl Conversation {
             Some(_) => idle,
             None => idle.min(self.session.login_by),
         };
-        let control = &self.session.control;
-        tokio::select! {
-            biased;
-            // First, or a client that never stops asking would keep the session.
-            ending = control.asked_to_end(Ending::Drain) => return Ok(Err(ending.reply())),
-            line = self.io.next_line() => return Ok(Ok(line?)),
-            () = tokio::time::sleep_until(deadline) => {}
+        let control = Arc::clone(&self.session.control);
+        let protected = self.session.modes.protected;
+        loop {
+            let Session { setup, parting, .. } = &mut self.session;
+            tokio::select! {
+                biased;
+                // First, or a client that never stops asking would keep the session.
+                ending = control.asked_to_end(Ending::Drain) => return Ok(Err(ending.reply())),
+                line = self.io.next_line() => return Ok(Ok(line?)),
+                // The client may want its handshake before it sends the command.
+                () = setup.go_on(protected) => {}
+                has_come = has_come(parting) => self.parted(has_come),
+                () = tokio::time::sleep_until(deadline) => break,
+            }
         }
         let reply = match self.session.login {
             Some(_) => Reply::new(421, "Idle timeout; closing the connection."),
@@ -248,10 +297,15 @@ impl Conversation {
 
     /// Work has come to something: tells the client, and begins what follows.
     async fn worked(&mut self, mut outcome: Progress) -> Result<(), Ended> {
+        let mut left = Setup::None;
         let code = loop {
             let (reply, next) = match outcome {
                 Progress::More(reply, next) => (reply, Some(next)),
                 Progress::Done(reply) => (reply, None),
+                Progress::Refused(reply, setup) => {
+                    left = setup;
+                    (reply, None)
+                }
             };
             self.io.queue(&reply);
             let Some((running, next)) = self.running.as_mut().zip(next) else { break reply.code };
@@ -265,8 +319,33 @@ impl Conversation {
         let sent = self.io.flush().await;
         if let Some(Running { verb, span, .. }) = self.running.take() {
             self.session.answered(verb, &span, code);
+            self.session.wrong_commands.count(code);
         }
-        Ok(sent?)
+        sent?;
+        self.part(left);
+        Ok(())
+    }
+
+    /// The transfer was refused, and the client has its reply: what it has opened for it is ended in order, beside the session.
+    /// Who has not come yet may do so for a moment.
+    fn part(&mut self, setup: Setup) {
+        let Some(parting) = Parting::of(setup, self.session.modes.protected) else { return };
+        self.session.parting = Some(parting);
+        if let Some(has_come) = has_come(&mut self.session.parting).now_or_never() {
+            self.parted(has_come);
+        }
+    }
+
+    fn parted(&mut self, has_come: bool) {
+        let Some(parting) = self.session.parting.take().filter(|_| has_come) else { return };
+        // Not awaited: it ends within its time, and there are few at once.
+        if let Ok(place) = Arc::clone(&self.partings).try_acquire_owned() {
+            let finishing = async move {
+                parting.finish().await;
+                drop(place);
+            };
+            tokio::spawn(finishing.instrument(self.session.control.span.clone()));
+        }
     }
 
     /// A line of a session that has nothing under way.
@@ -288,7 +367,10 @@ impl Conversation {
                 tracing::warn!(%from, "a PROXY header came from an address that is not in proxy_protocol.trusted");
                 return self.refuse_protocol("a PROXY header came where none is trusted").await;
             }
-            Line::Closed => return Ok(Turn::Over),
+            Line::Closed => {
+                self.io.answer_end().await;
+                return Ok(Turn::Over);
+            }
         };
         let command = match Command::parse(&line) {
             Ok(command) => command,
@@ -300,13 +382,24 @@ impl Conversation {
         match commands::run(&mut self.session, command).instrument(span.clone()).await {
             Step::Reply(reply) => {
                 self.session.answered(verb, &span, reply.code);
-                return self.reply(reply).await;
+                // A data connection serves one transfer, also one that was refused.
+                let left = match verb.content() {
+                    Some(_) => std::mem::take(&mut self.session.setup),
+                    None => Setup::None,
+                };
+                let turn = self.reply(reply).await?;
+                self.part(left);
+                return Ok(turn);
             }
             Step::Work(work, transfer) => {
                 let _under_way = self.session.control.begin_transfer(transfer.clone());
-                self.running = Some(Running { verb, work, transfer, span, _under_way });
+                self.running = Some(Running { verb, work, transfer, span, leaving: None, _under_way });
             }
             Step::StartTls(reply) => return Ok(Turn::StartTls(reply)),
+            Step::Quit(_) if self.has_said_good_bye => {
+                self.io.shutdown().await;
+                return Ok(Turn::Over);
+            }
             Step::Quit(reply) => return self.close(&reply).await,
         }
         Ok(Turn::Next)
@@ -315,13 +408,12 @@ impl Conversation {
     /// Answers a command that has come to its end, and counts it if it was wrong: unknown, with a wrong argument,
     /// or out of order.
     async fn reply(&mut self, reply: Reply) -> Result<Turn, Ended> {
-        if !matches!(reply.code, 500 | 501 | 503) {
+        let session = &mut self.session;
+        let Some(wrong) = session.wrong_commands.count(reply.code) else {
             self.io.send(&reply).await?;
             return Ok(Turn::Next);
-        }
-        let session = &mut self.session;
-        session.wrong_commands += 1;
-        let (wrong, limit) = (session.wrong_commands, session.service.listener.errors.wrong_commands_max);
+        };
+        let limit = session.service.listener.errors.wrong_commands_max;
         if limit == 0 || wrong < limit {
             self.io.send(&reply).await?;
             return Ok(Turn::Next);
@@ -358,6 +450,7 @@ impl Conversation {
             Line::TooLong | Line::Tls | Line::Proxy => None,
             Line::Endless | Line::Closed => {
                 self.end_work(CONTROL_CLOSED).await;
+                self.io.answer_end().await;
                 return Ok(Turn::Over);
             }
         };
@@ -375,7 +468,15 @@ impl Conversation {
                 let reply = commands::status(&self.session, running.transfer.as_deref());
                 self.io.send(&reply).await?;
             }
-            _ => {
+            said => {
+                // Of an upload nothing is said before its own reply: the client would take it for that.
+                if !waits
+                    && matches!(said, Some((Verb::QUIT, _)))
+                    && let Some(transfer) =
+                        running.transfer.as_ref().filter(|_| running.verb.content() != Some(Way::Upload))
+                {
+                    running.leaving = Some((Instant::now(), transfer.bytes()));
+                }
                 self.deferred_bytes += line.bytes();
                 self.deferred.push_back(line);
                 if self.deferred.len() > DEFERRED_MAX || self.deferred_bytes > DEFERRED_BYTES_MAX {
@@ -410,14 +511,22 @@ impl Conversation {
             return Err(Ended::Refused("commands were sent after AUTH and before TLS"));
         }
         self.io.send(reply).await?;
-        let Self { mut session, io, deferred, deferred_bytes, running } = self;
+        let Self { mut session, io, deferred, deferred_bytes, running, partings, has_said_good_bye } = self;
         let (Some(tls), Stream::Left(stream)) = (session.tls.clone(), io.into_stream()) else {
             return Err(Ended::Refused("TLS was asked for where there is none, or twice"));
         };
         let stream = handshake(&session.control, &tls, stream).await?;
         session.protected = true;
         let io = ControlIo::new(Stream::Right(Box::new(stream)));
-        Ok(Self { session, io, deferred, deferred_bytes, running })
+        Ok(Self { session, io, deferred, deferred_bytes, running, partings, has_said_good_bye })
+    }
+}
+
+/// Has somebody come for a transfer that was refused? Never ends where there is none.
+async fn has_come(parting: &mut Option<Parting>) -> bool {
+    match parting {
+        Some(parting) => parting.has_come().await,
+        None => std::future::pending().await,
     }
 }
 

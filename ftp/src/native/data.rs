@@ -1,20 +1,21 @@
-//! Data connections: how one is agreed on, opened, protected, and ended (RFC 959 section 3.2, RFC 2428,
-//! RFC 4217 section 9).
+//! Data connections: how one is opened, what goes over it, and how it ends (RFC 959 section 3.2, RFC 4217 section 9).
+//! How one comes about after PASV is for `arrival`.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use portolan_config::checked::listener::{CloseNotify, ProxiedData, ProxyProtocol, SessionReuse};
+use portolan_config::checked::listener::{CloseNotify, SessionReuse};
 use portolan_proto::CHUNK_BYTES_MAX;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, sockopt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::Stream;
+use super::arrival::Setup;
 use super::deflate::{Deflate, Inflate};
 use super::shared::Slot;
 use super::socket::unacknowledged;
@@ -26,8 +27,8 @@ use portolan_net::Origin;
 use portolan_net::proxy;
 use portolan_net::socket::keep_alive;
 
-/// How long a client may take to connect after its transfer was answered with 150, and we to it.
-const CONNECT_MAX: Duration = Duration::from_secs(30);
+/// How long we may take to connect to the client.
+const CONNECT_MAX: Duration = super::arrival::CONNECT_MAX;
 
 /// How long content of an upload is gathered before it goes on.
 const GATHER_MAX: Duration = Duration::from_secs(10);
@@ -44,32 +45,19 @@ const END_BYTES: usize = 1;
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
 const LOOK_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// What client and server have agreed on for the next transfer.
-#[derive(Debug, Default)]
-pub(super) enum Setup {
-    #[default]
-    None,
-    /// PASV, EPSV: the client connects here.
-    Passive(TcpListener),
-    /// The same at a port of many sessions.
-    Shared(Slot),
-    /// PORT, EPRT: we connect there.
-    Active(SocketAddr),
-}
-
 /// Everything needed to open a data connection, taken from the session at the start of a transfer.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) setup: Setup,
     /// Where the control connection comes from: nobody else may be at the other end.
     pub(super) origin: Origin,
-    /// How a client behind a load balancer comes here.
-    pub(super) proxy_protocol: ProxyProtocol,
     pub(super) pace: Pace,
     pub(super) tls: Option<(Arc<SessionTls>, SessionReuse)>,
     pub(super) close_notify: CloseNotify,
     /// The level of MODE Z.
     pub(super) compression: Option<u32>,
+    /// A load balancer's header would be taken for content.
+    pub(super) may_have_header: bool,
 }
 
 /// Why there is no data connection.
@@ -77,6 +65,12 @@ pub(super) struct Plan {
 pub(super) enum Error {
     #[error("the client did not connect within {CONNECT_MAX:?}")]
     NotConnected,
+    #[error("a data connection came from {0}, which is not the client's address")]
+    Stranger(IpAddr),
+    #[error("a data connection came without the client's address in a PROXY header")]
+    NoHeader,
+    #[error("the data connection began with TLS before PROT C")]
+    Protected,
     #[error("the client's data port cannot be reached")]
     Unreachable(#[source] io::Error),
     #[error("the data connection could not be accepted")]
@@ -90,6 +84,19 @@ impl Error {
     pub(super) fn reply(&self) -> Reply {
         match self {
             Error::NotConnected => Reply::new(425, "The data connection was not opened in time."),
+            Error::Stranger(from) => Reply::with(
+                425,
+                format!(
+                    "The data connection was not opened in time; one from {from} is not yours and was closed."
+                ),
+            ),
+            Error::NoHeader => Reply::new(
+                425,
+                "The data connection was not opened in time; one without your address in its PROXY header was closed.",
+            ),
+            Error::Protected => {
+                Reply::new(425, "The data connection began with TLS before PROT C; open another one.")
+            }
             Error::Unreachable(_) => Reply::new(425, "Your data port cannot be reached."),
             Error::Accept(_) => Reply::new(425, "The data connection could not be opened; try again."),
             Error::Tls(tls::Error::Handshake(_) | tls::Error::Expired) => {
@@ -110,40 +117,25 @@ impl Error {
 }
 
 impl Plan {
-    /// Opens the connection; with TLS, after the 150 that the client waits for.
+    /// Opens the connection, after the 150.
     pub(super) async fn open(mut self, direction: Direction) -> Result<Connection, Error> {
-        let mut slot = None;
-        let connecting = async {
-            match std::mem::take(&mut self.setup) {
-                // A transfer is refused before it comes here without a setup.
-                Setup::None => Err(Error::NotConnected),
-                Setup::Passive(listener) => self.accept(&listener).await,
-                Setup::Shared(given) => slot.insert(given).connection().await.map_err(Error::Accept),
-                Setup::Active(address) => self.connect(address).await.map_err(Error::Unreachable),
+        let (stream, slot) = match std::mem::take(&mut self.setup) {
+            // A transfer is refused before it comes here without a setup.
+            Setup::None => return Err(Error::NotConnected),
+            Setup::Passive(arrival) => {
+                let come = arrival.open(self.tls.is_some(), direction).await?;
+                (come.stream, come.slot)
             }
-        };
-        let stream =
-            tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(|_| Error::NotConnected)??;
-        // Until its end is known to be in order, closing it is a reset.
-        linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
-        let stream = match &self.tls {
-            None => Stream::Left(stream),
-            Some((tls, reuse)) => {
-                let accepted = tls.accept_data(stream, *reuse, direction).await;
-                let (stream, is_own) = accepted.inspect_err(|_| {
-                    if let Some(slot) = slot.take() {
-                        slot.was_mistaken();
-                    }
-                })?;
-                if is_own {
-                    slot = None;
-                }
-                Stream::Right(Box::new(stream))
+            Setup::Active(address) => {
+                let connecting = tokio::time::timeout(CONNECT_MAX, self.connect(address)).await;
+                let stream = connecting.map_err(|_| Error::NotConnected)?.map_err(Error::Unreachable)?;
+                // Until its end is known to be in order, closing it is a reset.
+                linger(&stream, Some(Duration::ZERO)).map_err(Error::Accept)?;
+                (self.protect(stream, direction).await?, None)
             }
         };
         let compression = self.compression.map(Deflate::new);
-        let may_have_header = self.may_have_header();
-        let Self { close_notify, pace, .. } = self;
+        let Self { close_notify, pace, may_have_header, .. } = self;
         Ok(Connection {
             stream,
             close_notify,
@@ -156,51 +148,10 @@ impl Plan {
         })
     }
 
-    async fn accept(&self, listener: &TcpListener) -> Result<TcpStream, Error> {
-        let mut strangers = 0_usize;
-        loop {
-            let (mut stream, from) = listener.accept().await.map_err(Error::Accept)?;
-            let from = from.ip().to_canonical();
-            let trusted = || self.proxy_protocol.trusted.iter().any(|balancer| balancer.contains(from));
-            let (own, expected) = match (self.origin.balancer, self.proxy_protocol.data) {
-                (None, _) | (Some(_), ProxiedData::Direct) => {
-                    (from == self.origin.client.ip(), "the client's address")
-                }
-                (Some(_), ProxiedData::Bare) => (trusted(), "a trusted load balancer"),
-                (Some(_), ProxiedData::Header) => (
-                    trusted() && self.is_of_client(&mut stream).await,
-                    "a trusted load balancer, with the client's address in its header",
-                ),
-            };
-            if own {
-                return Ok(stream);
-            }
-            strangers += 1;
-            // Once is enough: strangers must not fill the log.
-            if strangers == 1 {
-                tracing::warn!(%from, expected, "a data connection that is not the client's was closed");
-            } else {
-                tracing::debug!(%from, expected, strangers, "a data connection that is not the client's was closed");
-            }
-        }
-    }
-
-    /// True where what a balancer puts in front of the content would be taken for content.
-    fn may_have_header(&self) -> bool {
-        self.origin.balancer.is_some() && self.proxy_protocol.data == ProxiedData::Bare
-    }
-
-    /// Reads the header of a load balancer: does it speak for this client?
-    async fn is_of_client(&self, stream: &mut TcpStream) -> bool {
-        let client = self.origin.client.ip();
-        match proxy::read(stream).await {
-            Ok(ends) => ends.is_some_and(|ends| ends.source.ip().to_canonical() == client),
-            Err(error) => {
-                let cause = portolan_telemetry::chain(&error);
-                tracing::warn!(cause, "a data connection came without a good PROXY header");
-                false
-            }
-        }
+    async fn protect(&self, stream: TcpStream, direction: Direction) -> Result<Stream, Error> {
+        let Some((tls, reuse)) = &self.tls else { return Ok(Stream::Left(stream)) };
+        let (stream, _) = tls.accept_data(stream, *reuse, Some(direction)).await?;
+        Ok(Stream::Right(Box::new(stream)))
     }
 
     async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {

@@ -104,16 +104,22 @@ fn letter(kind: Kind) -> char {
 }
 
 /// The perm fact (RFC 3659 section 7.5.5).
-fn perm(kind: Kind, permissions: Permissions) -> &'static str {
-    match (kind, permissions.read, permissions.change) {
-        (Kind::Directory, _, false) => "el",
-        (Kind::Directory, _, true) => "cdeflmp",
-        (Kind::File, true, true) => "adfrw",
-        (Kind::File, true, false) => "r",
-        (Kind::File, false, true) => "adfw",
-        (_, _, true) => "df",
-        (_, _, false) => "",
-    }
+fn perm(kind: Kind, permissions: Permissions) -> String {
+    let Permissions { read, change, remove, rename } = permissions;
+    let (is_directory, is_file) = (kind == Kind::Directory, kind == Kind::File);
+    let letters = [
+        ('a', is_file && change),
+        ('c', is_directory && change),
+        ('d', remove),
+        ('e', is_directory),
+        ('f', rename),
+        ('l', is_directory),
+        ('m', is_directory && change),
+        ('p', is_directory && change),
+        ('r', is_file && read),
+        ('w', is_file && change),
+    ];
+    letters.into_iter().filter(|(_, allowed)| *allowed).map(|(letter, _)| letter).collect()
 }
 
 /// Seconds in about half a year: older entries show their year in place of the time of day, as `ls` does.
@@ -252,7 +258,7 @@ mod tests {
 
     #[test]
     fn facts_are_written_as_wanted() {
-        let all = Permissions { read: true, change: true };
+        let all = Permissions { read: true, change: true, remove: true, rename: true };
         let mut out = Vec::new();
         Facts::default().write(&mut out, &entry(Kind::File), all);
         assert_eq!(out, b"type=file;size=5;modify=20200913122640;perm=adfrw;UNIX.mode=0640; ");

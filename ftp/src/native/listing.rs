@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use portolan_proto::levels::domain_of;
 use portolan_proto::path::{PathFault, display};
 
 use super::data::{Connection, Plan};
@@ -22,7 +21,7 @@ use crate::bandwidth::Direction;
 use crate::reply::{self, Action, Reply};
 use crate::transfer::Transfer;
 use portolan_cluster::auth::Login;
-use portolan_cluster::path::VirtualPath;
+use portolan_cluster::path::{self, VirtualPath};
 use portolan_cluster::tree::{self, Entry, Identity, Kind, Listing, Permissions, Tree};
 
 /// Bytes that `-R` may spend on remembering directories that it has seen and not yet entered.
@@ -39,7 +38,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Steps of work, of some nanoseconds each, after which a listing lets other sessions have its thread.
 const TURN_STEPS: usize = 50_000;
 /// Steps that an entry counts for.
-const ENTRY_STEPS: usize = 250;
+pub(super) const ENTRY_STEPS: usize = 250;
 
 /// How entries are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub(super) enum Form {
     Facts(Facts),
 }
 
-/// What LIST and NLST were asked for.
+/// What LIST, NLST and STAT were asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) recursive: bool,
@@ -98,10 +97,10 @@ pub(super) struct Job {
 }
 
 /// Where the entries come from.
-enum Source {
+pub(super) enum Source {
     Directory(Listing),
     /// The entries of a directory whose names fit a pattern.
-    Matching(Listing, Pattern),
+    Matching(Listing, Box<Pattern>),
     Single(Entry),
 }
 
@@ -115,12 +114,14 @@ impl Job {
                     let reply = reply::of(&error, Action::List, &self.transfer.path);
                     let is_file = matches!(self.form, Form::Facts(_)) && error.is_not_a_directory();
                     // RFC 3659 section 7.2.1: what is no directory is an error in the parameter.
-                    return Progress::Done(if is_file { Reply { code: 501, ..reply } } else { reply });
+                    let reply = if is_file { Reply { code: 501, ..reply } } else { reply };
+                    return Progress::Refused(reply, self.plan.setup);
                 }
             };
             let text = format!("Listing {}.", self.transfer.path);
             let moving = async move {
-                let Self { tree, login, plan, transfer, form, recursive, .. } = self;
+                let Self { tree, login, plan, transfer, form, recursive, itself, .. } = self;
+                let recursive = recursive && !itself;
                 let connection = match open(plan, &transfer, Direction::ToClient).await {
                     Ok(connection) => connection,
                     Err(reply) => return Progress::Done(reply),
@@ -175,31 +176,43 @@ impl Job {
     async fn find(&self) -> tree::Result<(Source, VirtualPath, Vec<u8>)> {
         let Self { tree, login, form, .. } = self;
         let path = &self.transfer.path;
-        if self.itself {
-            let entry = tree.stat(login, path).await?;
-            return Ok((Source::Single(entry), path.clone(), without_name(&self.prefix)));
+        if matches!(form, Form::Facts(_)) {
+            let listing = tree.list(login, path).await?;
+            return Ok((Source::Directory(listing), path.clone(), with_slash(&self.prefix)));
         }
-        let missing = match tree.list(login, path).await {
-            Ok(listing) => {
-                return Ok((Source::Directory(listing), path.clone(), with_slash(&self.prefix)));
-            }
-            Err(error) if matches!(form, Form::Facts(_)) => return Err(error),
-            // LIST of a file shows the file (RFC 959 section 4.1.3).
-            Err(error) if error.is_not_a_directory() => {
-                let entry = tree.stat(login, path).await?;
-                return Ok((Source::Single(entry), path.clone(), without_name(&self.prefix)));
-            }
-            Err(error) => error,
+        let (source, path) = find(tree, login, path, self.itself).await?;
+        let prefix = match &source {
+            Source::Directory(_) => with_slash(&self.prefix),
+            Source::Matching(..) | Source::Single(_) => without_name(&self.prefix),
         };
-        // What does not exist may be a pattern. Only the last name of a path can be one.
-        let pattern = path.name();
-        if !missing.is_not_found() || !is_pattern(pattern) {
-            return Err(missing);
+        Ok((source, path, prefix))
+    }
+}
+
+/// What LIST, NLST and STAT show of a path, and the directory that it is in. A directory shows its content, anything else
+/// itself (RFC 959 section 4.1.3), and with it all that it stands for as a pattern. Only the last name of a path can be one.
+pub(super) async fn find(
+    tree: &Tree,
+    login: &Login,
+    path: &VirtualPath,
+    itself: bool,
+) -> tree::Result<(Source, VirtualPath)> {
+    let name = path.name();
+    let pattern = Pattern::new(name).filter(|_| is_pattern(name)).zip(path.parent());
+    if !itself {
+        match tree.list(login, path).await {
+            Ok(listing) => return Ok((Source::Directory(listing), path.clone())),
+            Err(error) if error.is_not_a_directory() => {}
+            Err(error) if error.is_not_found() && pattern.is_some() => {}
+            Err(error) => return Err(error),
         }
-        let Some(parent) = path.parent() else { return Err(missing) };
-        let Some(pattern) = Pattern::new(pattern) else { return Err(missing) };
-        let listing = tree.list(login, &parent).await?;
-        Ok((Source::Matching(listing, pattern), parent, without_name(&self.prefix)))
+    }
+    match pattern {
+        Some((pattern, parent)) => {
+            let listing = tree.list(login, &parent).await?;
+            Ok((Source::Matching(listing, Box::new(pattern)), parent))
+        }
+        None => Ok((Source::Single(tree.stat(login, path).await?), path.clone())),
     }
 }
 
@@ -216,13 +229,13 @@ fn with_slash(said: &[u8]) -> Vec<u8> {
 /// The work that a listing has done since it last let others have its thread: sizes of folders and patterns are
 /// for clients to choose.
 #[derive(Debug, Default)]
-struct Turn {
+pub(super) struct Turn {
     steps: usize,
 }
 
 impl Turn {
     /// Accounts for work.
-    async fn take(&mut self, steps: usize) {
+    pub(super) async fn take(&mut self, steps: usize) {
         self.steps = self.steps.saturating_add(steps);
         if self.steps >= TURN_STEPS {
             self.steps = 0;
@@ -376,7 +389,7 @@ impl Sending {
         recursive: bool,
     ) -> Result<(), Error> {
         let pattern = match &source {
-            Source::Matching(_, pattern) => Some(pattern.clone()),
+            Source::Matching(_, pattern) => Some(Pattern::clone(pattern)),
             Source::Directory(_) => None,
             Source::Single(_) => return self.one(tree, source, &path, &prefix, None).await,
         };
@@ -474,7 +487,7 @@ impl Sending {
                     for entry in batch.iter().filter(|entry| entry.kind == Kind::Directory) {
                         self.turn.take(ENTRY_STEPS + place.path.as_wire().len()).await;
                         if let Some(pattern) = &mut pattern {
-                            let fits = pattern.matches(&entry.name);
+                            let fits = pattern.fits(&entry.name);
                             self.turn.take(pattern.take_work()).await;
                             if !fits {
                                 continue;
@@ -549,7 +562,7 @@ impl Sending {
             for entry in batch {
                 self.turn.take(ENTRY_STEPS).await;
                 if let Some(pattern) = &mut pattern {
-                    let fits = pattern.matches(&entry.name);
+                    let fits = pattern.fits(&entry.name);
                     self.turn.take(pattern.take_work()).await;
                     if !fits {
                         continue;
@@ -559,7 +572,7 @@ impl Sending {
                     Some(permissions) => permissions,
                     None => permissions(&self.login, path, &entry),
                 };
-                if domain_of(path.as_wire()).is_some() {
+                if matches!(path.place(), path::Place::Container { .. } | path::Place::Object { .. }) {
                     shared = Some(permissions);
                 }
                 let name = shown(tree, &self.login, path, &entry.name).await?;
@@ -614,7 +627,7 @@ fn permissions(login: &Login, directory: &VirtualPath, entry: &Entry) -> Permiss
     match directory.child(&entry.name) {
         Ok(path) => Tree::permissions(login, &path),
         // A name that no command can say.
-        Err(_) => Permissions { read: false, change: false },
+        Err(_) => Permissions::NONE,
     }
 }
 

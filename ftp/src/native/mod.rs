@@ -9,6 +9,7 @@
 //! What it calls: `tree`, `auth`.
 //! What it never does: commit an upload of which it is not certain that it is whole.
 
+mod arrival;
 mod client;
 mod codec;
 mod command;

@@ -1,6 +1,6 @@
 //! Wildcards of LIST and NLST: a pattern as an automaton that reads a name once.
 //!
-//! Who calls it: `listing`.
+//! Who calls it: `listing`, and `commands::entry` for STAT.
 //! What it calls: nothing.
 //! What it never does: go back in a name. Its time is bounded by the product of the two lengths.
 
@@ -25,6 +25,8 @@ const LOOKUP_WORK: usize = 10;
 /// A pattern, compiled.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
+    /// As it was written: a name of exactly these bytes fits, too.
+    text: Vec<u8>,
     states: Vec<State>,
     /// Those that it begins in.
     first: Set,
@@ -147,6 +149,7 @@ impl Pattern {
         });
         let following = following.collect();
         Some(Self {
+            text: pattern.to_vec(),
             first: entered(&states, 0),
             following,
             states,
@@ -162,7 +165,12 @@ impl Pattern {
         std::mem::take(&mut self.work)
     }
 
-    pub(super) fn matches(&mut self, name: &[u8]) -> bool {
+    /// True for a name that the pattern stands for, and for the one that it is itself.
+    pub(super) fn fits(&mut self, name: &[u8]) -> bool {
+        name == self.text || self.matches(name)
+    }
+
+    fn matches(&mut self, name: &[u8]) -> bool {
         let mut at = self.number(self.first);
         for sign in signs(name) {
             self.work += LOOKUP_WORK;

@@ -14,8 +14,8 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 use tracing::Span;
 
+use super::arrival::{Parting, Setup};
 use super::client::Client;
-use super::data::Setup;
 use super::facts::Facts;
 use super::tls::SessionTls;
 use super::work::Work;
@@ -45,7 +45,7 @@ pub(super) struct Session {
     /// When a session without a login ends.
     pub(super) login_by: Instant,
     pub(super) failed_logins: u32,
-    pub(super) wrong_commands: u32,
+    pub(super) wrong_commands: WrongCommands,
     /// How fast its data may go; the second is with the limits of its admin.
     pub(super) throttle: Arc<Throttle>,
     pub(super) pace: Pace,
@@ -55,6 +55,8 @@ pub(super) struct Session {
     pub(super) next: NextTransfer,
     pub(super) modes: Modes,
     pub(super) setup: Setup,
+    /// The data connection of a transfer that was refused.
+    pub(super) parting: Option<Parting>,
     /// After EPSV ALL no other way of opening data connections is served (RFC 2428 section 4).
     pub(super) epsv_only: bool,
     pub(super) digest: DigestAlgorithm,
@@ -126,6 +128,27 @@ pub(super) enum Step {
     Quit(Reply),
 }
 
+/// Wrong commands, less those that were accepted since: a long session is not ended by rare mistakes.
+#[derive(Debug, Default)]
+pub(super) struct WrongCommands(u32);
+
+impl WrongCommands {
+    /// Counts a last reply; how many wrong commands there are after one more.
+    pub(super) fn count(&mut self, code: u16) -> Option<u32> {
+        match code {
+            500 | 501 | 503 => {
+                self.0 += 1;
+                Some(self.0)
+            }
+            ..400 => {
+                self.0 = self.0.saturating_sub(1);
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
 impl From<Reply> for Step {
     fn from(reply: Reply) -> Self {
         Step::Reply(reply)
@@ -151,7 +174,7 @@ impl Session {
             login: None,
             login_by: Instant::now() + service.listener.login_timeout,
             failed_logins: 0,
-            wrong_commands: 0,
+            wrong_commands: WrongCommands::default(),
             pace: Pace::new(Vec::new()),
             throttle: service.session_throttle(),
             cwd: VirtualPath::default(),
@@ -159,6 +182,7 @@ impl Session {
             next: NextTransfer::default(),
             modes: Modes::at_start(protected),
             setup: Setup::None,
+            parting: None,
             epsv_only: false,
             digest: DigestAlgorithm::Sha256,
             facts: Facts::default(),

@@ -168,8 +168,6 @@ pub(super) struct Slot {
     id: u64,
     /// The client knows of it.
     is_told: bool,
-    /// Who came was not the client, which may still come.
-    is_mistaken: bool,
     come: oneshot::Receiver<TcpStream>,
     shared: Arc<Shared>,
 }
@@ -308,7 +306,7 @@ impl Places {
         // Who has left it itself may still get what was meant for then.
         let rests_until = self.taken.get(&place).and_then(|taken| taken.rests_until);
         self.taken.insert(place, Taken { id, session, state: State::Waits(sender), rests_until });
-        Slot { place, id, is_told: false, is_mistaken: false, come, shared: Arc::clone(shared) }
+        Slot { place, id, is_told: false, come, shared: Arc::clone(shared) }
     }
 }
 
@@ -440,20 +438,26 @@ impl Slot {
         (&mut self.come).await.map_err(|_| io::ErrorKind::NotConnected.into())
     }
 
-    /// Who came did not prove to be the client.
-    pub(super) fn was_mistaken(mut self) {
-        self.is_mistaken = true;
+    /// Who came was not the client, which may still come.
+    pub(super) fn wait_again(&mut self) {
+        let mut places = self.shared.places();
+        let taken = places.taken.get_mut(&self.place).filter(|taken| taken.id == self.id);
+        if let Some(taken) = taken {
+            let (sender, come) = oneshot::channel();
+            taken.state = State::Waits(sender);
+            self.come = come;
+        }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let (place, id, is_told, is_mistaken) = (self.place, self.id, self.is_told, self.is_mistaken);
+        let (place, id, is_told) = (self.place, self.id, self.is_told);
         self.shared.changed((place.0.ip(), place.1), |places| {
             let taken = places.taken.get_mut(&place).filter(|taken| taken.id == id);
             let Some(taken) = taken else { return };
             let now = Instant::now();
-            if is_told && (is_mistaken || matches!(taken.state, State::Waits(_))) {
+            if is_told && matches!(taken.state, State::Waits(_)) {
                 taken.rests_until = Some(now + LATE_MAX);
             }
             taken.state = State::Left;

@@ -5,7 +5,7 @@
 //! tickets, and with TLS 1.2 also what is kept here by session id, for clients without tickets such as curl.
 //! (The library's own resumption data would do for TLS 1.3, but is not told for TLS 1.2.)
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -29,12 +29,56 @@ use crate::tls::{Certificates, ListenerTls};
 const MARK_BYTES: usize = 16;
 type Mark = [u8; MARK_BYTES];
 
+/// Families of ended sessions that are remembered, in about 32 KiB.
+const ENDED_MAX: usize = 1_024;
+/// How long a data connection waits for the login of the session whose TLS it has resumed, and how often it looks.
+const LOGIN_MAX: Duration = Duration::from_secs(5);
+const LOGIN_LOOK: Duration = Duration::from_millis(50);
+
 /// What all sessions of a listener share.
 #[derive(Debug)]
 pub(crate) struct TlsService {
     tls: ListenerTls,
     /// The live sessions, by the mark in their tickets. They outlive a reload of their listener.
-    owners: Arc<Mutex<HashMap<Mark, Owner>>>,
+    owners: Arc<Mutex<Owners>>,
+}
+
+/// Whose the TLS sessions are, by the marks in what they leave for resumption.
+#[derive(Debug, Default)]
+struct Owners {
+    living: HashMap<Mark, Owner>,
+    /// The families of sessions that have ended, the oldest first: their clients may still offer what these have left. Only
+    /// of those that were of another session's family.
+    ended: VecDeque<(Mark, Mark)>,
+}
+
+impl Owners {
+    /// A control connection has resumed the TLS session of another: it has proved to be the same client.
+    fn join(&mut self, mark: Mark, resumed: Mark) {
+        let family = self.family(&resumed);
+        if let Some(owner) = self.living.get_mut(&mark) {
+            owner.family = family;
+        }
+    }
+
+    /// The first of the sessions that were resumed one from the other.
+    fn family(&self, mark: &Mark) -> Mark {
+        if let Some(owner) = self.living.get(mark) {
+            return owner.family;
+        }
+        self.ended.iter().find(|(ended, _)| ended == mark).map_or(*mark, |(_, family)| *family)
+    }
+
+    fn end(&mut self, mark: &Mark) {
+        if let Some(owner) = self.living.remove(mark)
+            && owner.family != *mark
+        {
+            self.ended.push_back((*mark, owner.family));
+            if self.ended.len() > ENDED_MAX {
+                self.ended.pop_front();
+            }
+        }
+    }
 }
 
 /// Whose a session is.
@@ -43,6 +87,8 @@ struct Owner {
     address: IpAddr,
     /// `None` before the login.
     admin: Option<String>,
+    /// The same for sessions of which one has resumed the other.
+    family: Mark,
 }
 
 /// Why a data connection has no TLS.
@@ -67,7 +113,7 @@ impl TlsService {
         Self { tls: tls.clone(), owners }
     }
 
-    fn owners(&self) -> MutexGuard<'_, HashMap<Mark, Owner>> {
+    fn owners(&self) -> MutexGuard<'_, Owners> {
         self.owners.lock()
     }
 }
@@ -94,7 +140,6 @@ impl SessionTls {
             kept: Arc::clone(&listener.session_storage),
             service: Arc::clone(service),
             mark: rand::random(),
-            adopted: OnceLock::new(),
             read: Mutex::default(),
         });
         let names = Arc::new(SessionCertificates {
@@ -105,7 +150,7 @@ impl SessionTls {
         config.cert_resolver = Arc::clone(&names) as Arc<dyn ResolvesServerCert>;
         config.ticketer = Arc::clone(&marked) as Arc<dyn ProducesTickets>;
         config.session_storage = Arc::clone(&marked) as Arc<dyn StoresServerSessions>;
-        service.owners().insert(marked.mark, Owner { address, admin: None });
+        service.owners().living.insert(marked.mark, Owner { address, admin: None, family: marked.mark });
         let mut without_tickets = config.clone();
         without_tickets.send_tls13_tickets = 0;
         Self {
@@ -126,7 +171,7 @@ impl SessionTls {
 
     /// An admin has logged in; other sessions of the same admin from the same address are the same client.
     pub(super) fn set_admin(&self, name: Option<&str>) {
-        if let Some(owner) = self.service.owners().get_mut(&self.marked.mark) {
+        if let Some(owner) = self.service.owners().living.get_mut(&self.marked.mark) {
             owner.admin = name.map(str::to_owned);
         }
     }
@@ -135,8 +180,7 @@ impl SessionTls {
     pub(super) async fn accept_control(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
         let stream = accept(&self.config, stream, self.handshake_max).await?;
         if let Some(mark) = self.offered(&stream) {
-            // Set once: a session has one control connection.
-            self.marked.adopted.set(mark).ok();
+            self.service.owners().join(self.marked.mark, mark);
         }
         if let Some([certificate, ..]) = stream.get_ref().1.peer_certificates() {
             // A full handshake has verified it. What was resumed was verified once, and its tickets renew each other.
@@ -157,6 +201,23 @@ impl SessionTls {
             .unwrap_or_default()
     }
 
+    /// What a TLS session says of the client that has resumed it. That of another session which nobody has logged in to says
+    /// nothing yet: where that would be a refusal, its login is waited for.
+    async fn judge(&self, mark: &Mark, reuse: SessionReuse) -> Offered {
+        let deadline = tokio::time::Instant::now() + LOGIN_MAX;
+        loop {
+            let offered = self.marked.judge(mark);
+            let waits = offered == Offered::Nothing
+                && reuse == SessionReuse::Require
+                && self.service.owners().living.contains_key(mark)
+                && tokio::time::Instant::now() < deadline;
+            if !waits {
+                return offered;
+            }
+            tokio::time::sleep(LOGIN_LOOK).await;
+        }
+    }
+
     /// The mark of the TLS session that a handshake has resumed.
     fn offered(&self, stream: &TlsStream<TcpStream>) -> Option<Mark> {
         let read = self.marked.read().take();
@@ -168,19 +229,23 @@ impl SessionTls {
         &self,
         stream: TcpStream,
         reuse: SessionReuse,
-        direction: Direction,
+        direction: Option<Direction>,
     ) -> Result<(TlsStream<TcpStream>, bool), Error> {
         let config = match (direction, reuse) {
             // The tickets of TLS 1.3 come after the handshake. A client that only sends, such as Perl's Net::FTP,
-            // would close its socket with them unread, and that resets the connection: the upload is lost.
-            (Direction::FromClient, SessionReuse::Off | SessionReuse::MatchIfOffered) => {
+            // would close its socket with them unread, and that resets the connection: the upload is lost. Before the
+            // command nobody knows the direction.
+            (Some(Direction::FromClient) | None, SessionReuse::Off | SessionReuse::MatchIfOffered) => {
                 &self.without_tickets
             }
             // A client that must resume may use each ticket once, as curl does, and needs the next one.
-            (Direction::FromClient, SessionReuse::Require) | (Direction::ToClient, _) => &self.config,
+            (_, SessionReuse::Require) | (Some(Direction::ToClient), _) => &self.config,
         };
         let stream = accept(config, stream, self.handshake_max).await?;
-        let offered = self.offered(&stream).map_or(Offered::Nothing, |mark| self.marked.judge(&mark));
+        let offered = match self.offered(&stream) {
+            Some(mark) => self.judge(&mark, reuse).await,
+            None => Offered::Nothing,
+        };
         match (reuse, offered) {
             (SessionReuse::MatchIfOffered | SessionReuse::Require, Offered::Foreign) => Err(Error::Foreign),
             (SessionReuse::Require, Offered::Nothing) => Err(Error::NotResumed),
@@ -214,7 +279,7 @@ pub(super) async fn accept(
 
 impl Drop for SessionTls {
     fn drop(&mut self) {
-        self.service.owners().remove(&self.marked.mark);
+        self.service.owners().end(&self.marked.mark);
     }
 }
 
@@ -251,9 +316,6 @@ struct Marked {
     kept: Arc<dyn StoresServerSessions>,
     service: Arc<TlsService>,
     mark: Mark,
-    /// The mark of the TLS session that the control connection resumed: the client has proved that it is its
-    /// own.
-    adopted: OnceLock<Mark>,
     /// The mark read last.
     read: Mutex<Option<Mark>>,
 }
@@ -275,13 +337,16 @@ impl Marked {
     }
 
     fn judge(&self, mark: &Mark) -> Offered {
-        if *mark == self.mark || self.adopted.get() == Some(mark) {
+        if *mark == self.mark {
             return Offered::Own;
         }
         let owners = self.service.owners();
-        let (Some(other), Some(own)) = (owners.get(mark), owners.get(&self.mark)) else {
-            return Offered::Nothing;
-        };
+        let is_kin = owners.family(mark) == owners.family(&self.mark);
+        let (other, own) = (owners.living.get(mark), owners.living.get(&self.mark));
+        if is_kin {
+            return Offered::Own;
+        }
+        let (Some(other), Some(own)) = (other, own) else { return Offered::Nothing };
         if other.address != own.address {
             return Offered::Foreign;
         }

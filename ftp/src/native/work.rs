@@ -12,6 +12,7 @@ use portolan_config::checked::listener::Ascii;
 use portolan_proto::CHUNK_BYTES_MAX;
 use portolan_proto::path::display;
 
+use super::arrival::Setup;
 use super::data::{Connection, Plan};
 use crate::ControlConnection;
 use crate::bandwidth::Direction;
@@ -28,6 +29,8 @@ pub(super) enum Progress {
     /// A preliminary reply (1yz), and what follows it.
     More(Reply, Work),
     Done(Reply),
+    /// Before any preliminary reply: the client may be on its way to this data connection.
+    Refused(Reply, Setup),
 }
 
 /// What a transfer takes from its session.
@@ -56,7 +59,9 @@ impl Job {
             let Self { tree, login, transfer, .. } = &self;
             let mut content = match tree.read(login, self.path(), offset, length, transfer.id).await {
                 Ok(content) => content,
-                Err(error) => return Progress::Done(self.refuse(&error, Action::Read)),
+                Err(error) => {
+                    return Progress::Refused(self.refuse(&error, Action::Read), self.plan.setup);
+                }
             };
             transfer.set_node(content.node());
             let text = match content.missing() {
@@ -109,13 +114,15 @@ impl Job {
                 None => None,
                 Some(bytes) => match self.present(begins).await {
                     Ok(present) => Some(Declared { bytes, present }),
-                    Err(reply) => return Progress::Done(reply),
+                    Err(reply) => return Progress::Refused(reply, self.plan.setup),
                 },
             };
             let Self { tree, login, transfer, .. } = &self;
             let mut upload = match tree.write(login, self.path(), begins, transfer.id).await {
                 Ok(upload) => upload,
-                Err(error) => return Progress::Done(self.refuse(&error, Action::Write)),
+                Err(error) => {
+                    return Progress::Refused(self.refuse(&error, Action::Write), self.plan.setup);
+                }
             };
             transfer.set_node(upload.node());
             // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, Local, SecondsFormat, Utc};
 
+use portolan_proto::path::is_format;
+
 use super::record::{Fields, Record, Severity, Value};
 
 /// RFC 3339, with microseconds, in UTC.
@@ -59,12 +61,13 @@ fn push_fields(line: &mut String, fields: &Fields, dim: &str, plain: &str) {
 
 /// True for text that needs no quotation marks to be told apart.
 fn is_bare(text: &str) -> bool {
-    !text.is_empty() && !text.chars().any(|c| c.is_control() || c.is_whitespace() || c == '"' || c == '=')
+    !text.is_empty()
+        && !text.chars().any(|c| c.is_control() || is_format(c) || c.is_whitespace() || c == '"' || c == '=')
 }
 
 fn push_escaped(line: &mut String, text: &str) {
     for c in text.chars() {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        if c.is_control() || is_format(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
 }
 
@@ -104,7 +107,16 @@ fn push_json_fields(line: &mut String, record: &Record) {
 fn push_json_text(line: &mut String, name: &str, text: &str) {
     let text = serde_json::to_string(text).expect("text is always JSON");
     // Writing to a String does not fail.
-    write!(line, ",\"{name}\":{text}").ok();
+    write!(line, ",\"{name}\":").ok();
+    for c in text.chars() {
+        if is_format(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(line, "\\u{unit:04x}").ok();
+            }
+        } else {
+            line.push(c);
+        }
+    }
 }
 
 /// A line of xferlog(5) as wu-ftpd writes it, in local time; `None`: the record is not a transfer that moves a file.
@@ -134,8 +146,10 @@ pub(super) fn xferlog(record: &Record) -> Option<String> {
 
 /// xferlog parts its fields by spaces: each space or control character in one is written as an underscore.
 fn one_word(text: &str) -> String {
-    let word: String =
-        text.chars().map(|c| if c.is_control() || c.is_whitespace() { '_' } else { c }).collect();
+    let word: String = text
+        .chars()
+        .map(|c| if c.is_control() || is_format(c) || c.is_whitespace() { '_' } else { c })
+        .collect();
     if word.is_empty() { "-".to_owned() } else { word }
 }
 

@@ -10,6 +10,7 @@ use crate::native::command::words;
 use crate::native::facts::{
     list_line, on_one_line, parse_seconds, parse_timestamp, shown, timestamp, timestamp_of,
 };
+use crate::native::listing::{self, Asked, ENTRY_STEPS, Source, Turn};
 use crate::native::session::{Session, Step};
 use crate::reply::{Action, Reply};
 use crate::transfer::changed;
@@ -61,32 +62,52 @@ pub(super) async fn mlst(session: &Session, argument: &[u8]) -> Step {
 }
 
 /// STAT with a name: as LIST, in the reply.
-pub(super) async fn stat(session: &Session, argument: &[u8]) -> Step {
-    match stat_lines(session, argument).await {
-        Ok((code, path, body)) if body.is_empty() => Reply::with(code, format!("{path} is empty.")).into(),
+pub(super) async fn stat(session: &Session, asked: Asked) -> Step {
+    if asked.recursive {
+        return Reply::new(504, "STAT lists one directory; use LIST -R.").into();
+    }
+    match stat_lines(session, &asked).await {
+        Ok((code, path, body)) if body.is_empty() => {
+            Reply::with(code, format!("There is nothing to show of {path}.")).into()
+        }
         Ok((code, path, body)) => Reply { body, ..Reply::with(code, format!("Status of {path}:")) }.into(),
         Err(reply) => reply.into(),
     }
 }
 
-async fn stat_lines(session: &Session, argument: &[u8]) -> Result<(u16, VirtualPath, Vec<Vec<u8>>), Reply> {
-    let (path, entry) = entry(session, Verb::STAT, argument).await?;
+async fn stat_lines(session: &Session, wanted: &Asked) -> Result<(u16, VirtualPath, Vec<Vec<u8>>), Reply> {
+    let path = path(session, Verb::STAT, &wanted.path).await?;
     let now = SystemTime::now();
     let line = |entry: &Entry, name: &[u8]| {
         let mut line = Vec::new();
         list_line(&mut line, entry, name, now);
         line
     };
-    if entry.kind != Kind::Directory {
-        return Ok((213, path, vec![line(&entry, &entry.name)]));
-    }
     let login = login(session);
-    let listing = session.service.shared.tree.list(&login, &path);
-    let mut listing = asked(session, Verb::STAT, &path, Action::List, listing).await?;
+    let tree = &session.service.shared.tree;
+    let finding = listing::find(tree, &login, &path, wanted.itself);
+    let (source, directory) = asked(session, Verb::STAT, &path, Action::List, finding).await?;
+    let (mut listing, mut pattern) = match source {
+        Source::Single(entry) => {
+            let code = if entry.kind == Kind::Directory { 212 } else { 213 };
+            return Ok((code, path, vec![line(&entry, &entry.name)]));
+        }
+        Source::Directory(listing) => (listing, None),
+        Source::Matching(listing, pattern) => (listing, Some(pattern)),
+    };
+    let mut turn = Turn::default();
     let mut lines = Vec::new();
     while let Some(batch) = asked(session, Verb::STAT, &path, Action::List, listing.next_batch()).await? {
         for entry in batch {
-            let name = shown(&session.service.shared.tree, &login, &path, &entry.name);
+            turn.take(ENTRY_STEPS).await;
+            if let Some(pattern) = &mut pattern {
+                let fits = pattern.fits(&entry.name);
+                turn.take(pattern.take_work()).await;
+                if !fits {
+                    continue;
+                }
+            }
+            let name = shown(tree, &login, &directory, &entry.name);
             let name = asked(session, Verb::STAT, &path, Action::List, name).await?;
             lines.push(line(&entry, &name));
         }
@@ -230,7 +251,7 @@ fn parse_mode(text: &[u8]) -> Option<u32> {
 pub(super) async fn site(session: &Session, argument: &[u8]) -> Step {
     let (verb, rest) = match word_and_rest(argument) {
         Some((verb, rest)) => (verb.to_ascii_uppercase(), rest),
-        None => (argument.to_ascii_uppercase(), &[][..]),
+        None => (argument.trim_ascii().to_ascii_uppercase(), &[][..]),
     };
     match &verb[..] {
         b"HELP" => {

@@ -8,8 +8,8 @@ use portolan_proto::v1::DigestAlgorithm;
 use tokio::time::Instant;
 
 use super::{data_requires_tls, login_requires_tls};
+use crate::native::arrival::Setup;
 use crate::native::command::number;
-use crate::native::data::Setup;
 use crate::native::facts::Facts;
 use crate::native::session::{Modes, NextTransfer, Session, Step};
 use crate::reply::Reply;
@@ -114,7 +114,8 @@ fn logged_in(session: &mut Session, code: u16, decided: Result<Login, LoginFailu
             }
             let from = session.origin.client;
             tracing::warn!(session = %session.id, %from, failures, "session closed: too many failed logins");
-            Step::Quit(Reply::new(421, "Too many failed logins; closing the connection."))
+            // Not 421, which clients take for leave to try again.
+            Step::Quit(Reply::new(530, "Too many logins have failed; closing the connection."))
         }
     }
 }

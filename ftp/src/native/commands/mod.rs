@@ -42,7 +42,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::PASS => login::pass(session, argument).await,
         Verb::ACCT => Reply::new(202, "No account is needed.").into(),
         Verb::REIN => login::rein(session),
-        Verb::QUIT => Step::Quit(Reply::new(221, "Good bye.")),
+        Verb::QUIT => Step::Quit(good_bye()),
         Verb::AUTH => login::auth(session, argument),
         Verb::PBSZ => login::pbsz(session, argument),
         Verb::PROT => login::prot(session, argument),
@@ -82,7 +82,7 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
         Verb::MLST => entry::mlst(session, argument).await,
         Verb::AVBL => entry::avbl(session, argument).await,
         Verb::STAT if argument.is_empty() => status(session, None).into(),
-        Verb::STAT => entry::stat(session, argument).await,
+        Verb::STAT => entry::stat(session, Asked::parse(argument)).await,
         Verb::SITE => entry::site(session, argument).await,
 
         Verb::RANG => digest::rang(session, argument),
@@ -110,6 +110,10 @@ pub(super) async fn run(session: &mut Session, command: Command) -> Step {
 
 pub(super) fn noop() -> Reply {
     Reply::new(200, "OK.")
+}
+
+pub(super) fn good_bye() -> Reply {
+    Reply::new(221, "Good bye.")
 }
 
 /// STAT without a name (RFC 959 section 4.1.3): the session, and the transfer under way.

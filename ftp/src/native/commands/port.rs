@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use portolan_config::checked::listener::ProxiedData;
 
 use crate::advertised::Advertised;
+use crate::native::arrival::{Arrival, Door, Setup};
 use crate::native::command::number;
-use crate::native::data::Setup;
 use crate::native::session::{Session, Step};
 use crate::native::shared::Guest;
 use crate::reply::Reply;
@@ -48,6 +48,9 @@ pub(super) async fn epsv(session: &mut Session, argument: &[u8]) -> Step {
         return Reply::new(502, "EPSV is not available behind this load balancer; use PASV.").into();
     }
     let own = protocol(session.origin.contacted);
+    if !argument.is_empty() && number(argument).is_none() {
+        return Reply::new(501, "Syntax: EPSV, EPSV 1, EPSV 2, EPSV ALL.").into();
+    }
     if !argument.is_empty() && argument != own.as_bytes() {
         return Reply::with(522, format!("Network protocol not supported, use ({own}).")).into();
     }
@@ -65,21 +68,24 @@ fn protocol(address: IpAddr) -> &'static str {
 /// Waits for the client on a port; an earlier one is given up.
 async fn listen(session: &mut Session) -> Result<u16, Reply> {
     session.setup = Setup::None;
+    // It may have the only port.
+    session.parting = None;
     let listening = match session.service.shared_ports.clone() {
         Some(ports) => {
             let guest = Guest { session: session.id, is_protected: session.modes.protected };
             let is_gone = || session.control.is_closed_by_client();
             let placed = ports.place(&session.origin, guest, is_gone).await;
-            placed.map(|slot| (slot.port(), Setup::Shared(slot)))
+            placed.map(|slot| (slot.port(), Door::Shared(slot)))
         }
         None => session.service.passive.listen(session.origin.own).and_then(|listener| {
             let port = listener.local_addr()?.port();
-            Ok((port, Setup::Passive(listener)))
+            Ok((port, Door::Own(listener)))
         }),
     };
     match listening {
-        Ok((port, setup)) => {
-            session.setup = setup;
+        Ok((port, door)) => {
+            let arrival = Arrival::new(door, &session.service, session.origin, session.tls.as_ref());
+            session.setup = Setup::Passive(arrival);
             Ok(port)
         }
         Err(error) => {
@@ -92,7 +98,7 @@ async fn listen(session: &mut Session) -> Result<u16, Reply> {
 pub(super) fn port(session: &mut Session, argument: &[u8]) -> Step {
     let numbers: Option<Vec<u8>> = argument
         .split(|byte| *byte == b',')
-        .map(|word| number(word).and_then(|number| u8::try_from(number).ok()))
+        .map(|word| number(word.trim_ascii()).and_then(|number| u8::try_from(number).ok()))
         .collect();
     let Some([a, b, c, d, high, low]) = numbers.as_deref() else {
         return Reply::new(501, "Syntax: PORT h1,h2,h3,h4,p1,p2.").into();
@@ -120,6 +126,7 @@ fn parse_eprt(argument: &[u8]) -> Result<SocketAddr, Reply> {
         (b"1", Some((IpAddr::V4(address), port))) => Ok(SocketAddr::new(address.into(), port)),
         (b"2", Some((IpAddr::V6(address), port))) => Ok(SocketAddr::new(address.into(), port)),
         (b"1" | b"2", _) => Err(syntax()),
+        (other, _) if number(other).is_none() => Err(syntax()),
         _ => Err(Reply::new(522, "Network protocol not supported, use (1,2).")),
     }
 }
@@ -154,6 +161,8 @@ mod tests {
             b"|2|127.0.0.1|1|",
             b"|1|127.0.0.1|65536|",
             b"|1||1|",
+            b"||||",
+            b"|x|127.0.0.1|1|",
             b"",
         ] {
             assert_eq!(parse_eprt(bad).unwrap_err().code, 501, "{}", String::from_utf8_lossy(bad));

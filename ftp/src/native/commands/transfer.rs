@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use portolan_config::checked::listener::Ascii;
+use portolan_config::checked::listener::{Ascii, ProxiedData};
 
 use super::digest::span;
 use super::{bad_name, data_requires_tls, login, named, path};
+use crate::native::arrival::Setup;
 use crate::native::command::{number, words};
-use crate::native::data::{Plan, Setup};
+use crate::native::data::Plan;
 use crate::native::listing::{self, Asked, Form};
 use crate::native::session::{NextTransfer, Session, Step};
 use crate::native::work::{Job, Work};
@@ -18,17 +19,23 @@ use crate::verb::Verb;
 use portolan_cluster::path::VirtualPath;
 use portolan_cluster::tree::Begins;
 
-/// ALLO: the bytes of the next upload; the record size of page structure means nothing here.
+/// ALLO (RFC 959 section 4.1.3): the bytes of the next upload; the record size of page structure means nothing here, and is
+/// there with or without a number of bytes.
 pub(super) fn allo(session: &mut Session, argument: &[u8]) -> Step {
-    let words = words(argument);
-    let bytes = words.first().and_then(|word| number(word));
-    let records = matches!(&words[..], [_] | [_, b"R" | b"r", _]);
-    match bytes {
-        Some(bytes) if records => {
+    let declared = match &words(argument)[..] {
+        [bytes] => number(bytes),
+        [bytes, b"R" | b"r", record] => number(record).and_then(|_| number(bytes)),
+        [b"R" | b"r", record] if number(record).is_some() => {
+            return Reply::new(202, "Space is not allocated by records.").into();
+        }
+        _ => None,
+    };
+    match declared {
+        Some(bytes) => {
             session.next.declared = Some(bytes);
             Reply::with(200, format!("The next upload must bring {bytes} bytes.")).into()
         }
-        _ => Reply::new(501, "Syntax: ALLO bytes.").into(),
+        None => Reply::new(501, "Syntax: ALLO bytes, ALLO bytes R record.").into(),
     }
 }
 
@@ -48,35 +55,34 @@ fn converts(session: &Session) -> bool {
     session.modes.ascii() && session.service.listener.ascii == Ascii::Convert
 }
 
-/// What the data connection of a transfer needs, taken from the session: it serves one transfer.
+/// What the data connection of a transfer needs, taken from the session: it serves one transfer. Where that is refused, what is
+/// left in the session is ended behind the reply.
 fn plan(session: &mut Session) -> Result<Plan, Reply> {
-    let setup = std::mem::take(&mut session.setup);
     if data_requires_tls(session) && !session.modes.protected {
         return Err(Reply::new(521, "Data in plaintext is not allowed here; send PBSZ 0 and PROT P."));
     }
-    if let Setup::None = setup {
+    if let Setup::None = session.setup {
         return Err(Reply::new(425, "Send PASV or EPSV first."));
     }
+    let bare = session.service.listener.proxy_protocol.data == ProxiedData::Bare;
     let reuse = session.service.listener.session_reuse;
     Ok(Plan {
-        setup,
+        setup: std::mem::take(&mut session.setup),
         origin: session.origin,
-        proxy_protocol: session.service.listener.proxy_protocol.clone(),
         pace: session.pace.clone(),
         tls: session.tls.clone().filter(|_| session.modes.protected).map(|tls| (tls, reuse)),
         close_notify: session.service.listener.close_notify,
         compression: session.modes.deflate.then_some(session.modes.level),
+        may_have_header: session.origin.balancer.is_some() && bare,
     })
 }
 
 fn job(session: &mut Session, verb: Verb, path: &VirtualPath) -> Result<Job, Reply> {
-    // Taken first: whatever comes of a transfer, the next one needs a data connection of its own.
-    let plan = plan(session);
     let ascii = session.modes.ascii().then_some(session.service.listener.ascii);
     if ascii == Some(Ascii::Refuse) {
         return Err(Reply::new(504, "Send TYPE I first; text mode would alter mail."));
     }
-    let plan = plan?;
+    let plan = plan(session)?;
     let login = login(session);
     Ok(Job {
         tree: Arc::clone(&session.service.shared.tree),
