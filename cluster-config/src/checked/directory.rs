@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::frontend::LOCAL;
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
+use portolan_proto::rights::Rights;
+
 use crate::admins;
 use crate::dn::Dn;
 use crate::raw::{self, Field};
@@ -94,8 +96,7 @@ pub struct GrantRule {
     pub who: Grantee,
     /// `None`: in whichever directory.
     pub directory: Option<String>,
-    pub backup: bool,
-    pub restore: bool,
+    pub rights: Rights,
     pub domains: GrantedDomains,
     /// Where the tree of such an admin begins, as a path of the wire; `None`: this grant does not say.
     pub root: Option<Vec<u8>>,
@@ -345,7 +346,7 @@ impl Checker {
                 let message = format!("there is no directory {name:?} in [[directories]]");
                 self.fault(span(&raw.directory), &key("directory"), message);
             }
-            let (backup, restore) = self.rights(&raw.rights, &key("rights"));
+            let rights = self.rights(&raw.rights, &key("rights"));
             let domains = self.granted_domains(raw, &prefix);
             let root = self.optional(&raw.root, &key("root")).cloned().and_then(|text| {
                 // What an attribute names is known when somebody logs in.
@@ -358,20 +359,20 @@ impl Checker {
                 (None, Some(user)) => Grantee::User(user),
                 (None, None) => continue,
             };
-            rules.push(GrantRule { who, directory, backup, restore, domains, root });
+            rules.push(GrantRule { who, directory, rights, domains, root });
         }
         rules
     }
 
-    pub(super) fn rights(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> (bool, bool) {
+    pub(super) fn rights(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> Rights {
         let words = self.required(field, key).cloned().unwrap_or_default();
-        let bad = words.iter().any(|word| word != "backup" && word != "restore");
-        if field.is_some() && (words.is_empty() || bad) {
-            let message = format!("{words:?} is not valid; allowed: one or both of \"backup\", \"restore\"");
+        let parsed = Rights::from_words(words.iter().map(String::as_str));
+        if field.as_ref().is_some_and(|field| field.value.is_ok()) && (words.is_empty() || parsed.is_err()) {
+            let allowed = Rights::WORDS.map(|word| format!("{word:?}")).join(", ");
+            let message = format!("{words:?} is not valid; allowed: one or more of {allowed}");
             self.fault(span(field), key, message);
         }
-        let has = |right: &str| words.iter().any(|word| word == right);
-        (has("backup"), has("restore"))
+        parsed.unwrap_or_default()
     }
 
     fn granted_domains(&mut self, raw: &raw::Grant, prefix: &str) -> GrantedDomains {

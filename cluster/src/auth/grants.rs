@@ -1,7 +1,9 @@
-//! Rights: which domains an admin may back up, and which restore.
+//! Rights: which domains an admin may back up, which write to, and where it may delete.
 
 use portolan_config::admins::Domains;
 use portolan_config::checked::directory::{GrantRule, GrantedDomains, Grantee};
+
+use portolan_proto::rights::{Need, Rights};
 
 use super::directory::Found;
 use crate::path::VirtualPath;
@@ -23,8 +25,10 @@ pub(super) fn set_of_line(given: bool, domains: &Domains) -> DomainSet {
 pub struct Grants {
     /// List and read.
     pub backup: DomainSet,
-    /// List, write, rename, remove.
-    pub restore: DomainSet,
+    /// List, write, replace, rename.
+    pub write: DomainSet,
+    /// List, remove.
+    pub delete: DomainSet,
     /// Where the admin's tree begins.
     pub root: VirtualPath,
 }
@@ -32,7 +36,16 @@ pub struct Grants {
 impl Grants {
     /// True when the domain may be seen at all; what may not be seen is not listed and does not exist.
     pub fn may_see(&self, domain: &[u8]) -> bool {
-        self.backup.covers(domain) || self.restore.covers(domain)
+        Need::Look.is_met_by(self.rights(domain))
+    }
+
+    /// The rights to one domain.
+    pub fn rights(&self, domain: &[u8]) -> Rights {
+        Rights {
+            backup: self.backup.covers(domain),
+            write: self.write.covers(domain),
+            delete: self.delete.covers(domain),
+        }
     }
 
     /// What the grants of the configuration give to somebody of a directory; `None`: nothing. `note` is told each grant
@@ -62,12 +75,15 @@ impl Grants {
             let named = rule.domains.attribute.iter().flat_map(|attribute| found.values(attribute));
             let mut domains = DomainSet { attribute: None, ..rule.domains.clone() };
             domains.names.extend(named.map(|name| name.as_bytes().to_vec()));
-            for (given, set) in [(rule.backup, &mut grants.backup), (rule.restore, &mut grants.restore)] {
+            let Rights { backup, write, delete } = rule.rights;
+            let sets = [(backup, &mut grants.backup), (write, &mut grants.write), (delete, &mut grants.delete)];
+            for (given, set) in sets {
                 if given {
                     set.extend(&domains);
                 }
             }
         }
-        (!grants.backup.is_empty() || !grants.restore.is_empty()).then_some(grants)
+        let sets = [&grants.backup, &grants.write, &grants.delete];
+        sets.iter().any(|set| !set.is_empty()).then_some(grants)
     }
 }

@@ -50,15 +50,16 @@ impl Login {
     /// How this login is told to an agent: the rights it has at `path`, a path of the wire.
     pub fn caller(&self, path: &[u8]) -> v1::Caller {
         let domain = domain_of(path).unwrap_or_default();
-        let grants = &self.admin.grants;
+        let rights = self.admin.grants.rights(domain);
         v1::Caller {
             admin: self.admin.name.clone(),
             session_id: self.session.to_string(),
             grant: Some(v1::Grant {
-                backup: grants.backup.covers(domain),
-                restore: grants.restore.covers(domain),
+                backup: rights.backup,
+                restore: rights.write,
                 domain: Some(domain.to_vec().into()),
             }),
+                delete: Some(rights.delete),
         }
     }
 }

@@ -105,14 +105,21 @@ fn letter(kind: Kind) -> char {
 
 /// The perm fact (RFC 3659 section 7.5.5).
 fn perm(kind: Kind, permissions: Permissions) -> &'static str {
-    match (kind, permissions.read, permissions.change) {
-        (Kind::Directory, _, false) => "el",
-        (Kind::Directory, _, true) => "cdeflmp",
-        (Kind::File, true, true) => "adfrw",
-        (Kind::File, true, false) => "r",
-        (Kind::File, false, true) => "adfw",
-        (_, _, true) => "df",
-        (_, _, false) => "",
+    match (kind, permissions.read, permissions.change, permissions.delete) {
+        (Kind::Directory, _, false, false) => "el",
+        (Kind::Directory, _, true, false) => "ceflm",
+        (Kind::Directory, _, false, true) => "delp",
+        (Kind::Directory, _, true, true) => "cdeflmp",
+        (Kind::File, true, true, true) => "adfrw",
+        (Kind::File, true, true, false) => "afrw",
+        (Kind::File, true, false, true) => "dr",
+        (Kind::File, true, false, false) => "r",
+        (Kind::File, false, true, true) => "adfw",
+        (Kind::File, false, true, false) => "afw",
+        (_, _, true, true) => "df",
+        (_, _, true, false) => "f",
+        (_, _, false, true) => "d",
+        (_, _, false, false) => "",
     }
 }
 
@@ -252,7 +259,7 @@ mod tests {
 
     #[test]
     fn facts_are_written_as_wanted() {
-        let all = Permissions { read: true, change: true };
+        let all = Permissions { read: true, change: true, delete: true };
         let mut out = Vec::new();
         Facts::default().write(&mut out, &entry(Kind::File), all);
         assert_eq!(out, b"type=file;size=5;modify=20200913122640;perm=adfrw;UNIX.mode=0640; ");

@@ -614,7 +614,7 @@ fn permissions(login: &Login, directory: &VirtualPath, entry: &Entry) -> Permiss
     match directory.child(&entry.name) {
         Ok(path) => Tree::permissions(login, &path),
         // A name that no command can say.
-        Err(_) => Permissions { read: false, change: false },
+        Err(_) => Permissions { read: false, change: false, delete: false },
     }
 }
 
