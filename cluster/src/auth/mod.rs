@@ -94,10 +94,15 @@ pub enum Error {
     #[error("the name or the password is wrong")]
     Refused,
     #[error("directory {directory}: {reason}")]
-    RefusedBy { directory: String, reason: String },
+    RefusedBy {
+        directory: String,
+        reason: String,
+        /// The name of the account that it was about, where there is one.
+        account: Option<String>,
+    },
     /// Proved who it is, and may not come in all the same; which it may be told.
     #[error("directory {directory}: {reason}")]
-    Barred { directory: String, reason: &'static str },
+    Barred { directory: String, reason: &'static str, account: Option<String> },
     #[error("the certificate names {named:?}, not {admin:?}")]
     OtherCertificate { admin: String, named: Vec<String> },
     /// Nobody can say. Not a failed login.
@@ -108,6 +113,17 @@ pub enum Error {
 }
 
 /// Who may log in, by a configuration: ready to be asked.
+impl Error {
+    /// The account that a refused login was about, by the name that its directory has.
+    pub fn account(&self) -> Option<&str> {
+        match self {
+            Error::RefusedBy { account, .. } | Error::Barred { account, .. } => account.as_deref(),
+            Error::OtherCertificate { admin, .. } => Some(admin),
+            Error::Refused | Error::Away { .. } | Error::Broken(_) => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Admins {
     local: Arc<LocalDirectory>,
@@ -180,11 +196,11 @@ impl Decision<'_> {
                     match self.ask_or_remember(directory).await {
                         Ok(admin) => return Ok(admin),
                         Err(Failure::Unknown) => {}
-                        Err(Failure::Refused(reason)) => {
-                            return Err(Error::RefusedBy { directory: place.clone(), reason });
+                        Err(Failure::Refused { reason, entry: account }) => {
+                            return Err(Error::RefusedBy { directory: place.clone(), reason, account });
                         }
-                        Err(Failure::Barred(reason)) => {
-                            return Err(Error::Barred { directory: place.clone(), reason });
+                        Err(Failure::Barred { reason, entry: account }) => {
+                            return Err(Error::Barred { directory: place.clone(), reason, account });
                         }
                         Err(Failure::Away(cause)) => {
                             away = Some(Error::Away { directory: place.clone(), cause });
@@ -226,7 +242,9 @@ impl Decision<'_> {
                 })
                 .await;
             }
-            Err(Failure::Refused(_) | Failure::Barred(_) | Failure::Unknown) => cache.forget(self.name),
+            Err(Failure::Refused { .. } | Failure::Barred { .. } | Failure::Unknown) => {
+                cache.forget(self.name);
+            }
             Err(Failure::Away(_)) => {}
         }
         asked
@@ -239,7 +257,8 @@ impl Decision<'_> {
         let grants = Grants::of(&self.admins.grants, directory.name(), &found, note);
         let grants = grants.ok_or_else(|| {
             self.steps.show(&Step::NothingGranted(&found.name));
-            Failure::Barred("no right to any domain is granted to you")
+            let reason = "no right to any domain is granted to you";
+            Failure::Barred { reason, entry: Some(found.name.clone()) }
         })?;
         Ok(Admin { name: found.name, grants })
     }
