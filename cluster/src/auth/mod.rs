@@ -6,6 +6,7 @@
 
 mod cache;
 mod directory;
+mod fold;
 pub mod grants;
 pub mod local;
 pub mod lockout;
@@ -58,8 +59,8 @@ impl Login {
                 backup: rights.backup,
                 restore: rights.write,
                 domain: Some(domain.to_vec().into()),
-            }),
                 delete: Some(rights.delete),
+            }),
         }
     }
 }
@@ -112,7 +113,6 @@ pub enum Error {
     Broken(#[source] tokio::task::JoinError),
 }
 
-/// Who may log in, by a configuration: ready to be asked.
 impl Error {
     /// The account that a refused login was about, by the name that its directory has.
     pub fn account(&self) -> Option<&str> {
@@ -124,6 +124,7 @@ impl Error {
     }
 }
 
+/// Who may log in, by a configuration: ready to be asked.
 #[derive(Debug)]
 pub struct Admins {
     local: Arc<LocalDirectory>,
