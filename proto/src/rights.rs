@@ -42,6 +42,15 @@ impl Rights {
         Ok(rights)
     }
 
+    /// Those of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            backup: self.backup || other.backup,
+            write: self.write || other.write,
+            delete: self.delete || other.delete,
+        }
+    }
+
     /// Those that a call states. A front end of before the right to delete does not state it: there `restore` has it.
     pub fn of(grant: &v1::Grant) -> Self {
         let delete = grant.delete.unwrap_or(grant.restore);

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portolan_proto::id::NodeId;
-
 use portolan_proto::rights::Rights;
 
 use super::directory::GrantedDomains;

@@ -1,13 +1,14 @@
 //! Directories that admins are looked up in (LDAP, Active Directory), and the grants that follow from them.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
+
+use portolan_proto::rights::Rights;
 
 use super::frontend::LOCAL;
 use super::tls::{Anchors, Identity};
 use super::{Checker, span};
-use portolan_proto::rights::Rights;
-
 use crate::admins;
 use crate::dn::Dn;
 use crate::raw::{self, Field};
@@ -102,6 +103,24 @@ pub struct GrantRule {
     pub root: Option<Vec<u8>>,
 }
 
+/// For people: `group "backup admins": backup, restore of all domains`.
+impl fmt::Display for GrantRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Grantee::Group(group) => write!(f, "group {group:?}")?,
+            Grantee::User(user) => write!(f, "user {user:?}")?,
+        }
+        if let Some(directory) = &self.directory {
+            write!(f, " of directory {directory}")?;
+        }
+        write!(f, ": {} of {}", self.rights, self.domains)?;
+        match &self.root {
+            Some(root) => write!(f, "; the tree begins at /{}", portolan_proto::path::display(root)),
+            None => Ok(()),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grantee {
     /// A DN, or the value of its first part.
@@ -118,6 +137,29 @@ pub struct GrantedDomains {
     /// The domains that this attribute of the admin's entry names.
     pub attribute: Option<String>,
 }
+
+/// For people: `all domains`, or names and patterns, of which many are counted.
+impl fmt::Display for GrantedDomains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.all {
+            return f.write_str("all domains");
+        }
+        let names = self.names.iter().map(|name| portolan_proto::path::display(name));
+        let mut words: Vec<String> = names.chain(self.patterns.iter().cloned()).collect();
+        let more = words.len().saturating_sub(SHOWN_MAX);
+        words.truncate(SHOWN_MAX);
+        if more > 0 {
+            words.push(format!("{more} more"));
+        }
+        let attribute = self.attribute.iter().map(|name| format!("the domains that attribute {name} names"));
+        words.extend(attribute);
+        f.write_str(if words.is_empty() { "no domain" } else { "" })?;
+        f.write_str(&words.join(", "))
+    }
+}
+
+/// Domains that are shown of a set.
+const SHOWN_MAX: usize = 20;
 
 impl GrantedDomains {
     /// Is the domain one of those that are named, or that a pattern fits?

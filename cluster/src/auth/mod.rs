@@ -160,6 +160,7 @@ impl Admins {
         let checks = &Semaphore::new(1);
         let decided = Decision { admins: self, checks, name, password, steps }.decide().await;
         match &decided {
+            Ok(admin) if password.is_none() => steps.show(&Step::Known(admin)),
             Ok(admin) => steps.show(&Step::Accepted(admin)),
             Err(error) => steps.show(&Step::Refused(error)),
         }
