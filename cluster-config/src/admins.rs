@@ -170,7 +170,9 @@ mod tests {
         assert_eq!(admin.rights.to_string(), "backup, restore");
         let Domains::Named(names) = admin.domains else { panic!("named") };
         assert_eq!((names.len(), admin.root), (2, None));
-        for (words, rights) in [("restore", "restore"), ("write, backup", "backup, write"), ("delete", "delete")] {
+        for (words, rights) in
+            [("restore", "restore"), ("write, backup", "backup, write"), ("delete", "delete")]
+        {
             let admin = parse(&format!("anna:{HASH}:{words}:*")).unwrap();
             assert_eq!(admin.rights.to_string(), rights);
         }
