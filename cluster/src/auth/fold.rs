@@ -50,8 +50,22 @@ mod tests {
     #[test]
     fn spellings_of_one_name_are_one() {
         for typed in [
-            "bob", "Bob", " bob", "bob  ", "\tbob\u{a0}", "\u{3000}bob", "b\u{ad}ob", "bo\u{200b}b", "b\u{200d}ob",
-            "\u{ff42}\u{ff4f}\u{ff42}", "\u{ff22}ob", "\u{1d41b}ob", "bo\u{feff}b", "\u{202e}bob", "bob\u{fe0f}", "b\0ob",
+            "bob",
+            "Bob",
+            " bob",
+            "bob  ",
+            "\tbob\u{a0}",
+            "\u{3000}bob",
+            "b\u{ad}ob",
+            "bo\u{200b}b",
+            "b\u{200d}ob",
+            "\u{ff42}\u{ff4f}\u{ff42}",
+            "\u{ff22}ob",
+            "\u{1d41b}ob",
+            "bo\u{feff}b",
+            "\u{202e}bob",
+            "bob\u{fe0f}",
+            "b\0ob",
         ] {
             assert_eq!(fold(typed).as_deref(), Some("bob"), "{typed:?}");
         }
@@ -70,7 +84,8 @@ mod tests {
 
     #[test]
     fn other_names_stay_others_and_folding_again_changes_nothing() {
-        let names = ["bob", "bobo", "bo b", "b.ob", "bob@example.org", "example\\bob", "böb", "боб", "\u{10ffff}x"];
+        let names =
+            ["bob", "bobo", "bo b", "b.ob", "bob@example.org", "example\\bob", "böb", "боб", "\u{10ffff}x"];
         for (at, one) in names.iter().enumerate() {
             let folded = fold(one);
             assert_eq!(folded.as_deref().and_then(fold), folded);

@@ -102,7 +102,8 @@ impl Grants {
             let mut domains = DomainSet { attribute: None, ..rule.domains.clone() };
             domains.names.extend(named.map(|name| name.as_bytes().to_vec()));
             let Rights { backup, write, delete } = rule.rights;
-            let sets = [(backup, &mut grants.backup), (write, &mut grants.write), (delete, &mut grants.delete)];
+            let sets =
+                [(backup, &mut grants.backup), (write, &mut grants.write), (delete, &mut grants.delete)];
             for (given, set) in sets {
                 if given {
                     set.extend(&domains);

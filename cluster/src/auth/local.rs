@@ -78,6 +78,10 @@ mod tests {
         assert!(directory.check("bob", "right").is_none());
         assert!(directory.check("bob", "a password that nobody has").is_none());
         let anna = directory.check("anna", "right").unwrap();
-        assert!(anna.grants.backup.covers(b"x") && !anna.grants.write.covers(b"x") && !anna.grants.delete.covers(b"x"));
+        assert!(
+            anna.grants.backup.covers(b"x")
+                && !anna.grants.write.covers(b"x")
+                && !anna.grants.delete.covers(b"x")
+        );
     }
 }

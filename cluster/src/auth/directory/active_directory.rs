@@ -17,8 +17,14 @@ const IN_CHAIN: &str = "1.2.840.113556.1.4.1941";
 const COMPUTED_CONTROL: &str = "msDS-User-Account-Control-Computed";
 
 /// What is asked for with an admin's entry elsewhere: OpenLDAP's password policy, 389 Directory Server, eDirectory.
-pub(super) const OTHER_ATTRIBUTES: [&str; 6] =
-    ["uid", "pwdAccountLockedTime", "nsAccountLock", "accountUnlockTime", "loginDisabled", "lockedByIntruder"];
+pub(super) const OTHER_ATTRIBUTES: [&str; 6] = [
+    "uid",
+    "pwdAccountLockedTime",
+    "nsAccountLock",
+    "accountUnlockTime",
+    "loginDisabled",
+    "lockedByIntruder",
+];
 
 /// What is asked for with an admin's entry.
 pub(super) const ATTRIBUTES: [&str; 5] =
@@ -73,7 +79,8 @@ pub(super) fn state_of(entry: &Entry) -> Option<&'static str> {
     let is_true = |attribute| entry.values(attribute).any(|value| value.eq_ignore_ascii_case("TRUE"));
     // Generalized time in UTC, and so in order; the beginning of 1970 is until an administrator unlocks it.
     let unlocks = entry.values("accountUnlockTime").next();
-    let is_locked = unlocks.is_some_and(|time| time.starts_with("19700101") || time > &*generalized_time(now));
+    let is_locked =
+        unlocks.is_some_and(|time| time.starts_with("19700101") || time > &*generalized_time(now));
     if flag("userAccountControl", 0x2) || is_true("nsAccountLock") || is_true("loginDisabled") {
         Some("the account is disabled")
     } else if flag(COMPUTED_CONTROL, 0x10)

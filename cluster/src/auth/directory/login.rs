@@ -49,7 +49,9 @@ impl Stop {
     /// Of a search about somebody, made as the admin or as the service account.
     fn of_search(trouble: Trouble, as_user: bool) -> Self {
         match trouble {
-            Trouble::Answer { code, .. } if as_user || !is_of_service(code) => Stop::Login { trouble, again: true },
+            Trouble::Answer { code, .. } if as_user || !is_of_service(code) => {
+                Stop::Login { trouble, again: true }
+            }
             trouble => Stop::Server(trouble),
         }
     }

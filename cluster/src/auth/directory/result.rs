@@ -61,7 +61,10 @@ pub(super) fn verdict(result: &LdapResult) -> Verdict {
     match result.rc {
         // Everything but a change of the password is refused from here on, with codes that depend on the server.
         SUCCESS => policy_state(&result.ctrls).map_or(Verdict::Proven, |(reason, _)| Verdict::Barred(reason)),
-        INVALID_CREDENTIALS | NO_SUCH_OBJECT | INVALID_DN_SYNTAX | INAPPROPRIATE_AUTHENTICATION
+        INVALID_CREDENTIALS
+        | NO_SUCH_OBJECT
+        | INVALID_DN_SYNTAX
+        | INAPPROPRIATE_AUTHENTICATION
         | NO_SUCH_ATTRIBUTE => match account_state(&result.text).or_else(|| policy_state(&result.ctrls)) {
             Some((reason, true)) => Verdict::Barred(reason),
             Some((reason, false)) => Verdict::Refused(reason.to_owned()),
@@ -71,7 +74,11 @@ pub(super) fn verdict(result: &LdapResult) -> Verdict {
             "the directory does not let the account in: locked, disabled or restricted (code {code}: {})",
             result.text.trim()
         )),
-        AUTH_METHOD_NOT_SUPPORTED | STRONGER_AUTH_REQUIRED | REFERRAL | CONFIDENTIALITY_REQUIRED | BUSY
+        AUTH_METHOD_NOT_SUPPORTED
+        | STRONGER_AUTH_REQUIRED
+        | REFERRAL
+        | CONFIDENTIALITY_REQUIRED
+        | BUSY
         | UNAVAILABLE => Verdict::Elsewhere,
         _ => Verdict::Unclear,
     }
@@ -93,31 +100,45 @@ pub(super) fn is_of_service(code: u32) -> bool {
 
 /// What the controls with an answer say of the account; and whether only who knows the password is told so.
 fn policy_state(controls: &[Control]) -> Option<(&'static str, bool)> {
-    controls.iter().find_map(|Control(_, control)| match &*control.ctype {
-        PASSWORD_EXPIRED => Some(("the password has expired or must be changed first", true)),
-        PASSWORD_POLICY => match policy_error(control.val.as_deref()?)? {
-            0 => Some(("the password has expired", true)),
-            1 => Some(("the account is locked", false)),
-            2 => Some(("the password must be changed first", true)),
-            _ => None,
-        },
-        _ => None,
-    })
+    let sent = |ctype| {
+        controls.iter().find(|Control(_, control)| control.ctype == ctype).map(|Control(_, sent)| sent)
+    };
+    let policy = sent(PASSWORD_POLICY).and_then(|control| policy_error(control.val.as_deref()?));
+    match policy {
+        Some(0) => Some(("the password has expired", true)),
+        Some(1) => Some(("the account is locked", false)),
+        Some(2) => Some(("the password must be changed first", true)),
+        _ => sent(PASSWORD_EXPIRED).map(|_| ("the password has expired or must be changed first", true)),
+    }
 }
 
 /// The error of a password policy: `SEQUENCE { warning [0] ... OPTIONAL, error [1] ENUMERATED OPTIONAL }`.
 fn policy_error(value: &[u8]) -> Option<u8> {
-    let [0x30, length, rest @ ..] = value else { return None };
-    let mut rest = rest.get(..usize::from(*length))?;
-    while let [tag, length, content @ ..] = rest {
-        let length = usize::from(*length);
-        let part = content.get(..length)?;
-        if let (0x81, [error]) = (*tag, part) {
+    let (0x30, mut rest, _) = element(value)? else { return None };
+    while let Some((tag, content, more)) = element(rest) {
+        if let (0x81, [error]) = (tag, content) {
             return Some(*error);
         }
-        rest = &content[length..];
+        rest = more;
     }
     None
+}
+
+/// The first element of some BER (X.690 section 8.1): its tag, its content, and what follows. 389 Directory Server writes
+/// short lengths in the long form.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let [tag, first, rest @ ..] = bytes else { return None };
+    let (length, rest) = if *first < 0x80 {
+        (usize::from(*first), rest)
+    } else {
+        let (length, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+        if length.len() > 4 {
+            return None;
+        }
+        (length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((*tag, content, rest))
 }
 
 #[cfg(test)]
@@ -147,7 +168,10 @@ mod tests {
         }
         let text = "80090308: LdapErr: DSID-0C0903A9, comment: AcceptSecurityContext error, data 775, v1db1";
         assert_eq!(answered(49, text, vec![]), Verdict::Refused("the account is locked".to_owned()));
-        assert_eq!(answered(49, &text.replace("775", "532"), vec![]), Verdict::Barred("the password has expired"));
+        assert_eq!(
+            answered(49, &text.replace("775", "532"), vec![]),
+            Verdict::Barred("the password has expired")
+        );
     }
 
     #[test]
@@ -157,13 +181,22 @@ mod tests {
         assert_eq!(answered(0, "", policy(&[0x30, 3, 0x81, 1, 2])), changing);
         // With a warning before it: so many seconds to the end of the password.
         assert_eq!(answered(0, "", policy(&[0x30, 8, 0xa0, 3, 0x80, 1, 60, 0x81, 1, 2])), changing);
+        assert_eq!(answered(0, "", policy(&[0x30, 0x84, 0, 0, 0, 3, 0x81, 1, 2])), changing);
         assert_eq!(answered(0, "", policy(&[0x30, 5, 0xa0, 3, 0x80, 1, 60])), Verdict::Proven);
         let expired = Verdict::Barred("the password has expired");
         assert_eq!(answered(49, "", policy(&[0x30, 3, 0x81, 1, 0])), expired);
         let locked = Verdict::Refused("the account is locked".to_owned());
         assert_eq!(answered(49, "", policy(&[0x30, 3, 0x81, 1, 1])), locked);
         assert!(matches!(answered(0, "", control(PASSWORD_EXPIRED, Some(b"0"))), Verdict::Barred(_)));
-        for broken in [&b""[..], &[0x30], &[0x30, 9], &[0x30, 3, 0x81, 9, 1], &[0x30, 2, 0x81, 1], &[4, 1, 0]] {
+        for broken in [
+            &b""[..],
+            &[0x30],
+            &[0x30, 9],
+            &[0x30, 3, 0x81, 9, 1],
+            &[0x30, 2, 0x81, 1],
+            &[4, 1, 0],
+            &[0x30, 0x88, 1],
+        ] {
             assert_eq!(answered(0, "", policy(broken)), Verdict::Proven, "{broken:?}");
         }
     }
