@@ -174,12 +174,9 @@ mod tests {
 
     #[test]
     fn a_front_end_that_does_not_know_the_right_to_delete_has_it_with_restore_and_no_other() {
-        for (restore, delete, expected) in [
-            (true, None, true),
-            (false, None, false),
-            (true, Some(false), false),
-            (false, Some(true), true),
-        ] {
+        for (restore, delete, expected) in
+            [(true, None, true), (false, None, false), (true, Some(false), false), (false, Some(true), true)]
+        {
             let grant = v1::Grant { restore, delete, ..v1::Grant::default() };
             assert_eq!(Rights::of(&grant).delete, expected, "{restore} {delete:?}");
         }

@@ -207,7 +207,13 @@ async fn an_agent_checks_the_right_to_delete_and_tells_no_checksum_to_who_may_no
         [(5, false, "6789", "6789"), (0, true, "", ""), (0, false, "123456789", "123456789")]
     {
         fs::write(&file, "12345").unwrap();
-        let begin = v1::WriteBegin { caller: caller(true, None), path: path("file"), offset, append, ..Default::default() };
+        let begin = v1::WriteBegin {
+            caller: caller(true, None),
+            path: path("file"),
+            offset,
+            append,
+            ..Default::default()
+        };
         let finish = v1::WriteFinish { length: sent.len() as u64, crc32c: crc32c::crc32c(sent.as_bytes()) };
         let mut parts = vec![Part::Begin(begin), Part::Finish(finish), Part::Commit(v1::WriteCommit {})];
         if !sent.is_empty() {

@@ -45,7 +45,8 @@ impl<R: OnPath> Checked<R> {
 
     /// May the caller see the content at the path too, whatever the request does there?
     pub(super) fn may_read(&self) -> bool {
-        let (grant, path) = (self.request.caller().and_then(|caller| caller.grant.as_ref()), self.request.path());
+        let (grant, path) =
+            (self.request.caller().and_then(|caller| caller.grant.as_ref()), self.request.path());
         grant.is_some_and(|grant| is_granted(grant, path, Need::Read))
             && self.permission.covers(Need::Read, domain_of(path))
     }

@@ -50,8 +50,7 @@ impl Permission {
             Some(domain) => set.covers(domain),
             None => !set.is_empty(),
         };
-        let rights =
-            Rights { backup: has(&self.backup), write: has(&self.write), delete: has(&self.delete) };
+        let rights = Rights { backup: has(&self.backup), write: has(&self.write), delete: has(&self.delete) };
         self.unlimited || need.is_met_by(rights)
     }
 
