@@ -1,4 +1,4 @@
-//! `portolan auth test USER`: explains what the directories say of somebody, and which grants count.
+//! `portolan auth test USER`: shows what the admins file and the directories answer about a name, and which grants count.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use portolan_telemetry::chain;
 use portolan_cluster::auth::Admins;
 use portolan_cluster::auth::steps::Steps;
 
-/// Try the directories of admins.
+/// Test how admins log in.
 #[derive(Parser)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -22,10 +22,10 @@ enum Action {
     Test(Test),
 }
 
-/// Explain step by step what the directories answer about a name, and which grants decide.
+/// Show step by step what the admins file and the directories answer about a name, and which grants apply.
 ///
-/// Reads the configuration and asks by itself; a running front end is not involved, and nothing is counted as a failed
-/// login. Exit status 0 when the login would be accepted, 1 when not.
+/// Reads the configuration and asks by itself: a running front end is not involved and counts no failed login. A directory
+/// counts a wrong password as always. Exit status 0 when the login would be accepted, 1 when not.
 #[derive(Parser)]
 struct Test {
     /// The name as an admin would type it.

@@ -19,7 +19,8 @@ pub(super) struct Arguments {
     /// The admin's name: 1 to 256 bytes, without ':'.
     #[arg(value_parser = name)]
     name: String,
-    /// What the admin may do: backup, restore or backup,restore.
+    /// What the admin may do: some of backup, write, delete and restore, with commas between. Backup reads; write uploads,
+    /// replaces and renames; delete removes; restore is write and delete.
     #[arg(long, default_value = "backup", value_parser = rights)]
     rights: String,
     /// Domains the rights hold for, with commas between, or * for all.

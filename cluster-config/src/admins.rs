@@ -1,11 +1,13 @@
 //! The admins file: one line an admin, `NAME:HASH:RIGHTS:DOMAINS[:ROOT]`, made by `portolan passwd`.
 //!
-//! `HASH` is a PHC string of argon2id, `RIGHTS` is `backup`, `restore` or `backup,restore`, `DOMAINS` is `*`
-//! or domain names with commas between, `ROOT` is the directory where the admin's tree begins. Blank lines and lines that begin with `#` are skipped.
+//! `HASH` is a PHC string of argon2id, `RIGHTS` are words of [`Rights::WORDS`] with commas between, `DOMAINS` is `*` or
+//! domain names with commas between, `ROOT` is the directory where the admin's tree begins. Blank lines and lines that
+//! begin with `#` are skipped.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use portolan_proto::rights::Rights;
 use portolan_proto::{levels, path};
 
 use crate::error::{Fault, Faults};
@@ -22,8 +24,7 @@ pub struct Admin {
     pub name: String,
     /// PHC string, `$argon2id$v=19$m=...$salt$hash`.
     pub hash: Secret<String>,
-    pub backup: bool,
-    pub restore: bool,
+    pub rights: Rights,
     pub domains: Domains,
     /// Where the admin's tree begins, as a path of the wire; `None`: at the very root.
     pub root: Option<Vec<u8>>,
@@ -83,17 +84,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// `(backup, restore)` of a list of rights.
-pub fn parse_rights(text: &str) -> Result<(bool, bool), String> {
-    let (mut backup, mut restore) = (false, false);
-    for right in text.split(',').map(str::trim) {
-        match right {
-            "backup" => backup = true,
-            "restore" => restore = true,
-            _ => return Err(format!("{right:?} is not a right; allowed: backup, restore")),
-        }
-    }
-    Ok((backup, restore))
+/// Rights by their words, with commas between.
+pub fn parse_rights(text: &str) -> Result<Rights, String> {
+    let parsed = Rights::from_words(text.split(',').map(str::trim));
+    parsed.map_err(|word| format!("{word:?} is not a right; allowed: {}", Rights::WORDS.join(", ")))
 }
 
 /// `*`, or names with commas between.
@@ -136,10 +130,10 @@ fn parse(line: &str) -> Result<Admin, String> {
     if !hash.starts_with("$argon2id$") || hash.split('$').count() != 6 {
         return Err(format!("the hash of {name:?} is not argon2id; `portolan passwd` makes a line"));
     }
-    let (backup, restore) = parse_rights(rights)?;
+    let rights = parse_rights(rights)?;
     let domains = parse_domains(domains)?;
     let root = root.map(|root| parse_root(root, |domain| domains.covers(domain))).transpose()?;
-    Ok(Admin { name: name.to_owned(), hash: Secret::new(hash.to_owned()), backup, restore, domains, root })
+    Ok(Admin { name: name.to_owned(), hash: Secret::new(hash.to_owned()), rights, domains, root })
 }
 
 #[cfg(test)]
@@ -155,6 +149,7 @@ mod tests {
             format!("a:{HASH}"),
             format!(":{HASH}:backup:*"),
             format!("a:{HASH}:read:*"),
+            format!("a:{HASH}:backup,Delete:*"),
             format!("a:{HASH}::*"),
             format!("a:{HASH}:backup:"),
             format!("a:{HASH}:backup:a/b"),
@@ -172,9 +167,15 @@ mod tests {
     #[test]
     fn a_line_gives_rights_and_domains() {
         let admin = parse(&format!("anna:{HASH}:backup,restore:example.org, example.net")).unwrap();
-        assert!(admin.backup && admin.restore);
+        assert_eq!(admin.rights.to_string(), "backup, restore");
         let Domains::Named(names) = admin.domains else { panic!("named") };
         assert_eq!((names.len(), admin.root), (2, None));
+        for (words, rights) in
+            [("restore", "restore"), ("write, backup", "backup, write"), ("delete", "delete")]
+        {
+            let admin = parse(&format!("anna:{HASH}:{words}:*")).unwrap();
+            assert_eq!(admin.rights.to_string(), rights);
+        }
         let admin = parse(&format!("anna:{HASH}:backup:*:/domains/a.org/users:x/")).unwrap();
         assert_eq!(admin.root.as_deref(), Some(&b"domains/a.org/users:x"[..]));
         assert_eq!(format!("{:?}", admin.hash), "***");

@@ -28,11 +28,46 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
         let kind = written.type_str();
         let value = T::deserialize(written).map_err(|error| {
             let message = error.to_string();
-            let message = message.lines().next().unwrap_or_default().to_owned();
-            if message.is_empty() { format!("wrong type: {kind}") } else { message }
+            let message = message.lines().next().unwrap_or_default();
+            if message.is_empty() {
+                format!("a value of the kind {kind} is not valid here")
+            } else {
+                plain(message)
+            }
         });
         Ok(Self { span, value })
     }
+}
+
+/// What serde says of a value of the wrong type, in words: what is there, and what is allowed. Other messages stay.
+fn plain(message: &str) -> String {
+    let mismatch = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = mismatch.and_then(|mismatch| mismatch.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let allowed = match expected {
+        "a string" => "a text in quotation marks",
+        "a boolean" => "true or false, without quotation marks",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0 on, without quotation marks",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number, without quotation marks",
+        "f32" | "f64" => "a number, without quotation marks",
+        "a sequence" => "a list in brackets",
+        "a map" => "a table",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
+    };
+    let found = match found.split_once(' ') {
+        Some(("string", text)) => format!("the text {text}"),
+        Some(("integer", number)) => format!("the number {}", number.trim_matches('`')),
+        Some(("floating", number)) => {
+            format!("the number {}", number.trim_start_matches("point ").trim_matches('`'))
+        }
+        Some(("boolean", value)) => value.trim_matches('`').to_owned(),
+        _ if found == "sequence" => "a list".to_owned(),
+        _ if found == "map" => "a table".to_owned(),
+        _ => found.to_owned(),
+    };
+    format!("{found} is not valid; allowed: {allowed}")
 }
 
 pub(crate) type Text = Option<Field<String>>;
@@ -464,7 +499,7 @@ impl Document {
         let raw = parsed.map_err(|error| {
             // A table where a value should be, or the other way round: the shape itself is wrong.
             let line = error.span().map_or(0, |span| self.line(span.start));
-            let message = error.message().to_owned();
+            let message = plain(error.message());
             Faults::from(Fault { file: self.path.clone(), line, key: String::new(), message })
         })?;
         let mut faults = self.faults.clone();
@@ -615,5 +650,35 @@ mod tests {
         assert_eq!(faults.len(), 3, "{faults:?}");
         assert_eq!(faults[0], (4, "UNSET is not set in the environment"));
         assert_eq!((faults[1].0, faults[2].0), (5, 6));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_told_in_words() {
+        #[derive(Deserialize)]
+        #[serde(bound = "T: DeserializeOwned")]
+        struct One<T> {
+            a: Field<T>,
+        }
+        fn told<T: DeserializeOwned + std::fmt::Debug>(value: &str) -> String {
+            toml::from_str::<One<T>>(&format!("a = {value}")).unwrap().a.value.unwrap_err()
+        }
+        let number = "a whole number from 0 on, without quotation marks";
+        assert_eq!(told::<u64>("\"1\""), format!("the text \"1\" is not valid; allowed: {number}"));
+        assert_eq!(told::<u64>("-1"), format!("the number -1 is not valid; allowed: {number}"));
+        assert_eq!(told::<u64>("1.5"), format!("the number 1.5 is not valid; allowed: {number}"));
+        assert_eq!(told::<u64>("[1]"), format!("a list is not valid; allowed: {number}"));
+        assert_eq!(told::<u64>("{}"), format!("a table is not valid; allowed: {number}"));
+        let truth = "true or false, without quotation marks";
+        assert_eq!(told::<bool>("\"yes\""), format!("the text \"yes\" is not valid; allowed: {truth}"));
+        let text = "a text in quotation marks";
+        assert_eq!(told::<String>("true"), format!("true is not valid; allowed: {text}"));
+        assert_eq!(told::<Vec<String>>("[\"a\", 7]"), format!("the number 7 is not valid; allowed: {text}"));
+        assert_eq!(
+            told::<Vec<String>>("\"a, b\""),
+            "the text \"a, b\" is not valid; allowed: a list in brackets"
+        );
+        for message in [told::<String>("1979"), told::<u64>("true"), told::<Vec<u64>>("[[]]")] {
+            assert!(!message.contains("invalid type") && !message.contains("u64"), "{message}");
+        }
     }
 }

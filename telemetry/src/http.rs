@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,10 +21,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::metrics;
+
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The text format of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The classic text format of Prometheus.
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Whether a program is of use to its clients.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +72,7 @@ impl Limits {
 /// The routes of metrics and health.
 pub fn routes(answers: Answers) -> Router {
     Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(answer_metrics))
         // An answer shows that the process lives.
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -136,8 +141,31 @@ impl Server {
     }
 }
 
-async fn metrics(State(answers): State<Arc<Answers>>) -> Response {
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], (answers.metrics)()).into_response()
+/// OpenMetrics for whoever asks for it, as Prometheus does, and the classic format for all others.
+async fn answer_metrics(State(answers): State<Arc<Answers>>, headers: HeaderMap) -> Response {
+    let open_metrics = (answers.metrics)();
+    let asked = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    if wants_open_metrics(asked) {
+        ([(header::CONTENT_TYPE, OPEN_METRICS)], open_metrics).into_response()
+    } else {
+        ([(header::CONTENT_TYPE, CLASSIC)], metrics::classic(&open_metrics)).into_response()
+    }
+}
+
+/// Does an Accept header (RFC 9110 section 12.5.1) prefer OpenMetrics to plain text?
+fn wants_open_metrics<'a>(headers: impl Iterator<Item = &'a str>) -> bool {
+    let (mut open, mut classic) = (0.0_f32, 0.0_f32);
+    for range in headers.flat_map(|header| header.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let quality = |part: &str| part.strip_prefix("q=").or(part.strip_prefix("Q="))?.parse::<f32>().ok();
+        let (kind, quality) = (parts.next().unwrap_or_default(), parts.find_map(quality).unwrap_or(1.0));
+        match &*kind.to_ascii_lowercase() {
+            "application/openmetrics-text" => open = open.max(quality),
+            "text/plain" => classic = classic.max(quality),
+            _ => {}
+        }
+    }
+    open > 0.0 && open >= classic
 }
 
 /// 200 or 503, with a line for each thing that is wrong.
@@ -148,4 +176,30 @@ async fn ready(State(answers): State<Arc<Answers>>) -> Response {
     lines.extend(reasons.into_iter().map(|reason| format!("not ready: {reason}")));
     lines.extend(warnings.into_iter().map(|warning| format!("warning: {warning}")));
     (status, lines.join("\n") + "\n").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_metrics_are_for_who_asks_for_them() {
+        for (accept, wanted) in [
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1",
+                true,
+            ),
+            ("application/openmetrics-text", true),
+            ("Application/OpenMetrics-Text; version=0.0.1, text/plain", true),
+            ("text/plain;version=0.0.4;q=0.9, application/openmetrics-text;q=0.2", false),
+            ("application/openmetrics-text;q=0", false),
+            ("text/plain", false),
+            ("*/*", false),
+            ("", false),
+            (";;q=x,,", false),
+        ] {
+            assert_eq!(wants_open_metrics([accept].into_iter()), wanted, "{accept}");
+        }
+        assert!(!wants_open_metrics([].into_iter()));
+    }
 }

@@ -38,6 +38,37 @@ pub fn encode(registry: &Registry) -> String {
     text
 }
 
+/// OpenMetrics text, as [`encode`] writes it, in the classic text format of Prometheus (0.0.4): there the name of a counter
+/// has its `_total` also where its type is told, an info is a gauge, and units and the end are not marked.
+pub fn classic(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = None;
+    for line in open_metrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("HELP"), Some(_), told) => help = told,
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", "counter"),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    kind => ("", kind),
+                };
+                if let Some(help) = help.take() {
+                    text.push_str(&format!("# HELP {name}{suffix} {help}\n"));
+                }
+                text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+            }
+            (Some("#"), ..) => {}
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
 /// A gauge at the time of a scrape.
 ///
 /// # Errors
@@ -164,4 +195,18 @@ fn resident_bytes() -> Option<f64> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: f64 = pages.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_classic_format_names_counters_and_infos_as_their_samples() {
+        let open = "# HELP a A \\n thing.\n# TYPE a counter\n# UNIT a seconds\na_total{x=\"y z\"} 1\n\
+                    # HELP b B.\n# TYPE b info\nb_info{v=\"1\"} 1\n# HELP c C.\n# TYPE c gauge\nc 2\n# EOF\n";
+        let classic_text = "# HELP a_total A \\n thing.\n# TYPE a_total counter\na_total{x=\"y z\"} 1\n\
+                            # HELP b_info B.\n# TYPE b_info gauge\nb_info{v=\"1\"} 1\n# HELP c C.\n# TYPE c gauge\nc 2\n";
+        assert_eq!(classic(open), classic_text);
+    }
 }

@@ -19,14 +19,21 @@ pub fn address(server: &Server) -> SocketAddr {
 
 /// The status and the body.
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let (status, _, body) = get_as(address, path, "*/*");
+    (status, body)
+}
+
+/// The status, the head and the body, for a client that accepts this.
+pub fn get_as(address: SocketAddr, path: &str, accept: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").expect("it is sent");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
+        .expect("it is sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    (status, body.to_owned())
+    (status, head.to_ascii_lowercase(), body.to_owned())
 }
 
 /// The value of a metric with its labels as they are written, such as `portolan_sessions{listener="a"}`; `None`: it is

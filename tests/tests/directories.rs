@@ -623,15 +623,25 @@ fn the_operator_is_told_step_by_step_why() {
         "accepted",
         "member of cn=inner,ou=groups,dc=example,dc=org",
         "member of cn=all,ou=groups,dc=example,dc=org",
-        "granted: ",
+        "granted to group \"all\": backup, restore of all domains",
+        "accepted as anna: backup, restore of all domains",
     ] {
         assert!(shown.contains(step), "{step}: {shown}");
     }
+    assert!(!shown.contains("Rule") && !shown.contains('{'), "{shown}");
     assert!(!shown.contains("anna-password") && !shown.contains("service-password"), "{shown}");
     let wrong = test("anna", Some("wrong\n"));
     assert!(wrong.status.code() == Some(1) && text(&wrong).contains("refused"), "{}", text(&wrong));
     assert!(text(&test("missing", None)).contains("no entry"));
     assert!(text(&test("nobody", None)).contains("no grant is for nobody"));
+    // Names of domains are text, and what was not tried is not said to be accepted.
+    let dora = succeeded(&test("dora", None));
+    assert!(dora.contains("granted to user \"dora\": restore of two.example\n"), "{dora}");
+    assert!(dora.contains("with the right password accepted as dora: restore of two.example\n"), "{dora}");
+    let bob = succeeded(&test("bob", None));
+    assert!(bob.contains("backup of the domains that attribute businessCategory names\n"), "{bob}");
+    let admin = succeeded(&test("admin", None));
+    assert!(admin.contains("accepted as admin: backup, restore of all domains\n"), "{admin}");
 }
 
 /// A domain or a user with its host.

@@ -123,7 +123,7 @@ async fn every_row_from_the_store_to_the_reply() {
         let shown = error.to_string();
         assert_eq!(status::of(again).code(), code, "{shown}");
         site.fail_next(error);
-        let grant = Some(Grant { backup: true, restore: true, domain: None });
+        let grant = Some(Grant { backup: true, restore: true, domain: None, delete: None });
         let caller = Some(Caller { admin: "test".into(), session_id: "s1".into(), grant });
         let request = RemoveRequest { caller, path: path.as_bytes()[1..].to_vec().into() };
         let status = agent.remove(request).await.unwrap_err();
@@ -175,7 +175,7 @@ async fn a_failure_at_the_longest_path_is_still_that_failure() {
     for name in [vec![0xff; 250], "\u{e9}".repeat(125).into_bytes(), vec![b'x'; 250]] {
         let path = [&b"domains/one.example"[..], &[&b"/"[..], &name].concat().repeat(16)].concat();
         assert!(path.len() > 4_000);
-        let grant = Some(Grant { backup: true, restore: true, domain: None });
+        let grant = Some(Grant { backup: true, restore: true, domain: None, delete: None });
         let caller = Some(Caller { admin: "test".into(), session_id: "s1".into(), grant });
         let status = agent.remove(RemoveRequest { caller, path: path.into() }).await.unwrap_err();
         assert_eq!(portolan_proto::failure::reason_of(&status), Some(Reason::NotFound), "{status:?}");

@@ -147,7 +147,7 @@ async fn channel(
 
 fn caller(domain: Option<&str>, backup: bool, restore: bool) -> Option<v1::Caller> {
     let domain = domain.map(|name| name.as_bytes().to_vec().into());
-    let grant = Some(v1::Grant { backup, restore, domain });
+    let grant = Some(v1::Grant { backup, restore, domain, delete: None });
     Some(v1::Caller { admin: "mallory".into(), session_id: "s1".into(), grant })
 }
 

@@ -4,13 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portolan_tests::client::{Control, connect_from, lftp, succeed, succeeded};
+use portolan_tests::client::{Control, connect_from, lftp, succeed, succeeded, text};
 use portolan_tests::collector::{Collector, attribute};
 use portolan_tests::tree::{self, assert_same};
 use portolan_tests::{Cluster, Server, eventually, free_port, http, program};
@@ -679,14 +679,46 @@ fn the_log_changes_by_reload_and_what_stays_loses_nothing() {
 
 /// The names of all metrics that a program shows, with their types.
 fn shown_metrics(address: SocketAddr) -> BTreeMap<String, String> {
-    let (status, body) = http::get(address, "/metrics");
+    // As Prometheus asks.
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+    let (status, head, body) = http::get_as(address, "/metrics", accept);
     assert_eq!(status, 200);
-    assert!(body.ends_with("# EOF\n"), "{body}");
+    assert!(body.ends_with("# EOF\n") && head.contains("application/openmetrics-text"), "{head} {body}");
     let lines = body.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     lines
         .filter_map(|line| line.split_once(' '))
         .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
         .collect()
+}
+
+#[test]
+fn scrapers_that_do_not_ask_for_openmetrics_get_the_classic_format_that_promtool_takes() {
+    let mut cluster = Cluster::start(tree::fill);
+    cluster.restart_frontend(|config| config + http::TABLE);
+    cluster.restart_agent_with(1, http::TABLE);
+    drop(Control::login(cluster.frontend.address, "admin"));
+    for server in [&cluster.frontend, cluster.agent(1)] {
+        for accept in ["*/*", "text/plain", "text/html"] {
+            let (status, head, body) = http::get_as(http::address(server), "/metrics", accept);
+            assert_eq!(status, 200);
+            assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+            assert!(!body.contains("# EOF") && !body.contains("# UNIT"), "{body}");
+            assert!(body.contains("# TYPE portolan_build_info gauge"), "{body}");
+            assert!(body.contains("# TYPE process_cpu_seconds_total counter"), "{body}");
+            let mut command = Command::new("promtool");
+            let mut child = command
+                .args(["check", "metrics"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("`tests/run` installs promtool");
+            child.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+            let checked = child.wait_with_output().unwrap();
+            let told = text(&checked);
+            assert!(checked.status.success() && told.is_empty(), "{told}");
+        }
+    }
 }
 
 fn read_of_the_project(path: &str) -> String {

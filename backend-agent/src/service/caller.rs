@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use portolan_proto::failure::status;
 use portolan_proto::levels::{DOMAINS, domain_of};
-use portolan_proto::rights::{Need, OnPath};
-use portolan_proto::v1::{Caller, Reason};
+use portolan_proto::rights::{Need, OnPath, Rights};
+use portolan_proto::v1::{Caller, Grant, Reason};
 use tonic::Status;
 
 use super::policy::Permission;
@@ -43,6 +43,14 @@ impl<R: OnPath> Checked<R> {
         authorize(&self.permission, self.request.caller(), path, R::NEED)
     }
 
+    /// May the caller see the content at the path too, whatever the request does there?
+    pub(super) fn may_read(&self) -> bool {
+        let (grant, path) =
+            (self.request.caller().and_then(|caller| caller.grant.as_ref()), self.request.path());
+        grant.is_some_and(|grant| is_granted(grant, path, Need::Read))
+            && self.permission.covers(Need::Read, domain_of(path))
+    }
+
     /// Whose share the call belongs to: the front end's name, and the admin's.
     pub(super) fn whose(&self) -> (&str, &str) {
         (self.permission.frontend(), self.request.caller().map_or("", |caller| &caller.admin))
@@ -72,11 +80,9 @@ fn authorize(
         return Err(status(Reason::NotFound, format!("{store_path} does not exist")));
     }
     let grant = caller.grant.clone().unwrap_or_default();
-    let right = need.is_met_by(grant.backup, grant.restore);
-    let in_domain = grant.domain.as_deref().is_none_or(|domain| domain_of(path) == Some(domain));
     // The levels above a domain's content are made and removed with it, never written into.
-    let fixed = need == Need::Change && domain_of(path).is_none();
-    if !right || !in_domain || fixed {
+    let fixed = need.changes() && domain_of(path).is_none();
+    if !is_granted(&grant, path, need) || fixed {
         tracing::warn!(
             admin = caller.admin,
             session = caller.session_id,
@@ -100,19 +106,31 @@ fn authorize(
     Ok(store_path)
 }
 
+/// Does a grant that a call states suffice at `path`?
+fn is_granted(grant: &Grant, path: &[u8], need: Need) -> bool {
+    let in_domain = grant.domain.as_deref().is_none_or(|domain| domain_of(path) == Some(domain));
+    in_domain && need.is_met_by(Rights::of(grant))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use portolan_proto::failure::reason_of;
-    use portolan_proto::v1::Grant;
 
     fn caller(backup: bool, restore: bool, domain: Option<&str>) -> Caller {
         let domain = domain.map(|name| name.as_bytes().to_vec().into());
         Caller {
             admin: "anna".into(),
             session_id: "s1".into(),
-            grant: Some(Grant { backup, restore, domain }),
+            grant: Some(Grant { backup, restore, domain, delete: None }),
         }
+    }
+
+    /// Of a front end that knows the right to delete.
+    fn deleting(restore: bool, delete: bool) -> Caller {
+        let mut caller = caller(false, restore, None);
+        caller.grant.as_mut().unwrap().delete = Some(delete);
+        caller
     }
 
     fn refusal(caller: Option<&Caller>, path: &str, need: Need) -> Option<Reason> {
@@ -131,6 +149,15 @@ mod tests {
             (caller(false, true, None), own, Need::Read, Some(Reason::NotGranted)),
             (caller(false, true, None), own, Need::Look, None),
             (caller(false, true, None), own, Need::Change, None),
+            (caller(false, true, None), own, Need::Delete, None),
+            (caller(true, false, None), own, Need::Delete, Some(Reason::NotGranted)),
+            (deleting(true, false), own, Need::Delete, Some(Reason::NotGranted)),
+            (deleting(true, false), own, Need::Change, None),
+            (deleting(false, true), own, Need::Delete, None),
+            (deleting(false, true), own, Need::Look, None),
+            (deleting(false, true), own, Need::Change, Some(Reason::NotGranted)),
+            (deleting(false, true), own, Need::Read, Some(Reason::NotGranted)),
+            (deleting(false, true), "domains", Need::Delete, Some(Reason::NotGranted)),
             (caller(false, true, None), "domains", Need::Change, Some(Reason::NotGranted)),
             (caller(true, true, Some("a")), own, Need::Change, None),
             (caller(true, true, Some("a")), "domains/ab", Need::Look, Some(Reason::NotGranted)),

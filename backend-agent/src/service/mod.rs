@@ -425,7 +425,7 @@ mod tests {
     }
 
     fn caller(backup: bool, restore: bool) -> Option<v1::Caller> {
-        let grant = Some(v1::Grant { backup, restore, domain: None });
+        let grant = Some(v1::Grant { backup, restore, domain: None, delete: None });
         Some(v1::Caller { admin: "anna".into(), session_id: "s1".into(), grant })
     }
 

@@ -11,7 +11,7 @@ use portolan_config::certificate::{self, CertificateName};
 use portolan_config::checked::agent::AllowRule;
 use portolan_config::checked::directory::GrantedDomains;
 use portolan_proto::failure::status;
-use portolan_proto::rights::Need;
+use portolan_proto::rights::{Need, Rights};
 use portolan_proto::v1::Reason;
 use tonic::{Request, Status};
 
@@ -34,7 +34,8 @@ pub(super) struct Permission {
     /// For the log.
     frontend: String,
     backup: GrantedDomains,
-    restore: GrantedDomains,
+    write: GrantedDomains,
+    delete: GrantedDomains,
 }
 
 impl Permission {
@@ -49,7 +50,13 @@ impl Permission {
             Some(domain) => set.covers(domain),
             None => !set.is_empty(),
         };
-        self.unlimited || need.is_met_by(has(&self.backup), has(&self.restore))
+        let rights = Rights { backup: has(&self.backup), write: has(&self.write), delete: has(&self.delete) };
+        self.unlimited || need.is_met_by(rights)
+    }
+
+    /// May it do anything at all?
+    fn is_some(&self) -> bool {
+        self.covers(Need::Look, None)
     }
 
     pub(super) fn frontend(&self) -> &str {
@@ -87,7 +94,7 @@ impl Policy {
                 permission
             }
         };
-        if !permission.unlimited && permission.backup.is_empty() && permission.restore.is_empty() {
+        if !permission.is_some() {
             tracing::warn!(frontend = permission.frontend, "call refused: no rule allows this front end");
             return Err(status(Reason::NotGranted, "this front end may do nothing on this node"));
         }
@@ -99,11 +106,12 @@ fn permission(rules: Option<&[AllowRule]>, names: &[String]) -> Permission {
     let (unlimited, frontend) = (rules.is_none(), names.join(","));
     let mut permission = Permission { unlimited, frontend, ..Permission::default() };
     for rule in rules.unwrap_or_default().iter().filter(|rule| names.contains(&rule.frontend)) {
-        if rule.backup {
-            permission.backup.extend(&rule.domains);
-        }
-        if rule.restore {
-            permission.restore.extend(&rule.domains);
+        let Rights { backup, write, delete } = rule.rights;
+        let Permission { backup: to_read, write: to_write, delete: to_delete, .. } = &mut permission;
+        for (given, set) in [(backup, to_read), (write, to_write), (delete, to_delete)] {
+            if given {
+                set.extend(&rule.domains);
+            }
         }
     }
     permission

@@ -36,12 +36,18 @@ struct Incoming {
     prepared: bool,
     gathered: Vec<Bytes>,
     gathered_bytes: usize,
+    /// CRC-32 of what was sent alone, where the caller may not know that of the whole file: from two of those, a caller who
+    /// may write only could work out what the file begins with.
+    sent_crc32: Option<crc32fast::Hasher>,
 }
 
 impl Incoming {
     fn flush(&mut self) -> store::Result<()> {
         for chunk in self.gathered.drain(..) {
             self.upload.write(&chunk)?;
+            if let Some(crc32) = &mut self.sent_crc32 {
+                crc32.update(&chunk);
+            }
         }
         self.gathered_bytes = 0;
         Ok(())
@@ -65,12 +71,20 @@ pub(super) async fn write(
     }
     let asked = Checked::new(permission, begin)?;
     let call = service.stream(asked.whose(), place)?;
+    let may_read = asked.may_read();
     let path = asked.path;
     let begin = Begin { offset, modified_ns, exclusive, append };
     let target = path.clone();
     let upload = call.on_store(Work::Short, move |store, _| store.write(&target, begin)).await?;
     let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
-    let incoming = Incoming { upload, prepared: !begin.goes_on(), gathered: Vec::new(), gathered_bytes: 0 };
+    let goes_on = begin.goes_on();
+    let incoming = Incoming {
+        upload,
+        prepared: !goes_on,
+        gathered: Vec::new(),
+        gathered_bytes: 0,
+        sent_crc32: (goes_on && !may_read).then(crc32fast::Hasher::new),
+    };
     let service_here = service.clone();
     let receiving = async move {
         let received = receive(&service_here, &call, path, incoming, &mut messages, &sender).await;
@@ -134,7 +148,11 @@ async fn receive(
         return bad("after Finish there is only Commit");
     };
     let begun = Instant::now();
-    let committed = call.run(Work::Short, move |_| incoming.upload.commit()).await?;
+    let Incoming { upload, sent_crc32, .. } = incoming;
+    let mut committed = call.run(Work::Short, move |_| upload.commit()).await?;
+    if let Some(crc32) = sent_crc32 {
+        committed.crc32 = crc32.finalize();
+    }
     service.metrics.committed(synced + begun.elapsed(), finish.length);
     service.holdings.touched(&path);
     answer(responses, WriteStep::Committed, Some(committed)).await

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portolan_proto::id::NodeId;
+use portolan_proto::rights::Rights;
 
 use super::directory::GrantedDomains;
 use super::log::{Log, Tracing};
@@ -46,8 +47,7 @@ pub enum Security {
 pub struct AllowRule {
     /// A name in its certificate.
     pub frontend: String,
-    pub backup: bool,
-    pub restore: bool,
+    pub rights: Rights,
     pub domains: GrantedDomains,
 }
 
@@ -176,12 +176,12 @@ fn allow(raw: &raw::Agent, checker: &mut Checker, security: Option<&Security>) -
     let rules = raw.allow.iter().enumerate().filter_map(|(index, raw)| {
         let key = |name: &str| format!("allow[{index}].{name}");
         let frontend = checker.required(&raw.frontend, &key("frontend")).cloned();
-        let (backup, restore) = checker.rights(&raw.rights, &key("rights"));
+        let rights = checker.rights(&raw.rights, &key("rights"));
         let domains = match raw.domains {
             Some(_) => checker.domains(&raw.domains, &key("domains")),
             None => GrantedDomains { all: true, ..GrantedDomains::default() },
         };
-        Some(AllowRule { frontend: frontend?, backup, restore, domains })
+        Some(AllowRule { frontend: frontend?, rights, domains })
     });
     Some(rules.collect())
 }

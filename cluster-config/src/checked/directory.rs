@@ -1,7 +1,10 @@
 //! Directories that admins are looked up in (LDAP, Active Directory), and the grants that follow from them.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
+
+use portolan_proto::rights::Rights;
 
 use super::frontend::LOCAL;
 use super::tls::{Anchors, Identity};
@@ -94,11 +97,28 @@ pub struct GrantRule {
     pub who: Grantee,
     /// `None`: in whichever directory.
     pub directory: Option<String>,
-    pub backup: bool,
-    pub restore: bool,
+    pub rights: Rights,
     pub domains: GrantedDomains,
     /// Where the tree of such an admin begins, as a path of the wire; `None`: this grant does not say.
     pub root: Option<Vec<u8>>,
+}
+
+/// For people: `group "backup admins": backup, restore of all domains`.
+impl fmt::Display for GrantRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Grantee::Group(group) => write!(f, "group {group:?}")?,
+            Grantee::User(user) => write!(f, "user {user:?}")?,
+        }
+        if let Some(directory) = &self.directory {
+            write!(f, " of directory {directory}")?;
+        }
+        write!(f, ": {} of {}", self.rights, self.domains)?;
+        match &self.root {
+            Some(root) => write!(f, "; the tree begins at /{}", portolan_proto::path::display(root)),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +137,29 @@ pub struct GrantedDomains {
     /// The domains that this attribute of the admin's entry names.
     pub attribute: Option<String>,
 }
+
+/// For people: `all domains`, or names and patterns, of which many are counted.
+impl fmt::Display for GrantedDomains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.all {
+            return f.write_str("all domains");
+        }
+        let names = self.names.iter().map(|name| portolan_proto::path::display(name));
+        let mut words: Vec<String> = names.chain(self.patterns.iter().cloned()).collect();
+        let more = words.len().saturating_sub(SHOWN_MAX);
+        words.truncate(SHOWN_MAX);
+        if more > 0 {
+            words.push(format!("{more} more"));
+        }
+        let attribute = self.attribute.iter().map(|name| format!("the domains that attribute {name} names"));
+        words.extend(attribute);
+        f.write_str(if words.is_empty() { "no domain" } else { "" })?;
+        f.write_str(&words.join(", "))
+    }
+}
+
+/// Domains that are shown of a set.
+const SHOWN_MAX: usize = 20;
 
 impl GrantedDomains {
     /// Is the domain one of those that are named, or that a pattern fits?
@@ -345,7 +388,7 @@ impl Checker {
                 let message = format!("there is no directory {name:?} in [[directories]]");
                 self.fault(span(&raw.directory), &key("directory"), message);
             }
-            let (backup, restore) = self.rights(&raw.rights, &key("rights"));
+            let rights = self.rights(&raw.rights, &key("rights"));
             let domains = self.granted_domains(raw, &prefix);
             let root = self.optional(&raw.root, &key("root")).cloned().and_then(|text| {
                 // What an attribute names is known when somebody logs in.
@@ -358,20 +401,20 @@ impl Checker {
                 (None, Some(user)) => Grantee::User(user),
                 (None, None) => continue,
             };
-            rules.push(GrantRule { who, directory, backup, restore, domains, root });
+            rules.push(GrantRule { who, directory, rights, domains, root });
         }
         rules
     }
 
-    pub(super) fn rights(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> (bool, bool) {
+    pub(super) fn rights(&mut self, field: &Option<Field<Vec<String>>>, key: &str) -> Rights {
         let words = self.required(field, key).cloned().unwrap_or_default();
-        let bad = words.iter().any(|word| word != "backup" && word != "restore");
-        if field.is_some() && (words.is_empty() || bad) {
-            let message = format!("{words:?} is not valid; allowed: one or both of \"backup\", \"restore\"");
+        let parsed = Rights::from_words(words.iter().map(String::as_str));
+        if field.as_ref().is_some_and(|field| field.value.is_ok()) && (words.is_empty() || parsed.is_err()) {
+            let allowed = Rights::WORDS.map(|word| format!("{word:?}")).join(", ");
+            let message = format!("{words:?} is not valid; allowed: one or more of {allowed}");
             self.fault(span(field), key, message);
         }
-        let has = |right: &str| words.iter().any(|word| word == right);
-        (has("backup"), has("restore"))
+        parsed.unwrap_or_default()
     }
 
     fn granted_domains(&mut self, raw: &raw::Grant, prefix: &str) -> GrantedDomains {

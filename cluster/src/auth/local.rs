@@ -23,8 +23,9 @@ impl LocalDirectory {
     pub(super) fn new(file: &AdminsFile) -> Self {
         let admins = file.admins.iter().map(|line| {
             let grants = Grants {
-                backup: set_of_line(line.backup, &line.domains),
-                restore: set_of_line(line.restore, &line.domains),
+                backup: set_of_line(line.rights.backup, &line.domains),
+                write: set_of_line(line.rights.write, &line.domains),
+                delete: set_of_line(line.rights.delete, &line.domains),
                 root: line.root.as_deref().map(VirtualPath::root).unwrap_or_default(),
             };
             let admin = Arc::new(Admin { name: line.name.clone(), grants });
@@ -60,14 +61,14 @@ pub fn hash_password(password: &str) -> Result<String, argon2::password_hash::Er
 mod tests {
     use super::*;
     use portolan_config::admins::{self, Domains};
+    use portolan_proto::rights::Rights;
 
     #[test]
     fn only_the_right_password_of_a_known_name_is_accepted() {
         let admin = admins::Admin {
             name: "anna".into(),
             hash: Secret::new(hash_password("right").unwrap()),
-            backup: true,
-            restore: false,
+            rights: Rights { backup: true, ..Rights::default() },
             domains: Domains::All,
             root: None,
         };
@@ -77,6 +78,10 @@ mod tests {
         assert!(directory.check("bob", "right").is_none());
         assert!(directory.check("bob", "a password that nobody has").is_none());
         let anna = directory.check("anna", "right").unwrap();
-        assert!(anna.grants.backup.covers(b"x") && !anna.grants.restore.covers(b"x"));
+        assert!(
+            anna.grants.backup.covers(b"x")
+                && !anna.grants.write.covers(b"x")
+                && !anna.grants.delete.covers(b"x")
+        );
     }
 }

@@ -18,6 +18,7 @@ use portolan_config::checked::access::Bans;
 
 use portolan_proto::path;
 
+use super::fold::fold;
 use portolan_net::network;
 use portolan_net::window::{Recent, While};
 
@@ -169,7 +170,7 @@ impl Lockout {
         Some(wall_clock(until, now))
     }
 
-    /// Why a login may not even be tried.
+    /// Why a login may not even be tried. Names are folded (`fold`), here and below.
     pub fn banned(&self, address: IpAddr, name: &str, now: Instant) -> Option<Ban> {
         let mut state = self.state();
         if let Some(record) = state.addresses.get(&address)
@@ -187,11 +188,14 @@ impl Lockout {
         Some(Ban { who: State::name(name), until: wall_clock(until, now), failures })
     }
 
-    /// A login has failed: how late to answer, and the bans that it led to.
-    pub fn failed(&self, address: IpAddr, name: &str, now: Instant) -> (Duration, Vec<Ban>) {
+    /// A login has failed: how late to answer, and the bans that it led to. `names` are what was typed and then, where a
+    /// directory has found another, what it calls the account: the failure counts for each. How late tells nothing of
+    /// the second, which only an account has.
+    pub fn failed(&self, address: IpAddr, names: &[&str], now: Instant) -> (Duration, Vec<Ban>) {
         let mut state = self.state();
-        let (address_shown, is_known) = (state.address(address), state.knows(address, name));
-        let State { rules, addresses, names, .. } = &mut *state;
+        let address_shown = state.address(address);
+        let is_known = names.iter().any(|name| state.knows(address, name));
+        let State { rules, addresses, names: by_names, .. } = &mut *state;
         let of = While { epoch: self.epoch, length: rules.window };
         let mut bans = Vec::new();
         let mut note = |who, banned, failures| {
@@ -204,27 +208,36 @@ impl Lockout {
         note(address_shown, banned, by_address);
         let mut count = by_address;
         // Where it has logged in before, a slip of the finger is no attack.
-        if !is_known {
-            let record = names.get_or_insert_mut(name.to_owned(), Record::default);
+        for (at, name) in names.iter().enumerate().filter(|_| !is_known) {
+            let record = by_names.get_or_insert_mut((*name).to_owned(), Record::default);
             let (by_name, banned) = record.fail(of, rules.name_failures, rules.duration, now);
             note(State::name(name), banned, by_name);
-            count = count.max(by_name);
+            if at == 0 {
+                count = count.max(by_name);
+            }
+            forget(by_names, now);
         }
         forget(addresses, now);
-        forget(names, now);
         let doubled = 2_u32.saturating_pow(count.saturating_sub(1));
         (DELAY_FIRST.saturating_mul(doubled).min(rules.delay_max), bans)
     }
 
-    /// An admin has logged in: from here it is let in although its name is banned elsewhere.
-    pub fn succeeded(&self, address: IpAddr, name: &str) {
+    /// An admin has logged in: from here it is let in although its name is banned elsewhere. `names` are the account's, and
+    /// then what was typed, where that is another.
+    pub fn succeeded(&self, address: IpAddr, names: &[&str]) {
         let mut state = self.state();
-        let known = state.known.entry(name.to_owned()).or_default();
-        known.retain(|one| *one != address);
-        if known.len() == KNOWN_MAX {
-            known.remove(0);
+        for (at, name) in names.iter().enumerate() {
+            // A directory may have one account by any number of spellings.
+            if at > 0 && state.known.len() >= REMEMBERED_MAX && !state.known.contains_key(*name) {
+                continue;
+            }
+            let known = state.known.entry((*name).to_owned()).or_default();
+            known.retain(|one| *one != address);
+            if known.len() == KNOWN_MAX {
+                known.remove(0);
+            }
+            known.push(address);
         }
-        known.push(address);
     }
 
     /// The bans that hold.
@@ -261,7 +274,12 @@ impl Lockout {
         {
             meant.push(Banned::Address(network::shown(address, *ipv6_prefix)));
         }
-        let is_meant = |name: &str| name == typed || State::name(name) == Banned::Name(typed.to_owned());
+        let folded = fold(typed);
+        let is_meant = |name: &str| {
+            name == typed
+                || folded.as_deref() == Some(name)
+                || State::name(name) == Banned::Name(typed.to_owned())
+        };
         let same: Vec<String> =
             names.iter().map(|(name, _)| name).filter(|name| is_meant(name)).cloned().collect();
         for name in same {
@@ -296,7 +314,7 @@ mod tests {
     fn failures_are_answered_later_and_later_and_ban_the_address() {
         let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
         let delays: Vec<_> =
-            ["a", "b", "c"].map(|name| lockout.failed(address(1), name, now).0.as_millis()).into();
+            ["a", "b", "c"].map(|name| lockout.failed(address(1), &[name], now).0.as_millis()).into();
         assert_eq!(delays, [250, 500, 1_000]);
         let ban = lockout.banned(address(1), "d", now).unwrap();
         assert_eq!((ban.who, ban.failures), (Banned::Address("192.0.2.1".into()), 3));
@@ -310,17 +328,38 @@ mod tests {
     #[test]
     fn a_name_that_is_guessed_at_from_everywhere_is_open_only_where_it_is_known() {
         let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
-        lockout.succeeded(address(9), "anna");
+        lockout.succeeded(address(9), &["anna"]);
         for number in 0..4 {
-            assert_eq!(lockout.failed(address(number), "anna", now).1, []);
+            assert_eq!(lockout.failed(address(number), &["anna"], now).1, []);
         }
-        let bans = lockout.failed(address(4), "anna", now).1;
+        let bans = lockout.failed(address(4), &["anna"], now).1;
         assert_eq!(bans[0].who, Banned::Name("anna".into()));
         assert_eq!(lockout.banned(address(5), "anna", now).unwrap().failures, 5);
         assert_eq!(lockout.banned(address(9), "anna", now), None);
         assert_eq!(lockout.banned(address(5), "bob", now), None);
         // A wrong password there is no part of the attack.
-        assert_eq!(lockout.failed(address(9), "anna", now).0, DELAY_FIRST);
+        assert_eq!(lockout.failed(address(9), &["anna"], now).0, DELAY_FIRST);
+    }
+
+    #[test]
+    fn spellings_of_one_account_count_together_and_leave_its_own_address_open() {
+        let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
+        lockout.succeeded(address(9), &["anna", "anna@a.example"]);
+        for number in 0..4 {
+            let (typed, other) = (format!("anna@{number}.example"), format!("other@{number}.example"));
+            let (pause, bans) = lockout.failed(address(number), &[&typed, "anna"], now);
+            assert_eq!(bans, []);
+            // As for a name that nobody has.
+            assert_eq!(lockout.failed(address(100 + number), &[&other], now).0, pause);
+        }
+        let bans = lockout.failed(address(4), &["anna@4.example", "anna"], now).1;
+        assert_eq!(bans.len(), 1);
+        assert_eq!(bans[0].who, Banned::Name("anna".into()));
+        assert!(lockout.banned(address(5), "anna", now).is_some());
+        for name in ["anna", "anna@a.example"] {
+            assert_eq!(lockout.banned(address(9), name, now), None, "{name}");
+        }
+        assert_eq!(lockout.lift(Some(" ANNA"), now).unwrap().len(), 1);
     }
 
     #[test]
@@ -328,7 +367,7 @@ mod tests {
         let (lockout, start) = (Lockout::new(RULES, 64), Instant::now());
         for number in 0..20 {
             let now = start + Duration::from_secs(700 * number);
-            assert_eq!(lockout.failed(address(1), "anna", now).1, [], "{number}");
+            assert_eq!(lockout.failed(address(1), &["anna"], now).1, [], "{number}");
         }
     }
 
@@ -337,21 +376,21 @@ mod tests {
         let (lockout, now) = (Lockout::new(RULES, 64), Instant::now());
         for last in [1, 2] {
             for _ in 0..3 {
-                lockout.failed(address(last), "anna", now);
+                lockout.failed(address(last), &["anna"], now);
             }
         }
         assert_eq!(lockout.bans(now).len(), 3);
         assert_eq!(lockout.lift(Some("192.0.2.7"), now), None);
         assert_eq!(lockout.lift(Some("192.0.2.1"), now).unwrap().len(), 1);
         assert_eq!(lockout.banned(address(1), "bob", now), None);
-        assert_eq!(lockout.failed(address(1), "bob", now).1, []);
+        assert_eq!(lockout.failed(address(1), &["bob"], now).1, []);
         assert_eq!(lockout.lift(None, now).unwrap().len(), 2);
         assert_eq!(lockout.bans(now), []);
         // By any of its addresses, and by what is shown; failures that are no ban yet are forgotten too.
         let network: IpAddr = "2001:db8:0:1::".parse().unwrap();
         for typed in ["2001:db8:0:1::", "2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"] {
             for _ in 0..3 {
-                lockout.failed(network, "bad\x1bname", now);
+                lockout.failed(network, &["bad\x1bname"], now);
             }
             assert_eq!(
                 lockout.lift(Some(typed), now).unwrap()[0].who.to_string(),
@@ -359,7 +398,7 @@ mod tests {
             );
         }
         assert_eq!(lockout.lift(Some("2001:db8:0:1::/48"), now), None);
-        lockout.failed(address(1), "bob", now);
+        lockout.failed(address(1), &["bob"], now);
         assert_eq!(lockout.lift(Some("192.0.2.1"), now), Some(vec![]));
         let Banned::Name(shown) = &lockout.bans(now)[0].who else { panic!("a name") };
         assert_eq!(lockout.lift(Some(shown), now).unwrap().len(), 1);
@@ -371,7 +410,7 @@ mod tests {
         let (lockout, now) = (Lockout::new(rules, 64), Instant::now());
         for number in 0..100_000_u32 {
             let from = IpAddr::from(number.to_be_bytes());
-            assert_eq!(lockout.failed(from, &number.to_string(), now).1, []);
+            assert_eq!(lockout.failed(from, &[&number.to_string()], now).1, []);
         }
         let state = lockout.state();
         assert_eq!((state.addresses.len(), state.names.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
@@ -381,12 +420,12 @@ mod tests {
     fn no_flood_of_names_makes_known_addresses_or_bans_be_forgotten() {
         let rules = Bans { address_failures: 3, name_failures: 3, ..RULES };
         let (lockout, now) = (Lockout::new(rules, 64), Instant::now());
-        lockout.succeeded(address(9), "anna");
+        lockout.succeeded(address(9), &["anna"]);
         for _ in 0..3 {
-            lockout.failed(address(1), "anna", now);
+            lockout.failed(address(1), &["anna"], now);
         }
         for number in 0..70_000_u32 {
-            lockout.failed(IpAddr::from(number.to_be_bytes()), &number.to_string(), now);
+            lockout.failed(IpAddr::from(number.to_be_bytes()), &[&number.to_string()], now);
         }
         assert!(lockout.address_banned_until(address(1), now).is_some());
         assert!(lockout.banned(address(8), "anna", now).is_some());

@@ -3,12 +3,14 @@
 //! Who calls it: the services (`ftp`), with what a client has sent; the front end, for its metrics and bans.
 //! What it calls: `auth::Authenticator` and `auth::lockout`.
 //! What it never does: know a protocol, or wait after a failure. It states the pause; the service makes it, because
-//! only the service knows what may cut it short.
+//! only the service knows what may cut it short. The pause ends at a moment that does not depend on how long the
+//! directories took: an unknown name is found out by one search, a known one by a bind.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use portolan_config::checked::frontend::Frontend as Config;
 use portolan_proto::id::SessionId;
 use portolan_telemetry::chain;
@@ -20,11 +22,20 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tracing::Span;
 
+use super::fold::fold;
 use super::lockout::{Ban, Lockout};
 use super::{Admin, Admins, Authenticator, Error, Login, Proof};
 
 /// Before the reply that nobody could decide over a login.
 const UNDECIDED_PAUSE: Duration = Duration::from_secs(1);
+/// A refusal is given at a multiple of this after the password: the first by which the slowest login of late was decided.
+const MOMENT_STEP: Duration = Duration::from_millis(250);
+/// And not later than this, where it was decided before.
+const MOMENT_MAX: Duration = Duration::from_secs(5);
+/// How long a slow login counts.
+const SLOWEST_LASTS: Duration = Duration::from_secs(600);
+/// What a name counts as that has no form to compare it by.
+const WITHOUT_FORM: &str = "(cannot be compared)";
 
 /// A login as a service hands it in.
 #[derive(Debug, Clone, Copy)]
@@ -120,6 +131,25 @@ pub struct LoginDesk {
     pub authenticator: Authenticator,
     pub lockout: Lockout,
     metrics: LoginMetrics,
+    slowest: Slowest,
+}
+
+/// The slowest decision of late, by which all refusals are given.
+#[derive(Debug, Default)]
+struct Slowest(Mutex<Option<(Duration, Instant)>>);
+
+impl Slowest {
+    /// Takes in a decision, and gives the moment of its refusal, counted from the password.
+    fn moment_of(&self, took: Duration, now: Instant) -> Duration {
+        let mut slowest = self.0.lock();
+        let taken = took.min(MOMENT_MAX);
+        let of_late = slowest.filter(|(_, at)| now.saturating_duration_since(*at) < SLOWEST_LASTS);
+        // One that is as slow counts from anew.
+        let (longest, at) = of_late.filter(|(longest, _)| *longest > taken).unwrap_or((taken, now));
+        *slowest = Some((longest, at));
+        let steps = longest.max(took).as_nanos() / MOMENT_STEP.as_nanos() + 1;
+        MOMENT_STEP.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+    }
 }
 
 impl LoginDesk {
@@ -128,6 +158,7 @@ impl LoginDesk {
             authenticator: Authenticator::new(admins),
             lockout: Lockout::new(config.bans, config.ipv6_prefix),
             metrics: LoginMetrics::new(),
+            slowest: Slowest::default(),
         }
     }
 
@@ -151,18 +182,30 @@ impl LoginDesk {
     pub async fn log_in(&self, attempt: Attempt<'_>) -> Result<Login, Denied> {
         let Attempt { name, proof, network, session, span } = attempt;
         let begun = Instant::now();
-        // Directories do not tell cases apart, so a guess in another case is one more at the same name.
-        let counted = &*name.to_lowercase();
-        self.refuse_banned(&attempt, counted, begun)?;
+        let folded = fold(name);
+        let typed = folded.as_deref().unwrap_or(WITHOUT_FORM);
+        let proof = if folded.is_some() { proof } else { Err("no directory has such a name") };
+        self.refuse_banned(&attempt, typed, begun)?;
+        let mut account = None;
         let (cause, failure, outcome) = match proof {
             Ok(proof) => {
                 let checked = self.authenticator.login(name, proof).await;
-                // Of many guesses at once, those whose check was under way when the ban came are not decided.
-                self.refuse_banned(&attempt, counted, begun)?;
+                account = match &checked {
+                    Ok(admin) => fold(&admin.name),
+                    Err(error) => error.account().and_then(fold),
+                }
+                .filter(|account| account != typed);
+                // Of many guesses at once, those whose check was under way when the ban came are not decided. Nor is one
+                // at an account that is banned by another spelling of its name.
+                for counted in [Some(typed), account.as_deref()].into_iter().flatten() {
+                    self.refuse_banned(&attempt, counted, begun)?;
+                }
                 match checked {
                     Ok(admin) => {
                         self.accepted(&attempt, &admin, proof, begun);
-                        self.lockout.succeeded(network, counted);
+                        self.slowest.moment_of(begun.elapsed(), Instant::now());
+                        let names: Vec<&str> = account.as_deref().into_iter().chain([typed]).collect();
+                        self.lockout.succeeded(network, &names);
                         return Ok(Login { admin, session });
                     }
                     // No guess, so it does not count. The pause keeps a client that tries again at once from keeping
@@ -186,7 +229,9 @@ impl LoginDesk {
             }
             Err(reason) => (reason.to_owned(), LoginFailure::Wrong, LoginOutcome::Wrong),
         };
-        let (pause, bans) = self.lockout.failed(network, counted, Instant::now());
+        let names: Vec<&str> = [typed].into_iter().chain(account.as_deref()).collect();
+        let (pause, bans) = self.lockout.failed(network, &names, Instant::now());
+        let moment = self.slowest.moment_of(begun.elapsed(), Instant::now()).max(pause);
         self.metrics.count(outcome, begun.elapsed());
         let result = outcome.word();
         tracing::warn!(target: AUDIT, parent: span, event = "login", result, name, cause, "login refused");
@@ -198,7 +243,7 @@ impl LoginDesk {
                 event = "ban", banned = %ban.who, failures = ban.failures, %until, "banned: too many failed logins"
             );
         }
-        Err(Denied { failure, pause })
+        Err(Denied { failure, pause: moment.saturating_sub(begun.elapsed()) })
     }
 
     fn refuse_banned(&self, attempt: &Attempt<'_>, counted: &str, begun: Instant) -> Result<(), Denied> {
@@ -219,5 +264,26 @@ impl LoginDesk {
         self.metrics.count(outcome, begun.elapsed());
         let (result, admin, by) = (outcome.word(), &admin.name, proof.kind());
         tracing::info!(target: AUDIT, parent: attempt.span, event = "login", result, admin, by, "login");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_given_at_one_moment_whatever_they_took() {
+        let (slowest, now) = (Slowest::default(), Instant::now());
+        let ms = Duration::from_millis;
+        for took in [0, 1, 30, 56, 249] {
+            assert_eq!(slowest.moment_of(ms(took), now), ms(250), "{took}");
+        }
+        // One that was slow has all others wait as long.
+        assert_eq!(slowest.moment_of(ms(700), now), ms(750));
+        assert_eq!(slowest.moment_of(ms(3), now), ms(750));
+        assert_eq!(slowest.moment_of(ms(3), now + SLOWEST_LASTS), ms(250));
+        // None waits for one that took for ever.
+        assert_eq!(slowest.moment_of(ms(60_000), now + SLOWEST_LASTS), ms(60_250));
+        assert_eq!(slowest.moment_of(ms(3), now + SLOWEST_LASTS), ms(5_250));
     }
 }

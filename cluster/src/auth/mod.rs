@@ -6,6 +6,7 @@
 
 mod cache;
 mod directory;
+mod fold;
 pub mod grants;
 pub mod local;
 pub mod lockout;
@@ -50,14 +51,15 @@ impl Login {
     /// How this login is told to an agent: the rights it has at `path`, a path of the wire.
     pub fn caller(&self, path: &[u8]) -> v1::Caller {
         let domain = domain_of(path).unwrap_or_default();
-        let grants = &self.admin.grants;
+        let rights = self.admin.grants.rights(domain);
         v1::Caller {
             admin: self.admin.name.clone(),
             session_id: self.session.to_string(),
             grant: Some(v1::Grant {
-                backup: grants.backup.covers(domain),
-                restore: grants.restore.covers(domain),
+                backup: rights.backup,
+                restore: rights.write,
                 domain: Some(domain.to_vec().into()),
+                delete: Some(rights.delete),
             }),
         }
     }
@@ -93,10 +95,15 @@ pub enum Error {
     #[error("the name or the password is wrong")]
     Refused,
     #[error("directory {directory}: {reason}")]
-    RefusedBy { directory: String, reason: String },
+    RefusedBy {
+        directory: String,
+        reason: String,
+        /// The name of the account that it was about, where there is one.
+        account: Option<String>,
+    },
     /// Proved who it is, and may not come in all the same; which it may be told.
     #[error("directory {directory}: {reason}")]
-    Barred { directory: String, reason: &'static str },
+    Barred { directory: String, reason: &'static str, account: Option<String> },
     #[error("the certificate names {named:?}, not {admin:?}")]
     OtherCertificate { admin: String, named: Vec<String> },
     /// Nobody can say. Not a failed login.
@@ -104,6 +111,17 @@ pub enum Error {
     Away { directory: String, cause: String },
     #[error("the password could not be checked")]
     Broken(#[source] tokio::task::JoinError),
+}
+
+impl Error {
+    /// The account that a refused login was about, by the name that its directory has.
+    pub fn account(&self) -> Option<&str> {
+        match self {
+            Error::RefusedBy { account, .. } | Error::Barred { account, .. } => account.as_deref(),
+            Error::OtherCertificate { admin, .. } => Some(admin),
+            Error::Refused | Error::Away { .. } | Error::Broken(_) => None,
+        }
+    }
 }
 
 /// Who may log in, by a configuration: ready to be asked.
@@ -142,6 +160,7 @@ impl Admins {
         let checks = &Semaphore::new(1);
         let decided = Decision { admins: self, checks, name, password, steps }.decide().await;
         match &decided {
+            Ok(admin) if password.is_none() => steps.show(&Step::Known(admin)),
             Ok(admin) => steps.show(&Step::Accepted(admin)),
             Err(error) => steps.show(&Step::Refused(error)),
         }
@@ -179,11 +198,11 @@ impl Decision<'_> {
                     match self.ask_or_remember(directory).await {
                         Ok(admin) => return Ok(admin),
                         Err(Failure::Unknown) => {}
-                        Err(Failure::Refused(reason)) => {
-                            return Err(Error::RefusedBy { directory: place.clone(), reason });
+                        Err(Failure::Refused { reason, entry: account }) => {
+                            return Err(Error::RefusedBy { directory: place.clone(), reason, account });
                         }
-                        Err(Failure::Barred(reason)) => {
-                            return Err(Error::Barred { directory: place.clone(), reason });
+                        Err(Failure::Barred { reason, entry: account }) => {
+                            return Err(Error::Barred { directory: place.clone(), reason, account });
                         }
                         Err(Failure::Away(cause)) => {
                             away = Some(Error::Away { directory: place.clone(), cause });
@@ -225,7 +244,9 @@ impl Decision<'_> {
                 })
                 .await;
             }
-            Err(Failure::Refused(_) | Failure::Barred(_) | Failure::Unknown) => cache.forget(self.name),
+            Err(Failure::Refused { .. } | Failure::Barred { .. } | Failure::Unknown) => {
+                cache.forget(self.name);
+            }
             Err(Failure::Away(_)) => {}
         }
         asked
@@ -238,7 +259,8 @@ impl Decision<'_> {
         let grants = Grants::of(&self.admins.grants, directory.name(), &found, note);
         let grants = grants.ok_or_else(|| {
             self.steps.show(&Step::NothingGranted(&found.name));
-            Failure::Barred("no right to any domain is granted to you")
+            let reason = "no right to any domain is granted to you";
+            Failure::Barred { reason, entry: Some(found.name.clone()) }
         })?;
         Ok(Admin { name: found.name, grants })
     }

@@ -50,6 +50,8 @@ pub enum Step<'a> {
     Granted(&'a GrantRule),
     NothingGranted(&'a str),
     Accepted(&'a Admin),
+    /// The name is known, and no password was given to be tried.
+    Known(&'a Admin),
     Refused(&'a Error),
 }
 
@@ -86,9 +88,12 @@ impl fmt::Display for Step<'_> {
             Step::Referral { url, followed: false } => write!(f, "referred to {url}: not followed"),
             Step::EntryRefused(reason) => f.write_str(reason),
             Step::MemberOf(group) => write!(f, "member of {group}"),
-            Step::Granted(rule) => write!(f, "granted: {rule:?}"),
+            Step::Granted(rule) => write!(f, "granted to {rule}"),
             Step::NothingGranted(name) => write!(f, "no grant is for {name}"),
-            Step::Accepted(admin) => write!(f, "accepted as {}: {:?}", admin.name, admin.grants),
+            Step::Accepted(admin) => write!(f, "accepted as {}: {}", admin.name, admin.grants),
+            Step::Known(admin) => {
+                write!(f, "with the right password accepted as {}: {}", admin.name, admin.grants)
+            }
             Step::Refused(error) => write!(f, "refused: {error}"),
         }
     }

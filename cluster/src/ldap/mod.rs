@@ -30,9 +30,11 @@ const PAGE_ENTRIES: i32 = 500;
 /// Result codes of RFC 4511 section 4.1.9.
 pub(crate) const SUCCESS: u32 = 0;
 const SIZE_LIMIT_EXCEEDED: u32 = 4;
-const REFERRAL: u32 = 10;
+pub(crate) const REFERRAL: u32 = 10;
 pub(crate) const NO_SUCH_OBJECT: u32 = 32;
 pub(crate) const INVALID_CREDENTIALS: u32 = 49;
+pub(crate) const INSUFFICIENT_ACCESS: u32 = 50;
+pub(crate) const UNWILLING: u32 = 53;
 
 /// Referrals of one search that are kept, and that one login follows in all.
 pub(crate) const REFERRALS_MAX: usize = 5;
@@ -237,7 +239,13 @@ impl LdapClient {
         }
     }
 
-    /// Notes how a server has fared, and logs it when that is news.
+    /// Counts a login that was not decided, which says nothing of the server.
+    pub(crate) fn count_undecided(&self) {
+        self.asked.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes how a server has fared, and logs it when that is news. Only what its service account met counts, never the
+    /// account of somebody who logs in.
     pub(crate) fn note(&self, server: &Server, begun: Instant, trouble: Option<&Trouble>) {
         self.asked.seconds.observe(begun.elapsed().as_secs_f64());
         let (directory, server_uri) = (self.name(), &*server.uri.text);

@@ -20,7 +20,8 @@ const QUEUED_MAX: usize = 8;
 pub struct Committed {
     pub size: u64,
     pub modified_ns: i64,
-    /// CRC-32 (IEEE 802.3) of the whole file.
+    /// CRC-32 (IEEE 802.3) of the whole file; where the caller may not read and the upload goes on from what was there, of
+    /// the whole file or of what was sent, as the agent does it: not to be shown.
     pub crc32: u32,
 }
 

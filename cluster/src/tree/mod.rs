@@ -126,12 +126,14 @@ impl Changed {
 pub struct Permissions {
     pub read: bool,
     pub change: bool,
+    /// What is below it may be removed.
+    pub purge: bool,
     pub remove: bool,
     pub rename: bool,
 }
 
 impl Permissions {
-    pub const NONE: Self = Self { read: false, change: false, remove: false, rename: false };
+    pub const NONE: Self = Self { read: false, change: false, purge: false, remove: false, rename: false };
 }
 
 /// The tree over a set of nodes. Cheap to share.
@@ -161,24 +163,30 @@ impl Tree {
                     Err(Error::NotFound { path: path.to_string() })
                 }
                 Need::Look | Need::Read => Ok(()),
-                Need::Change => Err(Error::Fixed { path: path.to_string() }),
+                Need::Change | Need::Delete => Err(Error::Fixed { path: path.to_string() }),
             };
         };
         let grants = &login.admin.grants;
         if !grants.may_see(domain) {
             return Err(Error::NotFound { path: path.to_string() });
         }
-        let allowed = need.is_met_by(grants.backup.covers(domain), grants.restore.covers(domain));
-        let right = if need == Need::Read { "backup" } else { "restore" };
-        if allowed { Ok(()) } else { Err(Error::NotGranted { path: path.to_string(), right }) }
+        if need.is_met_by(grants.rights(domain)) {
+            return Ok(());
+        }
+        let right = match need {
+            Need::Look | Need::Read => "read",
+            Need::Change => "write",
+            Need::Delete => "delete",
+        };
+        Err(Error::NotGranted { path: path.to_string(), right })
     }
 
     /// As [`Tree::authorize`], for a change of the name itself: nobody moves or removes what its own tree begins with.
-    fn authorize_name(login: &Login, path: &VirtualPath) -> Result<()> {
+    fn authorize_name(login: &Login, path: &VirtualPath, need: Need) -> Result<()> {
         if path.is_root() {
             Err(Error::Fixed { path: path.to_string() })
         } else {
-            Self::authorize(login, path, Need::Change)
+            Self::authorize(login, path, need)
         }
     }
 
@@ -288,9 +296,10 @@ impl Tree {
         need: Need,
     ) -> Result<Vec<(NodeIndex, v1::Entry)>> {
         let stats = nodes.iter().map(|node| async move {
-            match need {
-                Need::Look | Need::Read => self.stat_on(login, path, *node).await,
-                Need::Change => self.changed(*node).stat(login.caller(path), path).await,
+            if need.changes() {
+                self.changed(*node).stat(login.caller(path), path).await
+            } else {
+                self.stat_on(login, path, *node).await
             }
         });
         let mut found = Vec::new();
@@ -596,12 +605,13 @@ impl Tree {
 
     /// What this admin may do at `path`, so far as its place in the tree allows.
     pub fn permissions(login: &Login, path: &VirtualPath) -> Permissions {
-        let remove = Self::authorize_name(login, path).is_ok();
+        let is_fixed = matches!(path.place(), Place::Domain { .. } | Place::Container { .. });
         Permissions {
             read: Self::authorize(login, path, Need::Read).is_ok(),
             change: Self::authorize(login, path, Need::Change).is_ok(),
-            remove,
-            rename: remove && !matches!(path.place(), Place::Domain { .. } | Place::Container { .. }),
+            purge: Self::authorize(login, path, Need::Delete).is_ok(),
+            remove: Self::authorize_name(login, path, Need::Delete).is_ok(),
+            rename: !is_fixed && Self::authorize_name(login, path, Need::Change).is_ok(),
         }
     }
 
@@ -649,8 +659,8 @@ impl Tree {
     }
 
     pub async fn remove(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {
-        Self::authorize_name(login, path)?;
-        let node = Self::single(self.find(login, path, Need::Change).await?, path)?;
+        Self::authorize_name(login, path, Need::Delete)?;
+        let node = Self::single(self.find(login, path, Need::Delete).await?, path)?;
         let wire = path.as_wire();
         let node = self.changed(node);
         node.remove(login.caller(wire), wire).await?;
@@ -659,12 +669,12 @@ impl Tree {
 
     /// Removes an empty directory, on every node that has a part of it.
     pub async fn remove_directory(&self, login: &Login, path: &VirtualPath) -> Result<Changed> {
-        Self::authorize_name(login, path)?;
+        Self::authorize_name(login, path, Need::Delete)?;
         let wire = path.as_wire();
-        let nodes = match self.find(login, path, Need::Change).await? {
+        let nodes = match self.find(login, path, Need::Delete).await? {
             Route::Node(node) => vec![node],
             Route::Union(nodes) | Route::Search(nodes) => {
-                let found = self.stat_all(login, wire, &nodes, Need::Change).await?;
+                let found = self.stat_all(login, wire, &nodes, Need::Delete).await?;
                 if found.is_empty() {
                     return Err(Error::NotFound { path: path.to_string() });
                 }
@@ -688,8 +698,8 @@ impl Tree {
 
     /// Renames within one node. What would move between nodes is refused.
     pub async fn rename(&self, login: &Login, from: &VirtualPath, to: &VirtualPath) -> Result<Changed> {
-        Self::authorize_name(login, from)?;
-        Self::authorize_name(login, to)?;
+        Self::authorize_name(login, from, Need::Change)?;
+        Self::authorize_name(login, to, Need::Change)?;
         for path in [from, to] {
             if let Place::Domain { .. } | Place::Container { .. } = path.place() {
                 return Err(Error::Fixed { path: path.to_string() });

@@ -105,7 +105,7 @@ fn letter(kind: Kind) -> char {
 
 /// The perm fact (RFC 3659 section 7.5.5).
 fn perm(kind: Kind, permissions: Permissions) -> String {
-    let Permissions { read, change, remove, rename } = permissions;
+    let Permissions { read, change, purge, remove, rename } = permissions;
     let (is_directory, is_file) = (kind == Kind::Directory, kind == Kind::File);
     let letters = [
         ('a', is_file && change),
@@ -115,7 +115,7 @@ fn perm(kind: Kind, permissions: Permissions) -> String {
         ('f', rename),
         ('l', is_directory),
         ('m', is_directory && change),
-        ('p', is_directory && change),
+        ('p', is_directory && purge),
         ('r', is_file && read),
         ('w', is_file && change),
     ];
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn facts_are_written_as_wanted() {
-        let all = Permissions { read: true, change: true, remove: true, rename: true };
+        let all = Permissions { read: true, change: true, purge: true, remove: true, rename: true };
         let mut out = Vec::new();
         Facts::default().write(&mut out, &entry(Kind::File), all);
         assert_eq!(out, b"type=file;size=5;modify=20200913122640;perm=adfrw;UNIX.mode=0640; ");

@@ -125,6 +125,11 @@ impl Job {
                 }
             };
             transfer.set_node(upload.node());
+            // The checksum of what was there is content: from two uploads at other offsets it could be worked out.
+            let knows_whole = match begins {
+                Begins::New | Begins::Replacing => true,
+                Begins::At(_) | Begins::End => Tree::permissions(login, self.path()).read,
+            };
             // RFC 1123 section 4.1.2.9: the name that STOU chose is told here.
             let text = match begins {
                 Begins::New => format!("FILE: {}", display(self.path().name())),
@@ -187,7 +192,11 @@ impl Job {
                         let (size, crc32) = (committed.size, committed.crc32);
                         Progress::Done(Reply::with(
                             226,
-                            format!("Stored; the file has {size} bytes and CRC-32 {crc32:08x}."),
+                            if knows_whole {
+                                format!("Stored; the file has {size} bytes and CRC-32 {crc32:08x}.")
+                            } else {
+                                format!("Stored; the file has {size} bytes.")
+                            },
                         ))
                     }
                     Err(error) => {

@@ -16,6 +16,16 @@ const IN_CHAIN: &str = "1.2.840.113556.1.4.1941";
 /// Flags that Active Directory computes for an account, such as whether it is locked.
 const COMPUTED_CONTROL: &str = "msDS-User-Account-Control-Computed";
 
+/// What is asked for with an admin's entry elsewhere: OpenLDAP's password policy, 389 Directory Server, eDirectory.
+pub(super) const OTHER_ATTRIBUTES: [&str; 6] = [
+    "uid",
+    "pwdAccountLockedTime",
+    "nsAccountLock",
+    "accountUnlockTime",
+    "loginDisabled",
+    "lockedByIntruder",
+];
+
 /// What is asked for with an admin's entry.
 pub(super) const ATTRIBUTES: [&str; 5] =
     ["primaryGroupID", "objectSid", "userAccountControl", COMPUTED_CONTROL, "accountExpires"];
@@ -66,15 +76,30 @@ pub(super) fn state_of(entry: &Entry) -> Option<&'static str> {
     // 100 ns since 1601; 0 and the greatest number are never.
     let expires = number("accountExpires").filter(|ticks| !matches!(*ticks, 0 | i64::MAX));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
-    if flag("userAccountControl", 0x2) {
+    let is_true = |attribute| entry.values(attribute).any(|value| value.eq_ignore_ascii_case("TRUE"));
+    // Generalized time in UTC, and so in order; the beginning of 1970 is until an administrator unlocks it.
+    let unlocks = entry.values("accountUnlockTime").next();
+    let is_locked =
+        unlocks.is_some_and(|time| time.starts_with("19700101") || time > &*generalized_time(now));
+    if flag("userAccountControl", 0x2) || is_true("nsAccountLock") || is_true("loginDisabled") {
         Some("the account is disabled")
-    } else if flag(COMPUTED_CONTROL, 0x10) || entry.values("pwdAccountLockedTime").next().is_some() {
+    } else if flag(COMPUTED_CONTROL, 0x10)
+        || is_locked
+        || is_true("lockedByIntruder")
+        || entry.values("pwdAccountLockedTime").next().is_some()
+    {
         Some("the account is locked")
     } else if expires.is_some_and(|ticks| ticks / 10_000_000 - 11_644_473_600 < now) {
         Some("the account has expired")
     } else {
         None
     }
+}
+
+/// Seconds since 1970 as a generalized time (RFC 4517 section 3.3.13): `20200913122640Z`.
+fn generalized_time(seconds: i64) -> String {
+    let time = UNIX_EPOCH + std::time::Duration::from_secs(seconds.cast_unsigned());
+    humantime::format_rfc3339_seconds(time).to_string().replace(['-', ':', 'T'], "")
 }
 
 /// Why Active Directory refuses an account, which it says in the text of code 49; and whether it says so only to who
@@ -98,6 +123,11 @@ pub(super) fn account_state(text: &str) -> Option<(&'static str, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_of_directories_are_compared_as_text() {
+        assert_eq!(generalized_time(1_600_000_000), "20200913122640Z");
+    }
 
     #[test]
     fn states_of_accounts_are_read_from_the_text() {

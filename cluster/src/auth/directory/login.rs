@@ -6,12 +6,11 @@ use std::time::Instant;
 use ldap3::Ldap;
 use portolan_config::checked::directory::LdapUri;
 
-use super::active_directory::{account_state, state_of};
+use super::active_directory::state_of;
+use super::result::{Verdict, is_of_service, policy_request, verdict};
 use super::{AdminDirectory, Failure, Found};
 use crate::auth::steps::{Entries, Step, Steps};
-use crate::ldap::{
-    INVALID_CREDENTIALS, LdapClient, NO_SUCH_OBJECT, REFERRALS_MAX, SUCCESS, Trouble, say_good_bye,
-};
+use crate::ldap::{INSUFFICIENT_ACCESS, LdapClient, REFERRALS_MAX, Trouble, UNWILLING, say_good_bye};
 
 /// Where an admin is looked for.
 #[derive(Debug, Clone)]
@@ -26,6 +25,36 @@ enum Answer {
     Decided(Result<Found, Failure>),
     /// It has not found anybody, and other servers may.
     Elsewhere(Vec<Server>),
+}
+
+/// Why one server did not answer about an admin.
+enum Stop {
+    /// The server, or what the service account may do there: it is passed over for a while.
+    Server(Trouble),
+    /// This login alone.
+    Login {
+        trouble: Trouble,
+        /// Nobody has counted it yet, so another server may be asked.
+        again: bool,
+    },
+}
+
+impl From<Trouble> for Stop {
+    fn from(trouble: Trouble) -> Self {
+        Stop::Server(trouble)
+    }
+}
+
+impl Stop {
+    /// Of a search about somebody, made as the admin or as the service account.
+    fn of_search(trouble: Trouble, as_user: bool) -> Self {
+        match trouble {
+            Trouble::Answer { code, .. } if as_user || !is_of_service(code) => {
+                Stop::Login { trouble, again: true }
+            }
+            trouble => Stop::Server(trouble),
+        }
+    }
 }
 
 /// What is asked, and of which directory.
@@ -59,11 +88,26 @@ impl Lookup<'_> {
                         Answer::Elsewhere(places) => self.follow(places).await,
                     };
                 }
-                Err(trouble) => {
-                    client.note(server, begun, Some(&trouble));
-                    let (uri, cause) = (&server.uri.text, portolan_telemetry::chain(&trouble));
+                Err(stop) => {
+                    let (trouble, again) = match &stop {
+                        Stop::Server(trouble) => {
+                            client.note(server, begun, Some(trouble));
+                            (trouble, true)
+                        }
+                        Stop::Login { trouble, again } => {
+                            if let Trouble::Answer { .. } = trouble {
+                                client.note(server, begun, None);
+                            }
+                            client.count_undecided();
+                            (trouble, *again)
+                        }
+                    };
+                    let (uri, cause) = (&server.uri.text, portolan_telemetry::chain(trouble));
                     self.steps.show(&Step::ServerFailed { uri, cause: &cause });
                     troubles.push(format!("{uri}: {cause}"));
+                    if !again {
+                        break;
+                    }
                 }
             }
         }
@@ -80,8 +124,12 @@ impl Lookup<'_> {
                 Ok(Answer::Decided(Err(Failure::Unknown))) => {}
                 Ok(Answer::Decided(decided)) => return decided,
                 Ok(Answer::Elsewhere(more)) => pending.extend(more),
-                Err(trouble) => {
+                Err(Stop::Server(trouble) | Stop::Login { trouble, again: true }) => {
                     troubles.push(format!("{}: {}", place.uri.text, portolan_telemetry::chain(&trouble)));
+                }
+                Err(Stop::Login { trouble, again: false }) => {
+                    troubles.push(format!("{}: {}", place.uri.text, portolan_telemetry::chain(&trouble)));
+                    return Err(Failure::Away(troubles.join("; ")));
                 }
             }
         }
@@ -109,7 +157,7 @@ impl Lookup<'_> {
     }
 
     /// Asks one server all that is needed.
-    async fn ask(&self, place: &Server) -> Result<Answer, Trouble> {
+    async fn ask(&self, place: &Server) -> Result<Answer, Stop> {
         let mut ldap = self.client().connect(&place.uri, place.start_tls).await?;
         self.steps.show(&Step::Connected { uri: &place.uri.text });
         let answer = self.ask_over(&mut ldap, &place.base).await;
@@ -117,7 +165,7 @@ impl Lookup<'_> {
         answer
     }
 
-    async fn ask_over(&self, ldap: &mut Ldap, base: &str) -> Result<Answer, Trouble> {
+    async fn ask_over(&self, ldap: &mut Ldap, base: &str) -> Result<Answer, Stop> {
         let refused = |failure| Ok(Answer::Decided(Err(failure)));
         let typed = Typed::new(self.typed);
         let directory = &self.client().directory;
@@ -128,7 +176,8 @@ impl Lookup<'_> {
                 let escape = |part: &str| {
                     if template.contains('=') { ldap3::dn_escape(part).into_owned() } else { part.to_owned() }
                 };
-                if let Err(failure) = self.bind(ldap, &typed.fill(template, escape), password).await? {
+                let name = typed.fill(template, escape);
+                if let Err(failure) = self.bind(ldap, &name, password, None).await? {
                     return refused(failure);
                 }
                 true
@@ -140,11 +189,19 @@ impl Lookup<'_> {
         };
         let filter = &*typed.fill(&user.filter, |part| ldap3::ldap_escape(part).into_owned());
         let attributes = &self.directory.attributes;
-        let (mut entries, referrals) =
-            self.client().search(ldap, base, user.scope, filter, attributes, 2).await?;
+        let searched = self.client().search(ldap, base, user.scope, filter, attributes, 2).await;
+        let (mut entries, referrals) = match searched {
+            Err(Trouble::Answer { code: INSUFFICIENT_ACCESS | UNWILLING, .. }) if as_user => {
+                let reason = "the directory lets the account do nothing";
+                self.steps.show(&Step::EntryRefused(reason));
+                return refused(Failure::Barred { reason, entry: None });
+            }
+            searched => searched.map_err(|trouble| Stop::of_search(trouble, as_user))?,
+        };
         if entries.len() > 1 {
             self.steps.show(&Step::Searched { filter, base, found: Entries::Several });
-            return refused(Failure::Refused("more than one entry fits the name".to_owned()));
+            let reason = "more than one entry fits the name".to_owned();
+            return refused(Failure::Refused { reason, entry: None });
         }
         let Some(entry) = entries.pop() else {
             self.steps.show(&Step::Searched { filter, base, found: Entries::None });
@@ -153,23 +210,25 @@ impl Lookup<'_> {
         self.steps.show(&Step::Searched { filter, base, found: Entries::One(&entry.dn) });
         if let (None, Some(state)) = (self.password, state_of(&entry)) {
             self.steps.show(&Step::EntryRefused(state));
-            return refused(Failure::Refused(state.to_owned()));
+            return refused(Failure::Refused { reason: state.to_owned(), entry: None });
         }
+        // What was typed must not stand in for it: grants, certificates and the audit go by this name.
+        let name = entry.values(&user.name_attribute).next().map(str::to_owned);
+        let counted = name.clone().unwrap_or_else(|| entry.dn.clone());
         if let (false, Some(password)) = (as_user, self.password) {
-            if let Err(failure) = self.bind(ldap, &entry.dn, password).await? {
+            if let Err(failure) = self.bind(ldap, &entry.dn, password, Some(&counted)).await? {
                 return refused(failure);
             }
             if directory.service.is_some() {
                 self.bind_service(ldap).await?;
             }
         }
-        // What was typed must not stand in for it: grants and certificates go by this name.
-        let Some(name) = entry.values(&user.name_attribute).next().map(str::to_owned) else {
+        let Some(name) = name else {
             let reason = format!("the entry has no {}, by which admins are named", user.name_attribute);
             self.steps.show(&Step::EntryRefused(&reason));
-            return refused(Failure::Refused(reason));
+            return refused(Failure::Refused { reason, entry: Some(counted) });
         };
-        let groups = self.groups(ldap, &entry).await?;
+        let groups = self.groups(ldap, &entry).await.map_err(|trouble| Stop::of_search(trouble, as_user))?;
         for group in &groups {
             self.steps.show(&Step::MemberOf(group.as_str()));
         }
@@ -190,27 +249,40 @@ impl Lookup<'_> {
         }
     }
 
-    /// Binds as an admin. A wrong password is an answer, not a trouble.
+    /// Binds as an admin, who is called `entry` where that is known already. A refusal is an answer, not a trouble; `result`
+    /// has the codes.
     async fn bind(
         &self,
         ldap: &mut Ldap,
         name: &str,
         password: &str,
-    ) -> Result<Result<(), Failure>, Trouble> {
-        let result = self.client().within(ldap.simple_bind(name, password)).await?;
-        match result.rc {
-            SUCCESS => {
+        entry: Option<&str>,
+    ) -> Result<Result<(), Failure>, Stop> {
+        let binding = ldap.with_controls(policy_request()).simple_bind(name, password);
+        let result = match self.client().within(binding).await {
+            Ok(result) => result,
+            // A server that has gone has counted nothing that lasts; of one that is slow nobody knows.
+            Err(trouble) => {
+                let again = !matches!(trouble, Trouble::Slow(_));
+                return Err(Stop::Login { trouble, again });
+            }
+        };
+        let entry = entry.map(str::to_owned);
+        let (reason, failure) = match verdict(&result) {
+            Verdict::Proven => {
                 self.steps.show(&Step::Bound { name });
-                Ok(Ok(()))
+                return Ok(Ok(()));
             }
-            INVALID_CREDENTIALS | NO_SUCH_OBJECT => {
-                let (reason, proven) =
-                    account_state(&result.text).unwrap_or(("the directory refuses name or password", false));
-                self.steps.show(&Step::BindRefused { name, reason });
-                Ok(Err(if proven { Failure::Barred(reason) } else { Failure::Refused(reason.to_owned()) }))
+            Verdict::Refused(reason) => (reason.clone(), Failure::Refused { reason, entry }),
+            Verdict::Barred(reason) => (reason.to_owned(), Failure::Barred { reason, entry }),
+            decided @ (Verdict::Elsewhere | Verdict::Unclear) => {
+                let (code, text) = (result.rc, result.text);
+                let trouble = Trouble::Answer { what: "the bind of who logs in", code, text };
+                return Err(Stop::Login { trouble, again: decided == Verdict::Elsewhere });
             }
-            code => Err(Trouble::Answer { what: "a bind", code, text: result.text }),
-        }
+        };
+        self.steps.show(&Step::BindRefused { name, reason: &reason });
+        Ok(Err(failure))
     }
 
     async fn bind_service(&self, ldap: &mut Ldap) -> Result<(), Trouble> {

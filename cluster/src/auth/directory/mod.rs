@@ -8,6 +8,7 @@
 mod active_directory;
 mod groups;
 mod login;
+mod result;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,11 +29,15 @@ const LOGINS_AT_ONCE: usize = 32;
 pub(in crate::auth) enum Failure {
     #[error("there is nobody of that name")]
     Unknown,
-    #[error("{0}")]
-    Refused(String),
+    #[error("{reason}")]
+    Refused {
+        reason: String,
+        /// What the directory calls whom it was about, where an entry was found.
+        entry: Option<String>,
+    },
     /// The password was right, so the client may be told.
-    #[error("{0}")]
-    Barred(&'static str),
+    #[error("{reason}")]
+    Barred { reason: &'static str, entry: Option<String> },
     /// Nobody knows: none of its servers has answered.
     #[error("{0}")]
     Away(String),
@@ -77,7 +82,7 @@ impl AdminDirectory {
         if directory.kind == DirectoryKind::ActiveDirectory {
             attributes.extend(active_directory::ATTRIBUTES.map(str::to_owned));
         } else {
-            attributes.extend(["uid", "pwdAccountLockedTime"].map(str::to_owned));
+            attributes.extend(active_directory::OTHER_ATTRIBUTES.map(str::to_owned));
         }
         attributes.extend(domain_attributes.iter().cloned());
         Ok(Self { client: LdapClient::new(directory)?, attributes, turns: Semaphore::new(LOGINS_AT_ONCE) })
@@ -109,7 +114,8 @@ impl AdminDirectory {
     ) -> Result<Found, Failure> {
         // An empty password would be an anonymous bind, which every directory grants.
         if password == Some("") || typed.contains('\0') {
-            return Err(Failure::Refused("an empty password, or a name with NUL".to_owned()));
+            let reason = "an empty password, or a name with NUL".to_owned();
+            return Err(Failure::Refused { reason, entry: None });
         }
         let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
         Lookup { directory: self, typed, password, steps }.run().await
