@@ -136,7 +136,7 @@ async fn receive(
     let begun = Instant::now();
     let committed = call.run(Work::Short, move |_| incoming.upload.commit()).await?;
     service.metrics.committed(synced + begun.elapsed(), finish.length);
-    service.holdings.touched(&path);
+    call.served().holdings().touched(&path);
     answer(responses, WriteStep::Committed, Some(committed)).await
 }
 

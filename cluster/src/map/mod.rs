@@ -8,6 +8,7 @@ pub mod directory;
 mod given;
 mod holdings;
 mod snapshot;
+mod stores;
 
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ use parking_lot::Mutex;
 use portolan_config::checked::map::Map;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
+
+use stores::Stores;
 
 pub use given::GivenMap;
 pub use holdings::NodeHoldings;
@@ -81,6 +84,7 @@ pub struct Router {
     current: ArcSwap<Snapshot>,
     /// One writer at a time.
     update: Mutex<()>,
+    stores: Stores,
 }
 
 impl Router {
@@ -88,11 +92,20 @@ impl Router {
         Self {
             current: ArcSwap::from_pointee(Snapshot::new(nodes, nodes_min, map)),
             update: Mutex::default(),
+            stores: Stores::default(),
         }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// Notes the id of a node's store, as its agent says it; an empty one is none.
+    ///
+    /// # Errors
+    /// The node that was heard with this store before, which is neither this one's standby nor has it as one.
+    pub fn claim_store(&self, node: NodeIndex, store_id: &str) -> Result<(), NodeId> {
+        self.stores.claim(node, store_id.parse().ok(), &self.snapshot())
     }
 
     /// What a node holds, whole: after it was connected.
