@@ -70,6 +70,8 @@ struct Place {
     node: NodeId,
     config: Config,
     rule: MarkRule,
+    /// Without marks, the root that was there first: only who starts the agent can say that it is the right one.
+    first: OnceLock<RootIdentity>,
     /// Somebody has seen another root than the one that is served.
     suspected: Notify,
 }
@@ -129,7 +131,7 @@ impl Anchor {
     /// Is it the marked store still? Reads the mark.
     pub fn verify(&self) -> Result<(), Unserved> {
         let Some((place, sight)) = &self.0 else { return Ok(()) };
-        let found = place.look(Some(*sight)).map_err(|report| report.why).and_then(|found| {
+        let found = place.look().map_err(|report| report.why).and_then(|found| {
             let other = || Unserved::OtherVolume { node: place.node.clone() };
             (found == *sight).then_some(()).ok_or_else(other)
         });
@@ -142,8 +144,8 @@ impl Place {
         store::root(&self.config).to_owned()
     }
 
-    /// What the path leads to, when that may be served. `opened` is what is open already.
-    fn look(&self, opened: Option<Sight>) -> Result<Sight, Report> {
+    /// What the path leads to, when that may be served.
+    fn look(&self) -> Result<Sight, Report> {
         let node = || self.node.clone();
         let root = self.root();
         let shown = root.display();
@@ -154,13 +156,12 @@ impl Place {
                     why: Unserved::NotOpened { node: node() },
                     detail: format!("{shown} cannot be opened: {error}"),
                 })?;
-                // Without marks only who starts the agent can say that this is the right one.
-                return match opened {
-                    Some(opened) if opened.root != found => Err(Report {
+                return match self.first.get_or_init(|| found) {
+                    first if *first != found => Err(Report {
                         why: Unserved::OtherVolume { node: node() },
                         detail: format!(
-                            "{shown} is another volume than the one that is served, and store.mark = \"none\" lets nothing \
-                             tell whether it is the right one; a restart takes what is there"
+                            "{shown} is another volume than at the start, and store.mark = \"none\" lets nothing tell \
+                             whether it is the right one; a restart takes what is there"
                         ),
                     }),
                     _ => Ok(Sight { root: found, id: None }),
@@ -243,6 +244,12 @@ impl Served {
         Ok(self.anchor.compare()?)
     }
 
+    /// Whether the mark is still there, before all that the store holds is announced. Blocks.
+    pub fn verify(&self) -> store::Result<()> {
+        self.check()?;
+        Ok(self.anchor.verify()?)
+    }
+
     /// The store, for one visit after [`Served::check`].
     pub fn store(&self) -> store::Result<Arc<dyn Store>> {
         match &*self.store.read() {
@@ -284,6 +291,7 @@ impl Volume {
             node: config.node.clone(),
             config: config.store.clone(),
             rule: config.mark.clone(),
+            first: OnceLock::new(),
             suspected: Notify::new(),
         });
         if place.rule == MarkRule::Unchecked {
@@ -293,8 +301,20 @@ impl Volume {
             );
         }
         let looking = Arc::clone(&place);
-        let state = match blocking(move || looking.look(None)).await {
-            Ok(sight) => State::Served(open(&place, sight).await?),
+        let state = match blocking(move || looking.look()).await {
+            Ok(sight) => match open(&place, sight).await {
+                Ok(served) => Ok(served),
+                // It went away meanwhile.
+                Err(Error::Scan(holdings::Error::Store(store::Error::Unserved(why)))) => {
+                    let detail = why.to_string();
+                    Err(Report { why, detail })
+                }
+                Err(error) => return Err(error),
+            },
+            Err(report) => Err(report),
+        };
+        let state = match state {
+            Ok(served) => State::Served(served),
             Err(report) => {
                 log_unserved(&report);
                 State::Unserved(Arc::new(report))
@@ -365,7 +385,7 @@ impl Volume {
             before.as_ref().ok().and_then(|served| served.anchor.0.as_ref()).map(|(_, sight)| *sight);
         let looking = Arc::clone(place);
         // A disk that does not answer holds this one thread; what is served stays until the look ends.
-        let sight = match blocking(move || looking.look(opened)).await {
+        let sight = match blocking(move || looking.look()).await {
             Ok(sight) if Some(sight) == opened => return None,
             Ok(sight) => sight,
             Err(report) => {

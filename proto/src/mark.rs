@@ -144,10 +144,7 @@ mod tests {
     fn a_mark_is_read_as_it_was_written() {
         let text = mark().to_text();
         assert_eq!(Mark::parse(text.as_bytes()), Ok(mark()));
-        assert!(
-            text.contains("id = \"00000000000000000000012345678 9ab\"".replace(' ', "").as_str()),
-            "{text}"
-        );
+        assert!(text.contains(&format!("id = \"{}123456789ab\"", "0".repeat(21))), "{text}");
     }
 
     #[test]

@@ -223,6 +223,8 @@ impl Agent for AgentService {
         self.policy.of(&request)?;
         let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
         let served = self.served()?;
+        let looking = Arc::clone(&served);
+        share::blocking(move || looking.verify()).await?;
         let node = self.volume.node().clone();
         let mut current = served.holdings().subscribe();
         let draining = self.draining.clone();

@@ -235,7 +235,7 @@ async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
 }
 
 /// Runs `work` on a thread that may block and turns its failure into a status.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> store::Result<T> + Send + 'static,
 ) -> Result<T, Status> {
     let span = tracing::info_span!(target: TRACE, "disk");

@@ -132,18 +132,23 @@ impl NodeClient {
             }
             self.unanswered.store(0, Ordering::Relaxed);
             let cause = portolan_telemetry::chain(&ended);
-            let changed = self.health.send_if_modified(|health| {
-                let was_away = matches!(health, Health::Away(_));
-                *health = Health::Away(root_cause(&ended));
-                !was_away
-            });
-            if changed {
+            let next = Health::Away(root_cause(&ended));
+            let before = self.health.send_replace(next.clone());
+            if !matches!(before, Health::Away(_)) {
                 router.set_away(self.index);
-                if matches!(ended, Ended::SameStore { .. }) {
+            }
+            // Once for each absence; what a person has to mend also where the node was away for another reason.
+            match &ended {
+                Ended::SameStore { .. } if before != next => {
                     tracing::error!(node = %self.name, cause, "node is away");
-                } else {
+                }
+                Ended::Refused { .. } if before != next => {
                     tracing::warn!(node = %self.name, cause, "node is away");
                 }
+                _ if !matches!(before, Health::Away(_)) => {
+                    tracing::warn!(node = %self.name, cause, "node is away");
+                }
+                _ => {}
             }
             // A different pause for each node and try, so that front ends do not all come at once.
             let pause = pauses.after(up_since).mul_f64(rand::random_range(0.5..1.0));

@@ -40,8 +40,11 @@ pub fn recover(root: &Root) -> io::Result<(File, usize)> {
     };
     if is_read_only(root)? {
         let lock = lock_read_only(root)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        return Ok((File::from(lock), 0));
+        return match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK.into()),
+            // NFS locks only what is open for writing. Who cannot write is in nobody's way.
+            Ok(()) | Err(_) => Ok((File::from(lock), 0)),
+        };
     }
     let mode = Mode::from_raw_mode(0o700);
     made(rustix::fs::mkdirat(root.as_fd(), OWN_FOLDER, mode))?;
