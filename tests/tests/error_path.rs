@@ -48,7 +48,11 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::Unsupported { path: path(), operation: Operation::Remove }, Code::Unimplemented, 504),
         (Error::Stopped, Code::Unavailable, 450),
         (Error::Changing { path: path() }, Code::Unavailable, 450),
-        (Error::Unserved(Unserved::NotMarked { node: "mail-1".parse().unwrap() }), Code::Unavailable, 450),
+        (
+            Error::Unserved(Unserved::NotMarked { node: "mail-1".parse().expect("a name") }),
+            Code::Unavailable,
+            450,
+        ),
     ]
 }
 
