@@ -455,3 +455,126 @@ async fn open(place: &Arc<Place>, sight: Sight) -> Result<Arc<Served>, Error> {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("a look does not panic")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::store::disk::mark;
+    use crate::store::{Begin, StorePath};
+
+    use super::*;
+
+    /// A marked store with one domain. It is moved away by renaming its folder, as a volume is by unmounting.
+    struct Site {
+        folder: tempfile::TempDir,
+        volume: Volume,
+    }
+
+    impl Site {
+        async fn start(keys: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("store");
+            std::fs::create_dir_all(root.join("domains/a.example/users")).unwrap();
+            mark::write(&root, &"mail-1".parse().unwrap(), false).unwrap();
+            let config = config(folder.path(), keys);
+            Self { folder, volume: Volume::open(&config).await.unwrap() }
+        }
+
+        fn root(&self) -> PathBuf {
+            self.folder.path().join("store")
+        }
+
+        fn elsewhere(&self) -> PathBuf {
+            self.folder.path().join("elsewhere")
+        }
+
+        /// One look; why nothing is served.
+        async fn look(&self) -> Option<Unserved> {
+            self.volume.look(self.volume.place.as_ref().unwrap()).await;
+            self.volume.served().err().map(|report| report.why.clone())
+        }
+    }
+
+    fn config(folder: &Path, keys: &str) -> AgentConfig {
+        let file = folder.join("agent.toml");
+        let text = format!(
+            "version = 1\nnode = \"mail-1\"\n[listen]\naddress = \"127.0.0.1:0\"\n[store]\nroot = \"store\"\n{keys}"
+        );
+        std::fs::write(&file, text).unwrap();
+        AgentConfig::load(&file).unwrap()
+    }
+
+    fn node(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_store_that_goes_away_is_let_go_with_its_lock_and_taken_again() {
+        let site = Site::start("").await;
+        let served = site.volume.served().unwrap();
+        let path = StorePath::new(b"domains/a.example/users/mail").unwrap();
+        let upload = served.store().unwrap().write(&path, Begin::default()).unwrap();
+        std::fs::rename(site.root(), site.elsewhere()).unwrap();
+        std::fs::create_dir(site.root()).unwrap();
+        let not_marked = Unserved::NotMarked { node: node("mail-1") };
+        let refused = |done: store::Result<()>| matches!(done, Err(store::Error::Unserved(_)));
+        assert!(refused(served.check()), "before any look");
+        let store = served.store().unwrap();
+        let announced = HoldingsWatch::start(&store, served.anchor.clone()).await;
+        assert!(
+            matches!(announced, Err(holdings::Error::Store(store::Error::Unserved(_)))),
+            "nothing of it is announced, though the open folder has it all"
+        );
+        drop(store);
+        assert_eq!(site.look().await, Some(not_marked.clone()));
+        assert!(served.gone().is_cancelled() && refused(served.store().map(drop)));
+        assert!(!site.root().join(".portolan").try_exists().unwrap(), "nothing is made there");
+        // Another agent may have the store, though an upload to it is open here.
+        let other = Config::Tree {
+            root: site.elsewhere(),
+            rescan_interval: Duration::from_secs(3_600),
+            modes: portolan_config::checked::agent::Modes::default(),
+            links: portolan_config::checked::agent::Links::Show,
+        };
+        drop(store::open(&other).unwrap());
+        std::fs::remove_dir(site.root()).unwrap();
+        std::fs::rename(site.elsewhere(), site.root()).unwrap();
+        assert!(refused(served.check()), "what was begun before stays refused");
+        assert_eq!(site.look().await, None);
+        let again = site.volume.served().unwrap();
+        assert_eq!((again.id(), again.check().is_ok()), (served.id(), true));
+        assert!(matches!(store::open(&other_root(&other, &site.root())), Err(OpenError::Taken { .. })));
+        drop(upload);
+    }
+
+    fn other_root(config: &Config, root: &Path) -> Config {
+        let Config::Tree { rescan_interval, modes, links, .. } = config;
+        let (rescan_interval, modes, links) = (*rescan_interval, *modes, *links);
+        Config::Tree { root: root.to_owned(), rescan_interval, modes, links }
+    }
+
+    #[tokio::test]
+    async fn the_mark_of_another_node_counts_where_the_configuration_says_so() {
+        let site = Site::start("mark_of = \"mail-2\"\n").await;
+        let other = Unserved::OtherNode { node: node("mail-1"), marked: node("mail-1") };
+        assert_eq!(site.look().await, Some(other));
+        std::fs::remove_file(site.root().join(MARK_PATH)).unwrap();
+        mark::write(&site.root(), &node("mail-2"), false).unwrap();
+        assert_eq!(site.look().await, None);
+    }
+
+    #[tokio::test]
+    async fn without_marks_another_root_is_not_taken_until_a_restart() {
+        let site = Site::start("mark = \"none\"\n").await;
+        std::fs::rename(site.root(), site.elsewhere()).unwrap();
+        std::fs::create_dir(site.root()).unwrap();
+        let other = Unserved::OtherVolume { node: node("mail-1") };
+        for _ in 0..2 {
+            assert_eq!(site.look().await, Some(other.clone()));
+        }
+        std::fs::remove_dir(site.root()).unwrap();
+        std::fs::rename(site.elsewhere(), site.root()).unwrap();
+        assert_eq!(site.look().await, None);
+    }
+}

@@ -282,7 +282,7 @@ fn tree(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
 }
 
 /// The root must be there, and `domains` in it a folder, if it is there: the agent reads through no link. Without it, or
-/// with one that it cannot write to, the agent starts; a backup takes the node for an empty one.
+/// with one that it cannot write to, the agent starts.
 fn folders(root: &Path, field: &raw::Text, checker: &mut Checker) {
     use std::os::unix::fs::MetadataExt as _;
     let shown = root.display();
