@@ -1,7 +1,7 @@
 //! Metrics and health of an agent by HTTP, for whoever watches it.
 //!
 //! Who calls it: `Agent::run`.
-//! What it calls: `holdings`, `store`; the HTTP server of portolan-telemetry.
+//! What it calls: `volume`; the HTTP server of portolan-telemetry.
 //! What it never does: change anything.
 
 use std::fmt;
@@ -18,11 +18,11 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 use tokio_util::sync::CancellationToken;
 
-use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
 use crate::service::{AgentService, STREAMS_MAX};
-use crate::store::{Store, Usage};
+use crate::store::Usage;
 use crate::tls::Tls;
+use crate::volume::Volume;
 
 /// How often the disk is asked for its room. A scrape never waits for a disk.
 const USAGE_EVERY: Duration = Duration::from_secs(15);
@@ -32,8 +32,7 @@ const USAGE_MAX: Duration = Duration::from_secs(60);
 /// What is shown.
 pub(crate) struct Console {
     pub(crate) tls: Option<Arc<Tls>>,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) holdings: Arc<HoldingsWatch>,
+    pub(crate) volume: Arc<Volume>,
     pub(crate) service: AgentService,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) draining: CancellationToken,
@@ -85,18 +84,22 @@ struct Shown {
 impl Shown {
     async fn watch_room(&self) {
         loop {
-            let store = Arc::clone(&self.console.store);
-            let asked = tokio::task::spawn_blocking(move || store.usage()).await;
-            let asked = asked.map_err(|stopped| stopped.to_string());
-            let asked = asked.and_then(|usage| usage.map_err(|error| portolan_telemetry::chain(&error)));
-            {
+            let served = self.console.volume.served().ok();
+            if let Some(served) = served.clone() {
+                let asked =
+                    tokio::task::spawn_blocking(move || served.store().and_then(|store| store.usage())).await;
+                let asked = asked.map_err(|stopped| stopped.to_string());
+                let asked = asked.and_then(|usage| usage.map_err(|error| portolan_telemetry::chain(&error)));
                 let mut room = self.room.lock();
                 match asked {
                     Ok(usage) => *room = Room { usage: Some(usage), at: Instant::now(), failure: None },
                     Err(failure) => room.failure = Some(failure),
                 }
             }
-            tokio::time::sleep(USAGE_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(USAGE_EVERY) => {}
+                () = self.console.volume.changed(served.as_ref()) => {}
+            }
         }
     }
 
@@ -109,6 +112,13 @@ impl Shown {
         if self.console.draining.is_cancelled() {
             readiness.reasons.push("the agent is draining".to_owned());
         }
+        let served = match self.console.volume.served() {
+            Ok(served) => served,
+            Err(report) => {
+                readiness.reasons.push(format!("the store is not served: {}", report.detail));
+                return readiness;
+            }
+        };
         let room = self.room();
         match room.failure {
             Some(failure) => readiness.reasons.push(format!("the store does not answer: {failure}")),
@@ -118,7 +128,7 @@ impl Shown {
             }
             None => {}
         }
-        if let Some(failure) = self.console.holdings.failure() {
+        if let Some(failure) = served.holdings().failure() {
             readiness.warnings.push(format!("what the store holds could not be read: {failure}"));
         }
         readiness
@@ -146,18 +156,26 @@ impl Collector for State {
         one("portolan_agent_streams", "Reads, writes, listings and digests under way", None, streams)?;
         let help = "Those that may be under way at once";
         one("portolan_agent_streams_max", help, None, STREAMS_MAX as f64)?;
-        let holdings = console.holdings.subscribe().borrow().clone();
-        one("portolan_agent_domains", "Domains that the store holds", None, holdings.domains.len() as f64)?;
-        if let Some(usage) = self.0.room().usage {
+        let served = console.volume.served().ok();
+        let help = "1 where a store is served: it carries the mark of its node, or needs none";
+        let marked = if served.is_some() { 1.0 } else { 0.0 };
+        one("portolan_agent_store_marked", help, None, marked)?;
+        if let Some(served) = &served {
+            let domains = served.holdings().subscribe().borrow().domains.len() as f64;
+            one("portolan_agent_domains", "Domains that the store holds", None, domains)?;
+        }
+        if let Some(usage) = self.0.room().usage.filter(|_| served.is_some()) {
             let (free, total) = (usage.bytes_free as f64, usage.bytes_total as f64);
             one("portolan_agent_store_free", "Room that the store has left", Some(Unit::Bytes), free)?;
             one("portolan_agent_store_size", "Room that the store has in all", Some(Unit::Bytes), total)?;
         }
-        let read = timestamp(console.holdings.read_at());
-        let help = "When all that the store holds was read last, since 1970";
-        one("portolan_agent_holdings_read_timestamp", help, Some(Unit::Seconds), read)?;
-        let failing = if console.holdings.failure().is_some() { 1.0 } else { 0.0 };
-        one("portolan_agent_holdings_failing", "1 where the last reading failed", None, failing)?;
+        if let Some(served) = &served {
+            let read = timestamp(served.holdings().read_at());
+            let help = "When all that the store holds was read last, since 1970";
+            one("portolan_agent_holdings_read_timestamp", help, Some(Unit::Seconds), read)?;
+            let failing = if served.holdings().failure().is_some() { 1.0 } else { 0.0 };
+            one("portolan_agent_holdings_failing", "1 where the last reading failed", None, failing)?;
+        }
         let Some(certificates) = console.tls.as_ref().map(|tls| tls.in_force()) else { return Ok(()) };
         let (identity, client_ca) = (&certificates.identity, &certificates.client_ca);
         let files = [(&identity.chain_file, &identity.chain), (&client_ca.file, &client_ca.certificates)];

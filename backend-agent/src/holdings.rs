@@ -1,8 +1,9 @@
 //! Keeps the set of what this node holds up to date and tells its watchers.
 //!
-//! Who calls it: `lib.rs` runs it; `service` subscribes and reports changes made through it.
-//! What it calls: `Store::holdings`.
-//! What it never does: answer a question about a path; announcements may lag, calls ask the store.
+//! Who calls it: `volume` runs it, one for each store that is opened; `service` subscribes and reports changes made through it.
+//! What it calls: `Store::holdings`; the `Anchor` of the store, before each announcement.
+//! What it never does: answer a question about a path; announcements may lag, calls ask the store. Nor announce what was read
+//! from a root that is not the marked one by its path.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{self, Holdings, Store, StorePath};
+use crate::volume::Anchor;
 
 /// Changes made here are gathered this long before their domains are read again, so that a restore of a
 /// thousand users costs a few readings and not a thousand.
@@ -29,7 +31,9 @@ pub enum Error {
     Broken(#[source] JoinError),
 }
 
+#[derive(Debug)]
 pub struct HoldingsWatch {
+    anchor: Anchor,
     current: watch::Sender<Arc<Holdings>>,
     /// Domains to read again. Bounded by the number of domains.
     touched: Mutex<BTreeSet<Vec<u8>>>,
@@ -46,9 +50,10 @@ struct Whole {
 
 impl HoldingsWatch {
     /// Reads the store for the first time.
-    pub async fn start(store: &Arc<dyn Store>) -> Result<Self, Error> {
-        let first = read(store, None).await?;
+    pub async fn start(store: &Arc<dyn Store>, anchor: Anchor) -> Result<Self, Error> {
+        let first = read(store, &anchor, None).await?;
         Ok(Self {
+            anchor,
             current: watch::Sender::new(Arc::new(first)),
             touched: Mutex::default(),
             wake: Notify::new(),
@@ -111,7 +116,7 @@ impl HoldingsWatch {
     async fn read_again(&self, store: &Arc<dyn Store>, only: Option<BTreeSet<Vec<u8>>>) {
         let before = self.current.borrow().clone();
         let whole = only.is_none();
-        match read(store, only).await {
+        match read(store, &self.anchor, only).await {
             Ok(next) => {
                 if whole {
                     *self.whole() = Whole { read_at: SystemTime::now(), failure: None };
@@ -125,6 +130,8 @@ impl HoldingsWatch {
                     changes > 0
                 });
             }
+            // That is for the look to log, which it has asked for.
+            Err(Error::Store(store::Error::Unserved(_))) => {}
             Err(error) => {
                 let cause = portolan_telemetry::chain(&error);
                 tracing::error!(cause, "holdings could not be read; the last ones stand");
@@ -134,9 +141,17 @@ impl HoldingsWatch {
     }
 }
 
-async fn read(store: &Arc<dyn Store>, only: Option<BTreeSet<Vec<u8>>>) -> Result<Holdings, Error> {
-    let store = Arc::clone(store);
-    let reading = tokio::task::spawn_blocking(move || store.holdings(only.as_ref()));
+async fn read(
+    store: &Arc<dyn Store>,
+    anchor: &Anchor,
+    only: Option<BTreeSet<Vec<u8>>>,
+) -> Result<Holdings, Error> {
+    let (store, anchor) = (Arc::clone(store), anchor.clone());
+    let reading = tokio::task::spawn_blocking(move || {
+        let found = store.holdings(only.as_ref())?;
+        anchor.verify()?;
+        Ok::<_, store::Error>(found)
+    });
     // A store that panics has failed like any other: the watch goes on, and reads again.
     Ok(reading.await.map_err(Error::Broken)??)
 }
@@ -203,7 +218,7 @@ mod tests {
     async fn a_store_that_panics_is_read_again_and_its_last_set_stands() {
         let panicking = Arc::new(Panicking::default());
         let store: Arc<dyn Store> = panicking.clone();
-        let watch = Arc::new(HoldingsWatch::start(&store).await.unwrap());
+        let watch = Arc::new(HoldingsWatch::start(&store, Anchor::none()).await.unwrap());
         let current = watch.subscribe();
         let objects = || current.borrow().domains[&b"a"[..]].len();
         let stop = CancellationToken::new();
@@ -224,6 +239,6 @@ mod tests {
     #[tokio::test]
     async fn an_agent_does_not_start_over_a_store_that_panics() {
         let store: Arc<dyn Store> = Arc::new(Panicking { panics: true.into(), changed: false.into() });
-        assert!(matches!(HoldingsWatch::start(&store).await.err(), Some(Error::Broken(_))));
+        assert!(matches!(HoldingsWatch::start(&store, Anchor::none()).await.err(), Some(Error::Broken(_))));
     }
 }

@@ -3,11 +3,11 @@
 //! The way of the content, from the network to the disk:
 //!
 //! ```text
-//! front end ── gRPC, mTLS ──> service/ (check, grant) ──> store/ (tree) ──> store/disk/ (openat2, commit)
+//! front end ── gRPC, mTLS ──> service/ (check, grant) ──> volume (mark) ──> store/ (tree) ──> store/disk/ (openat2, commit)
 //! ```
 //!
 //! Who calls it: `main.rs`, and `portolan demo`, which runs several in one process.
-//! What it calls: `service`, `holdings`, `store`; tonic for the server.
+//! What it calls: `service`, `volume`, `store`; tonic for the server.
 //! What it never does: know of FTP, admins' passwords or other nodes.
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod service;
 pub mod store;
 mod tls;
+pub mod volume;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -34,12 +35,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
 
-use holdings::HoldingsWatch;
 use portolan_telemetry::{Telemetry, http};
 use service::AgentService;
 use store::Store;
 use tls::Tls;
+use volume::Volume;
 
 /// A connection whose peer does not answer a ping is closed after interval + timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -50,9 +52,7 @@ const HTTP2_STREAMS_MAX: u32 = 2_048;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Open(#[from] store::OpenError),
-    #[error("cannot read what the store holds")]
-    Scan(#[source] holdings::Error),
+    Volume(#[from] volume::Error),
     #[error("cannot listen on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the certificates cannot be used")]
@@ -66,8 +66,7 @@ pub struct Agent {
     config: Config,
     listener: TcpListener,
     address: SocketAddr,
-    store: Arc<dyn Store>,
-    holdings: Arc<HoldingsWatch>,
+    volume: Arc<Volume>,
     /// `None`: in plaintext.
     tls: Option<Arc<Tls>>,
     http: Option<http::Server>,
@@ -75,24 +74,25 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens the store, sweeps its staging folder and binds the port.
+    /// Opens the store where it is marked, sweeps its staging folder and binds the port.
     pub async fn bind(config: Config) -> Result<Self, Error> {
-        let store = store::open(&config.store)?;
-        Self::bind_store(config, store).await
+        let volume = Volume::open(&config).await?;
+        Self::bind_volume(config, volume).await
     }
 
-    /// As [`Agent::bind`], over a store that is open already.
+    /// As [`Agent::bind`], over a store that is open already and needs no mark.
     pub async fn bind_store(config: Config, store: Arc<dyn Store>) -> Result<Self, Error> {
+        let volume = Volume::over(config.node.clone(), store).await.map_err(volume::Error::Scan)?;
+        Self::bind_volume(config, volume).await
+    }
+
+    async fn bind_volume(config: Config, volume: Volume) -> Result<Self, Error> {
         let tls = match &config.security {
             Security::Plain => None,
             Security::Mutual { identity, client_ca } => {
                 Some(Arc::new(Tls::new(identity.clone(), client_ca.clone())?))
             }
         };
-        let holdings = HoldingsWatch::start(&store).await.map_err(Error::Scan)?;
-        if holdings.subscribe().borrow().domains.is_empty() {
-            tracing::warn!("the store holds no domain; if it should, its volume may not be mounted");
-        }
         let listen = |source| Error::Listen { address: config.address, source };
         let listener = TcpListener::bind(config.address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
@@ -103,8 +103,8 @@ impl Agent {
                 Some(bound.map_err(|source| Error::Listen { address, source })?)
             }
         };
-        let holdings = Arc::new(holdings);
-        Ok(Self { config, listener, address, store, holdings, tls, http, telemetry: None })
+        let volume = Arc::new(volume);
+        Ok(Self { config, listener, address, volume, tls, http, telemetry: None })
     }
 
     /// Shows how the log of the process fares among its metrics.
@@ -123,9 +123,7 @@ impl Agent {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         let service = AgentService::new(
-            self.config.node.clone(),
-            Arc::clone(&self.store),
-            Arc::clone(&self.holdings),
+            Arc::clone(&self.volume),
             self.config.allow.clone(),
             tasks.clone(),
             shutdown.clone(),
@@ -137,8 +135,7 @@ impl Agent {
         if let Some(http) = self.http {
             let console = console::Console {
                 tls: self.tls.clone(),
-                store: Arc::clone(&self.store),
-                holdings: Arc::clone(&self.holdings),
+                volume: Arc::clone(&self.volume),
                 service: service.clone(),
                 metrics: Arc::clone(&metrics),
                 draining: shutdown.clone(),
@@ -149,7 +146,7 @@ impl Agent {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<AgentServer<AgentService>>().await;
+        show_health(&health, self.volume.served().is_ok()).await;
         let server = Server::builder()
             .max_frame_size(HTTP2_FRAME_BYTES_MAX)
             .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
@@ -162,10 +159,9 @@ impl Agent {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
         let count = move |inner| metrics::Counted { inner, metrics: Arc::clone(&metrics) };
         let mut server = server.trace_fn(service::call_span).layer(tower::layer::layer_fn(count));
-        let holdings = Arc::clone(&self.holdings);
         tasks.spawn({
-            let (store, stop) = (self.store, shutdown.clone());
-            async move { holdings.run(store, stop).await }
+            let (volume, tasks, stop) = (Arc::clone(&self.volume), tasks.clone(), shutdown.clone());
+            async move { volume.run(&tasks, stop).await }
         });
         tracing::info!(node = %self.config.node, address = %self.address, "agent serves");
         let stopping = shutdown.clone();
@@ -187,9 +183,12 @@ impl Agent {
         let _renewing =
             self.tls.map(|tls| AbortOnDropHandle::new(tokio::spawn(async move { tls.renew().await })));
         let deadline = async {
-            shutdown.cancelled().await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = follow(&self.volume, &health) => {}
+            }
             tracing::info!("agent drains");
-            health.set_not_serving::<AgentServer<AgentService>>().await;
+            show_health(&health, false).await;
             tokio::time::sleep(self.config.drain_timeout).await;
         };
         let served = tokio::select! {
@@ -207,5 +206,22 @@ impl Agent {
         last.wait().await;
         tracing::info!("agent stopped");
         served
+    }
+}
+
+/// Shows whether a store is served, for ever.
+async fn follow(volume: &Volume, health: &HealthReporter) {
+    loop {
+        let served = volume.served().ok();
+        show_health(health, served.is_some()).await;
+        volume.changed(served.as_ref()).await;
+    }
+}
+
+async fn show_health(health: &HealthReporter, serves: bool) {
+    if serves {
+        health.set_serving::<AgentServer<AgentService>>().await;
+    } else {
+        health.set_not_serving::<AgentServer<AgentService>>().await;
     }
 }

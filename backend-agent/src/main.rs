@@ -1,12 +1,16 @@
-//! The agent's process: arguments, logging, configuration, signals, exit status. Nothing else.
+//! The agent's process: arguments, logging, configuration, signals, exit status; and the command that marks a store. Nothing
+//! else.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use portolan_agent::Agent;
+use portolan_agent::store::disk::mark::{self, Written};
+use portolan_config::checked::agent::MarkRule;
 use portolan_process as process;
+use portolan_proto::id::NodeId;
 use portolan_telemetry::Telemetry;
 use sd_notify::NotifyState;
 
@@ -20,21 +24,81 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 ///
 /// Exit status: 0 after a drain, 1 when it cannot serve or does not end in time, 64 when arguments or configuration are wrong.
 #[derive(Parser)]
-#[command(name = "portolan-agent", version)]
+#[command(name = "portolan-agent", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// The configuration file; its keys are in docs/configuration.md.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/portolan/agent.toml")]
     config: PathBuf,
     #[command(flatten)]
     instead: process::Instead,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Mark(Mark),
+}
+
+/// Marks a store as that of a node, once: an agent serves no store without its mark, which an empty mount point lacks.
+///
+/// See that the volume is mounted first. Nothing else is ever to run this: it would mark the mount point too.
+///
+/// Exit status: 0 when the store carries the node's mark, 1 when it was not marked, 64 when arguments or configuration are
+/// wrong.
+#[derive(clap::Args)]
+struct Mark {
+    /// The folder that holds, or will hold, domains/<domain>/...: store.root of the node's agent.
+    root: PathBuf,
+    /// The node's name [default: that of the configuration].
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    node: Option<NodeId>,
+    /// The agent's configuration, which says whose mark the store is to carry.
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/portolan/agent.toml")]
+    config: PathBuf,
+    /// The store is meant to be empty, and to be on the file system of the folder around it.
+    #[arg(long)]
+    empty: bool,
 }
 
 fn main() -> ExitCode {
-    serve().unwrap_or_else(|status| status)
+    started().unwrap_or_else(|status| status)
 }
 
-fn serve() -> Result<ExitCode, ExitCode> {
+fn started() -> Result<ExitCode, ExitCode> {
     let arguments = process::server_arguments(|arguments: &Arguments| &arguments.instead)?;
+    match arguments.task {
+        Some(Task::Mark(asked)) => mark_store(&asked),
+        None => serve(arguments),
+    }
+}
+
+fn mark_store(asked: &Mark) -> Result<ExitCode, ExitCode> {
+    let node = match &asked.node {
+        Some(node) => node.clone(),
+        None => {
+            let config = process::loaded(portolan_config::Agent::load(&asked.config))?;
+            match config.mark {
+                MarkRule::Of(node) => node,
+                MarkRule::Unchecked => config.node,
+            }
+        }
+    };
+    let root = asked.root.display();
+    match mark::write(&asked.root, &node, asked.empty) {
+        Ok(Written::New(id)) => println!("{root} is marked for node {node}, as store {id}"),
+        Ok(Written::Already(id)) => {
+            println!("{root} is marked for node {node} already, as store {id}; nothing was changed");
+        }
+        Err(error) => {
+            eprintln!("{root} was not marked: {}", portolan_telemetry::chain(&error));
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(arguments: Arguments) -> Result<ExitCode, ExitCode> {
     let config = process::loaded(portolan_config::Agent::load(&arguments.config))?;
     let telemetry = process::start_telemetry(&config.log, config.tracing.as_ref(), "portolan-agent")?;
     process::raise_open_files();

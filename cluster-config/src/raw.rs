@@ -441,6 +441,8 @@ pub(crate) struct Store {
     pub(crate) file_mode: Text,
     pub(crate) directory_mode: Text,
     pub(crate) links: Text,
+    pub(crate) mark: Text,
+    pub(crate) mark_of: Text,
 }
 
 /// A file that was read and is TOML.

@@ -144,7 +144,7 @@ fn reason_code(reason: Reason) -> u16 {
         Reason::Unsupported => 504,
         Reason::NoSpace => 452,
         Reason::QuotaExceeded => 552,
-        Reason::Busy | Reason::Draining => 450,
+        Reason::Busy | Reason::Draining | Reason::StoreNotMarked => 450,
         Reason::BadRequest | Reason::DiskFault | Reason::Damaged | Reason::Unspecified => 451,
     }
 }

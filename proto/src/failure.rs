@@ -37,7 +37,7 @@ impl Reason {
             Reason::PermissionDenied | Reason::NotGranted => Code::PermissionDenied,
             Reason::BadName | Reason::BadRequest => Code::InvalidArgument,
             Reason::NoSpace | Reason::QuotaExceeded => Code::ResourceExhausted,
-            Reason::Busy | Reason::Draining => Code::Unavailable,
+            Reason::Busy | Reason::Draining | Reason::StoreNotMarked => Code::Unavailable,
             Reason::DiskFault => Code::Internal,
             Reason::Damaged => Code::DataLoss,
             Reason::Unsupported => Code::Unimplemented,
@@ -106,14 +106,14 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        for number in 1..=19 {
+        for number in 1..=20 {
             let reason = Reason::try_from(number).expect("reasons are numbered without gaps");
             let status = status(reason, "why");
             assert_eq!(reason_of(&status), Some(reason));
             assert_eq!(status.code(), reason.code());
             assert_eq!(status.message(), "why");
         }
-        assert!(Reason::try_from(20).is_err(), "a new reason belongs into this test");
+        assert!(Reason::try_from(21).is_err(), "a new reason belongs into this test");
     }
 
     #[test]

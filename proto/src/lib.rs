@@ -10,6 +10,7 @@
 pub mod failure;
 pub mod id;
 pub mod levels;
+pub mod mark;
 pub mod path;
 pub mod rights;
 

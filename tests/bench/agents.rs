@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use portolan_tests::client::{Control, succeed};
-use portolan_tests::{Server, admin_line, program, start_agent_with, start_frontend};
+use portolan_tests::{Server, admin_line, mark, program, start_agent_with, start_frontend};
 
 /// Measure a front end over many agents, each a process of its own.
 #[derive(Parser)]
@@ -66,6 +66,7 @@ fn agents(folder: &Path, arguments: &Arguments) -> Vec<Server> {
              [log]\nformat = \"json\"\n"
         );
         fs::write(&config, text).expect("our folder");
+        mark(&folder.join(&name), &name);
         start_agent_with(&config)
     };
     (0..arguments.agents).map(start).collect()

@@ -206,6 +206,9 @@ impl Cluster {
             fs::create_dir_all(path.join(format!("node-{number}/domains"))).expect("a new folder");
         }
         fill(path);
+        for number in 1..=count {
+            mark(&path.join(format!("node-{number}")), &format!("mail-{number}"));
+        }
         prepare(path);
         let agents: Vec<_> =
             (1..=count).map(|number| Some(start_agent(path, number, "127.0.0.1:0", ""))).collect();
@@ -405,7 +408,13 @@ pub fn admin_line(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("a line of text")
 }
 
-/// An agent with a configuration file of its own.
+/// Marks a store as an operator does, also an empty one. A store that is marked already stays as it is.
+pub fn mark(root: &Path, node: &str) {
+    let node = node.parse().expect("a node's name");
+    portolan_agent::store::disk::mark::write(root, &node, true).expect("a store that can be marked");
+}
+
+/// An agent with a configuration file of its own, whose store is marked.
 pub fn start_agent_with(config: &Path) -> Server {
     Server::start("portolan-agent", config)
 }

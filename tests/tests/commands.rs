@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use portolan_tests::{prepare, program};
+use portolan_tests::{mark, prepare, program};
 
 fn run(name: &str, arguments: &[&str]) -> Output {
     Command::new(program(name)).args(arguments).output().expect("the program runs")
@@ -308,6 +308,7 @@ fn a_check_warns_of_certificates_that_will_fail() {
     let pki = folder.path().join("pki");
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::create_dir_all(folder.path().join("store/domains")).unwrap();
+    mark(&folder.path().join("store"), "mail-1");
     fs::write(
         folder.path().join("agent.toml"),
         "version = 1\nnode = \"mail-1\"\n[listen]\naddress = \"127.0.0.1:0\"\ncertificate = \"pki/mail-1.pem\"\n\

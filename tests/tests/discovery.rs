@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use portolan_tests::client::{Control, lftp, succeeded, text};
 use portolan_tests::tree::{self, assert_same};
-use portolan_tests::{Cluster, eventually, free_port, start_agent_with};
+use portolan_tests::{Cluster, eventually, free_port, mark, start_agent_with};
 
 /// A name server; stopped when dropped.
 struct NameServer(Child);
@@ -110,6 +110,7 @@ fn nodes_are_found_by_their_addresses_and_none_is_forgotten() {
 
     // An agent that claims another's name, with a certificate of its own.
     fs::create_dir_all(cluster.path().join("node-5/domains/evil.example")).unwrap();
+    mark(&cluster.path().join("node-5"), "mail-2");
     let config = fs::read_to_string(cluster.path().join("agent-1.toml")).unwrap();
     let config = config.replace("node = \"mail-1\"", "node = \"mail-2\"").replace("node-1", "node-5");
     let file = cluster.path().join("agent-5.toml");

@@ -9,7 +9,7 @@ use portolan_agent::Agent;
 use portolan_agent::service::status;
 use portolan_agent::store::error::Damage;
 use portolan_agent::store::tree::TreeStore;
-use portolan_agent::store::{Error, Operation};
+use portolan_agent::store::{Error, Operation, Unserved};
 use portolan_config::checked::agent::{Links, Modes};
 use portolan_frontend::{Frontend, Host};
 use portolan_proto::path::PathFault;
@@ -48,6 +48,11 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::Unsupported { path: path(), operation: Operation::Remove }, Code::Unimplemented, 504),
         (Error::Stopped, Code::Unavailable, 450),
         (Error::Changing { path: path() }, Code::Unavailable, 450),
+        (
+            Error::Unserved(Unserved::NotMarked { node: "mail-1".parse().expect("a name") }),
+            Code::Unavailable,
+            450,
+        ),
     ]
 }
 

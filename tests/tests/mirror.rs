@@ -6,7 +6,7 @@ use std::process::Command;
 
 use portolan_tests::client::{Control, curl, lftp, text};
 use portolan_tests::tree::{self, assert_same, modified};
-use portolan_tests::{Cluster, PASSWORD};
+use portolan_tests::{Cluster, PASSWORD, mark};
 
 #[test]
 fn lftp_mirrors_the_cluster_byte_for_byte_and_the_second_time_nothing() {
@@ -38,6 +38,8 @@ fn lftp_restores_a_wiped_node_byte_for_byte() {
         cluster.kill_agent(number);
         fs::remove_dir_all(cluster.path().join(format!("node-{number}"))).unwrap();
         fs::create_dir_all(cluster.domains(number)).unwrap();
+        // A new disk, which the operator has to mark.
+        mark(&cluster.path().join(format!("node-{number}")), &format!("mail-{number}"));
         cluster.start_agent(number);
     }
     wait_until_listed(&cluster);

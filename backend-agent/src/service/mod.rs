@@ -1,7 +1,7 @@
 //! The tonic service: checks each request and its grant, runs the store in blocking tasks, tells failures.
 //!
 //! Who calls it: the gRPC server in `lib.rs`, for front ends.
-//! What it calls: `store`, `holdings`.
+//! What it calls: `volume`, for the store that is served; `holdings`.
 //! What it never does: open a file itself, or block a worker thread.
 
 mod caller;
@@ -16,7 +16,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use portolan_config::checked::agent::AllowRule;
-use portolan_proto::id::NodeId;
 use portolan_proto::rights::OnPath;
 use portolan_proto::v1::agent_server::Agent;
 use portolan_proto::v1::{self, Reason};
@@ -30,11 +29,12 @@ use tonic::codegen::http;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
-use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
 use crate::store::{
-    self, Directory, Entry, Holdings, Identity, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
+    self, Directory, Entry, Holdings, Identity, Kind, ListOptions, Permissions, Store, StorePath, Unserved,
+    Wanted,
 };
+use crate::volume::{Served, Volume};
 use caller::Checked;
 use digest::Digests;
 use policy::Policy;
@@ -49,9 +49,7 @@ const RESPONSES_QUEUED_MAX: usize = 4;
 /// The service of one agent. Cheap to clone.
 #[derive(Clone)]
 pub struct AgentService {
-    node: NodeId,
-    store: Arc<dyn Store>,
-    holdings: Arc<HoldingsWatch>,
+    volume: Arc<Volume>,
     policy: Arc<Policy>,
     streams: Arc<Semaphore>,
     shares: Arc<Shares>,
@@ -67,9 +65,7 @@ type ResponseStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Statu
 impl AgentService {
     /// `draining` refuses new streams; `cut` ends those under way, so that they commit nothing.
     pub fn new(
-        node: NodeId,
-        store: Arc<dyn Store>,
-        holdings: Arc<HoldingsWatch>,
+        volume: Arc<Volume>,
         allow: Option<Vec<AllowRule>>,
         tasks: TaskTracker,
         draining: CancellationToken,
@@ -80,7 +76,7 @@ impl AgentService {
         let digests = Arc::new(Digests::new());
         let policy = Arc::new(Policy::new(allow));
         let metrics = Arc::default();
-        Self { node, store, holdings, policy, streams, shares, digests, metrics, tasks, draining, cut }
+        Self { volume, policy, streams, shares, digests, metrics, tasks, draining, cut }
     }
 
     pub(crate) fn metrics(&self) -> Arc<Metrics> {
@@ -107,14 +103,19 @@ impl AgentService {
         Checked::new(self.policy.of(&request)?, request.into_inner())
     }
 
+    /// What is served.
+    fn served(&self) -> Result<Arc<Served>, Status> {
+        self.volume.served().map_err(|report| unserved(report.why.clone()))
+    }
+
     /// A read, write, listing or digest with its place, within its admin's share.
     fn stream(&self, whose: (&str, &str), place: OwnedSemaphorePermit) -> Result<Call, Status> {
-        self.shares.admit(&self.store, whose, Some(place), &self.cut)
+        self.shares.admit(&self.served()?, whose, Some(place), &self.cut)
     }
 
     /// A call with one answer, within its admin's share.
     fn call(&self, whose: (&str, &str)) -> Result<Call, Status> {
-        self.shares.admit(&self.store, whose, None, &self.cut)
+        self.shares.admit(&self.served()?, whose, None, &self.cut)
     }
 
     /// A change of a name: done on the store, then told to the holdings, whoever still waits for it.
@@ -124,7 +125,7 @@ impl AgentService {
         path: StorePath,
         work: impl FnOnce(&dyn Store, &StorePath) -> store::Result<()> + Send + 'static,
     ) -> Result<(), Status> {
-        let holdings = Arc::clone(&self.holdings);
+        let holdings = Arc::clone(call.served().holdings());
         call.on_store(Work::Short, move |store, _| {
             work(store, &path)?;
             holdings.touched(&path);
@@ -132,6 +133,10 @@ impl AgentService {
         })
         .await
     }
+}
+
+fn unserved(why: Unserved) -> Status {
+    status::of(why.into())
 }
 
 /// The span of a call, which goes on from the trace of the front end. Watches and health checks last, or come, too long
@@ -192,15 +197,21 @@ impl Agent for AgentService {
         request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeResponse>, Status> {
         let permission = self.policy.of(&request)?;
-        let call = self.call((permission.frontend(), ""))?;
-        let usage = call.on_store(Work::Short, |store, _| store.usage()).await?;
-        Ok(Response::new(v1::DescribeResponse {
-            node: self.node.to_string(),
+        let mut response = v1::DescribeResponse {
+            node: self.volume.node().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            store: self.store.kind().to_owned(),
-            bytes_total: usage.bytes_total,
-            bytes_free: usage.bytes_free,
-        }))
+            store: self.volume.kind().to_owned(),
+            ..v1::DescribeResponse::default()
+        };
+        // A front end learns who is there, whether or not a store is served.
+        if self.volume.served().is_ok() {
+            let call = self.call((permission.frontend(), ""))?;
+            let usage = call.on_store(Work::Short, |store, _| store.usage()).await?;
+            response.bytes_total = usage.bytes_total;
+            response.bytes_free = usage.bytes_free;
+            response.store_id = call.served().id().map(|id| id.to_string()).unwrap_or_default();
+        }
+        Ok(Response::new(response))
     }
 
     type WatchHoldingsStream = ResponseStream<v1::WatchHoldingsResponse>;
@@ -211,7 +222,11 @@ impl Agent for AgentService {
     ) -> Result<Response<Self::WatchHoldingsStream>, Status> {
         self.policy.of(&request)?;
         let (sender, receiver) = mpsc::channel(RESPONSES_QUEUED_MAX);
-        let mut current = self.holdings.subscribe();
+        let served = self.served()?;
+        let looking = Arc::clone(&served);
+        share::blocking(move || looking.verify()).await?;
+        let node = self.volume.node().clone();
+        let mut current = served.holdings().subscribe();
         let draining = self.draining.clone();
         self.tasks.spawn(async move {
             let mut sent = Holdings::default();
@@ -233,6 +248,12 @@ impl Agent for AgentService {
                     }
                 }
                 tokio::select! {
+                    biased;
+                    () = served.gone().cancelled() => {
+                        // The front end may be gone too.
+                        sender.send(Err(unserved(served.why(&node)))).await.ok();
+                        return;
+                    }
                     changed = current.changed() => if changed.is_err() { return },
                     () = sender.closed() => return,
                     () = draining.cancelled() => return,
@@ -354,7 +375,7 @@ impl Agent for AgentService {
         let asked = self.checked(request)?;
         let to = asked.also(&asked.request.to)?;
         let call = self.call(asked.whose())?;
-        let holdings = Arc::clone(&self.holdings);
+        let holdings = Arc::clone(call.served().holdings());
         let renaming = move |store: &dyn Store, from: &StorePath| {
             store.rename(from, &to)?;
             holdings.touched(&to);
@@ -419,9 +440,9 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(
             TreeStore::open(folder, Duration::from_secs(3_600), Modes::default(), Links::Show).unwrap(),
         );
-        let holdings = Arc::new(HoldingsWatch::start(&store).await.unwrap());
+        let volume = Arc::new(Volume::over("mail-1".parse().unwrap(), store).await.unwrap());
         let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
-        AgentService::new("mail-1".parse().unwrap(), store, holdings, None, TaskTracker::new(), draining, cut)
+        AgentService::new(volume, None, TaskTracker::new(), draining, cut)
     }
 
     fn caller(backup: bool, restore: bool) -> Option<v1::Caller> {
@@ -495,7 +516,7 @@ mod tests {
             let algorithm = v1::DigestAlgorithm::Sha256.into();
             Request::new(v1::DigestRequest { caller, path, algorithm, offset: 0, length: None })
         };
-        let store = &service.store;
+        let store = service.volume.served().unwrap().store().unwrap();
         let version = store.read(&StorePath::new(FILE.as_bytes()).unwrap()).unwrap().version();
         let told = bytes::Bytes::from_static(b"remembered");
         service.digests.remember((version, v1::DigestAlgorithm::Sha256), told.clone());

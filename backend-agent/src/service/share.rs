@@ -17,6 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use crate::store::{self, Error, Store};
+use crate::volume::Served;
 
 /// Reads, writes, listings and digests of one admin under way at once; one of its sessions has one of them, or a few where a
 /// listing is one of several nodes. A quarter of what the agent takes in all.
@@ -86,7 +87,7 @@ struct Held {
 
 /// A call that is let in. Dropping it stops its work.
 pub(super) struct Call {
-    store: Arc<dyn Store>,
+    served: Arc<Served>,
     held: Arc<Held>,
     is_stream: bool,
     stop: CancellationToken,
@@ -129,7 +130,7 @@ impl Shares {
     /// The admin's share is used up.
     pub(super) fn admit(
         &self,
-        store: &Arc<dyn Store>,
+        served: &Arc<Served>,
         (frontend, admin): (&str, &str),
         stream: Option<OwnedSemaphorePermit>,
         cut: &CancellationToken,
@@ -152,7 +153,7 @@ impl Shares {
         let held = Arc::new(Held { share, _own: own, _stream: stream });
         let stop = cut.child_token();
         let dropped = stop.clone().drop_guard();
-        Ok(Call { store: Arc::clone(store), held, is_stream, stop, _dropped: dropped })
+        Ok(Call { served: Arc::clone(served), held, is_stream, stop, _dropped: dropped })
     }
 }
 
@@ -211,9 +212,15 @@ impl Call {
         work: impl FnOnce(&CancellationToken) -> store::Result<T> + Send + 'static,
     ) -> impl FnOnce() -> store::Result<T> + Send + 'static {
         let (held, stop) = (Arc::clone(&self.held), self.stop.clone());
+        let served = Arc::clone(&self.served);
         move || {
             let _held = (held, turn);
-            if stop.is_cancelled() { Err(Error::Stopped) } else { work(&stop) }
+            if stop.is_cancelled() {
+                return Err(Error::Stopped);
+            }
+            // Also what is open already: nothing is committed to a volume that is not at its place any more.
+            served.check()?;
+            work(&stop)
         }
     }
 
@@ -228,8 +235,13 @@ impl Call {
         size: Work,
         work: impl FnOnce(&dyn Store, &CancellationToken) -> store::Result<T> + Send + 'static,
     ) -> Result<T, Status> {
-        let store = Arc::clone(&self.store);
-        self.run(size, move |stop| work(&*store, stop)).await
+        let served = Arc::clone(&self.served);
+        self.run(size, move |stop| work(&*served.store()?, stop)).await
+    }
+
+    /// The store that the call is of.
+    pub(super) fn served(&self) -> &Arc<Served> {
+        &self.served
     }
 }
 
@@ -238,7 +250,7 @@ async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
 }
 
 /// Runs `work` on a thread that may block and turns its failure into a status.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> store::Result<T> + Send + 'static,
 ) -> Result<T, Status> {
     let span = tracing::info_span!(target: TRACE, "disk");
@@ -281,9 +293,10 @@ mod tests {
 
     use super::*;
     use crate::store::tree::TreeStore;
+    use crate::volume::Volume;
 
     struct Site {
-        store: Arc<dyn Store>,
+        served: Arc<Served>,
         shares: Shares,
         streams: Arc<Semaphore>,
         cut: CancellationToken,
@@ -291,32 +304,33 @@ mod tests {
     }
 
     impl Site {
-        fn new() -> Self {
+        async fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let store = Arc::new(
+            let store: Arc<dyn Store> = Arc::new(
                 TreeStore::open(folder.path(), Duration::from_secs(3_600), Modes::default(), Links::Show)
                     .unwrap(),
             );
             let (streams, cut) = (Arc::new(Semaphore::new(1_024)), CancellationToken::new());
-            Self { store, shares: Shares::new(), streams, cut, _folder: folder }
+            let served = Volume::over("mail-1".parse().unwrap(), store).await.unwrap().served().unwrap();
+            Self { served, shares: Shares::new(), streams, cut, _folder: folder }
         }
 
         fn stream(&self, frontend: &str, admin: &str) -> Result<Call, Option<Reason>> {
             let place = Arc::clone(&self.streams).try_acquire_owned().unwrap();
-            let admitted = self.shares.admit(&self.store, (frontend, admin), Some(place), &self.cut);
+            let admitted = self.shares.admit(&self.served, (frontend, admin), Some(place), &self.cut);
             admitted.map_err(|status| reason_of(&status))
         }
     }
 
     #[tokio::test]
     async fn one_admin_uses_up_its_own_share_and_no_other() {
-        let site = Site::new();
+        let site = Site::new().await;
         let mut held: Vec<Call> =
             (0..ADMIN_STREAMS_MAX).map(|_| site.stream("front-1", "anna").ok().unwrap()).collect();
         assert_eq!(site.stream("front-1", "anna").err(), Some(Some(Reason::Busy)));
         assert!(site.stream("front-1", "bob").is_ok());
         assert!(site.stream("front-2", "anna").is_ok());
-        let unary = site.shares.admit(&site.store, ("front-1", "anna"), None, &site.cut);
+        let unary = site.shares.admit(&site.served, ("front-1", "anna"), None, &site.cut);
         assert!(unary.is_ok(), "a stat is no stream");
         held.pop();
         assert!(site.stream("front-1", "anna").is_ok());
@@ -325,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_keeps_the_places_of_a_call_that_was_dropped_and_learns_of_it() {
-        let site = Site::new();
+        let site = Site::new().await;
         let call = site.stream("front-1", "anna").ok().unwrap();
         let (started, has_started) = std::sync::mpsc::sync_channel(1);
         let (seen, was_seen) = std::sync::mpsc::sync_channel(1);
@@ -357,7 +371,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn long_work_leaves_threads_to_short_work_and_is_refused_after_a_while() {
-        let site = Site::new();
+        let site = Site::new().await;
         let call = site.stream("front-1", "anna").ok().unwrap();
         let turns: Vec<_> = (0..ADMIN_LONG_MAX)
             .map(|_| Arc::clone(&call.held.share.long).try_acquire_owned().unwrap())
@@ -374,7 +388,7 @@ mod tests {
 
     #[tokio::test]
     async fn shares_that_nobody_holds_are_forgotten() {
-        let site = Site::new();
+        let site = Site::new().await;
         for number in 0..10 * CLEANED_FROM {
             drop(site.stream("front-1", &number.to_string()));
         }

@@ -30,6 +30,7 @@ pub fn reason(error: &Error) -> Reason {
         Error::Changing { .. } => Reason::Busy,
         Error::Stopped => Reason::Draining,
         Error::Unsupported { .. } => Reason::Unsupported,
+        Error::Unserved(_) => Reason::StoreNotMarked,
         Error::Damaged { .. } | Error::Shrunk { .. } | Error::Rewritten { .. } => Reason::Damaged,
     }
 }
@@ -57,6 +58,7 @@ pub fn of(mut error: Error) -> Status {
         | Error::OffsetBeyondEnd { .. }
         | Error::Stopped
         | Error::Unsupported { .. }
+        | Error::Unserved(_)
         | Error::BadName(_) => tracing::debug!(%error, "call refused"),
     }
     let reason = reason(&error);

@@ -154,7 +154,7 @@ async fn receive(
         committed.crc32 = crc32.finalize();
     }
     service.metrics.committed(synced + begun.elapsed(), finish.length);
-    service.holdings.touched(&path);
+    call.served().holdings().touched(&path);
     answer(responses, WriteStep::Committed, Some(committed)).await
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use portolan_proto::id::NodeId;
 use portolan_proto::path::PathFault;
 use rustix::io::Errno;
 
@@ -51,6 +52,9 @@ pub enum Error {
     TimeNotKept { path: String },
     #[error("the store of this node cannot {operation} at {path}")]
     Unsupported { path: String, operation: Operation },
+    /// The store that the call began with is not served any more.
+    #[error(transparent)]
+    Unserved(#[from] Unserved),
 }
 
 /// What a kind of store may be unable to do.
@@ -94,6 +98,23 @@ pub enum Damage {
     Checksum,
 }
 
+/// Why no store is served. The sentences are for clients; what an operator has to do stands in the log and in /readyz.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unserved {
+    #[error("the store of node {node} carries no mark; its volume may not be mounted")]
+    NotMarked { node: NodeId },
+    #[error("the mark of the store of node {node} cannot be read")]
+    BadMark { node: NodeId },
+    #[error("the store of node {node} is marked for node {marked}")]
+    OtherNode { node: NodeId, marked: NodeId },
+    #[error("another volume than before is mounted at the store of node {node}")]
+    OtherVolume { node: NodeId },
+    #[error("the domains of node {node} lie on another file system than the mark of its store")]
+    DomainsElsewhere { node: NodeId },
+    #[error("the store of node {node} cannot be opened")]
+    NotOpened { node: NodeId },
+}
+
 impl Error {
     /// The path that it is about; `None`: it is about none.
     pub fn path_mut(&mut self) -> Option<&mut String> {
@@ -116,7 +137,7 @@ impl Error {
             | Error::Rewritten { path }
             | Error::TimeNotKept { path }
             | Error::Unsupported { path, .. } => Some(path),
-            Error::BadName(_) | Error::Stopped => None,
+            Error::BadName(_) | Error::Stopped | Error::Unserved(_) => None,
         }
     }
 

@@ -16,9 +16,9 @@ pub use contract::{
     Begin, Committed, Content, Directory, Entry, Finish, Identity, Kind, ListOptions, Listing, Permissions,
     Store, Upload, Usage, Version, Wanted,
 };
-pub use error::{Error, Operation};
+pub use error::{Error, Operation, Unserved};
 pub use holdings::Holdings;
-pub use open::{OpenError, open};
+pub use open::{OpenError, kind, look, open, open_at, root, root_now};
 pub use path::StorePath;
 
 pub type Result<T> = std::result::Result<T, Error>;

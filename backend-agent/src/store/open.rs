@@ -1,15 +1,17 @@
 //! The one place that knows which kinds of store there are.
 //!
-//! Who calls it: `Agent::bind`.
-//! What it calls: the kinds.
-//! What it never does: choose for itself; the configuration does.
+//! Who calls it: `volume`.
+//! What it calls: the kinds; `disk::mark` for those that lie in a folder.
+//! What it never does: choose for itself; the configuration does. Whether a store may be served is for `volume` to say.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use portolan_config::checked::agent::Store as Config;
 
 use super::Store;
+use super::disk::mark::{self, LookError, RootIdentity, Seen};
 use super::tree::TreeStore;
 
 /// Why a store cannot be served.
@@ -23,9 +25,16 @@ pub enum OpenError {
 
 /// Opens the store of a configuration for this process alone, after sweeping what a crash has left in it. Blocks.
 pub fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
+    open_at(config).map(|(store, _)| store)
+}
+
+/// As [`open`], with the folder that was opened.
+pub fn open_at(config: &Config) -> Result<(Arc<dyn Store>, RootIdentity), OpenError> {
     match config {
         Config::Tree { root, rescan_interval, modes, links } => {
-            let store = TreeStore::open(root, *rescan_interval, *modes, *links).map_err(|source| {
+            let opened = TreeStore::open(root, *rescan_interval, *modes, *links);
+            let opened = opened.and_then(|store| Ok((store.root()?, store)));
+            let (at, store) = opened.map_err(|source| {
                 let place = root.display().to_string();
                 if source.kind() == io::ErrorKind::WouldBlock {
                     OpenError::Taken { place }
@@ -33,7 +42,31 @@ pub fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
                     OpenError::Fault { place, source }
                 }
             })?;
-            Ok(Arc::new(store))
+            Ok((Arc::new(store), at))
         }
+    }
+}
+
+/// Looks for the mark of the store, by its path. Blocks.
+pub fn look(config: &Config) -> Result<Seen, LookError> {
+    mark::look(root(config))
+}
+
+/// The folder that the store's path leads to now. Blocks.
+pub fn root_now(config: &Config) -> io::Result<RootIdentity> {
+    Ok(RootIdentity::at(root(config))?)
+}
+
+/// What the kind is called.
+pub fn kind(config: &Config) -> &'static str {
+    match config {
+        Config::Tree { .. } => "tree",
+    }
+}
+
+/// The folder that the store lies in.
+pub fn root(config: &Config) -> &Path {
+    match config {
+        Config::Tree { root, .. } => root,
     }
 }

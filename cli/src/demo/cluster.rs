@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use portolan_agent::Agent;
+use portolan_agent::store::disk::mark;
 use portolan_process::Signals;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,6 +52,7 @@ impl Cluster {
         for node in NODES {
             let path = folder.join(format!("{node}.toml"));
             fs::write(&path, agent_config(node))?;
+            mark::write(&folder.join("nodes").join(node), &node.parse()?, true)?;
             let agent = Agent::bind(portolan_config::Agent::load(&path)?).await?;
             addresses.push((node, agent.local_addr()));
             let stop = stop_agents.clone();

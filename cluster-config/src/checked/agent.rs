@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portolan_proto::id::NodeId;
+use portolan_proto::mark::{MARK_BYTES_MAX, MARK_PATH, Mark};
 use portolan_proto::rights::Rights;
 
 use super::directory::GrantedDomains;
@@ -26,6 +27,7 @@ pub struct Agent {
     /// What each front end may do; `None`: all that their certificates let in may do everything.
     pub allow: Option<Vec<AllowRule>>,
     pub store: Store,
+    pub mark: MarkRule,
     pub drain_timeout: Duration,
     pub log: Log,
     pub tracing: Option<Tracing>,
@@ -49,6 +51,15 @@ pub struct AllowRule {
     pub frontend: String,
     pub rights: Rights,
     pub domains: GrantedDomains,
+}
+
+/// Which mark a store has to carry to be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MarkRule {
+    /// That of this node: the agent's own, or the one that `store.mark_of` names.
+    Of(NodeId),
+    /// None. The agent cannot tell its volume from the folder that it is mounted on.
+    Unchecked,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +117,7 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
     let security = security(raw, checker, address);
     let allow = allow(raw, checker, security.as_ref());
     let store = store(raw, checker);
+    let mark = mark(raw, checker, node.as_ref(), store.as_ref());
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
     let log = checker.log(&raw.log, None);
     let tracing = checker.tracing(&raw.tracing);
@@ -117,6 +129,7 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
         security: security?,
         allow,
         store: store?,
+        mark: mark?,
         drain_timeout,
         log,
         tracing,
@@ -191,6 +204,62 @@ fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
     checker.choice(&raw.store.kind, "store.kind", &kinds, tree)(raw, checker)
 }
 
+/// The mark that counts; a store that does not carry it is a warning, for an agent starts over it and serves nothing.
+fn mark(
+    raw: &raw::Agent,
+    checker: &mut Checker,
+    node: Option<&NodeId>,
+    store: Option<&Store>,
+) -> Option<MarkRule> {
+    let choices = [("required", true), ("none", false)];
+    let is_required = checker.choice(&raw.store.mark, "store.mark", &choices, true);
+    let of = checker.parse::<NodeId>(&raw.store.mark_of, "store.mark_of");
+    if !is_required {
+        if raw.store.mark_of.is_some() {
+            let message = "without effect beside mark = \"none\"; allowed: one of the two";
+            checker.fault(span(&raw.store.mark_of), "store.mark_of", message);
+        }
+        let message = "the agent serves whatever is at store.root when it starts, also the empty folder of a volume that \
+                       is not mounted: a backup takes that for a node without domains";
+        checker.warn(span(&raw.store.mark), "store.mark", message);
+        return Some(MarkRule::Unchecked);
+    }
+    let of = if raw.store.mark_of.is_some() { of? } else { node?.clone() };
+    if let Some(Store::Tree { root, .. }) = store
+        && root.is_dir()
+        && let Some(message) = mark_missing(root, &of)
+    {
+        checker.warn(span(&raw.store.root), "store.root", message);
+    }
+    Some(MarkRule::Of(of))
+}
+
+/// What is wrong with the mark of a store; `None`: it is as it should be, or this user may not look.
+fn mark_missing(root: &Path, of: &NodeId) -> Option<String> {
+    use std::io::Read as _;
+    let shown = root.display();
+    let file = root.join(MARK_PATH);
+    let mut content = Vec::new();
+    let read = std::fs::File::open(&file)
+        .and_then(|file| file.take(MARK_BYTES_MAX as u64 + 1).read_to_end(&mut content));
+    let serves_nothing = "the agent starts and serves nothing";
+    match (read, Mark::parse(&content)) {
+        (Ok(_), Ok(mark)) if mark.node == *of => None,
+        (Ok(_), Ok(mark)) => Some(format!(
+            "{shown} is marked for node {}, not {of}: {serves_nothing}; is the right volume mounted? A standby names the \
+             node whose store it has as store.mark_of",
+            mark.node
+        )),
+        (Ok(_), Err(bad)) => Some(format!("{} is no mark: {bad}; {serves_nothing}", file.display())),
+        (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => Some(format!(
+            "{shown} carries no mark, so {serves_nothing}; see that its volume is mounted, then run once: portolan-agent \
+             mark {shown} --node {of}"
+        )),
+        // The agent may run as another user than this check.
+        (Err(_), _) => None,
+    }
+}
+
 /// Reads the keys of one kind of store.
 type StoreOfKind = fn(&raw::Agent, &mut Checker) -> Option<Store>;
 
@@ -213,7 +282,7 @@ fn tree(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
 }
 
 /// The root must be there, and `domains` in it a folder, if it is there: the agent reads through no link. Without it, or
-/// with one that it cannot write to, the agent starts; a backup takes the node for an empty one.
+/// with one that it cannot write to, the agent starts.
 fn folders(root: &Path, field: &raw::Text, checker: &mut Checker) {
     use std::os::unix::fs::MetadataExt as _;
     let shown = root.display();
@@ -256,8 +325,9 @@ fn folders(root: &Path, field: &raw::Text, checker: &mut Checker) {
         }
         Ok(found) if found.dev() != metadata.dev() => {
             let message = format!(
-                "{shown} lies on another file system than store.root, so uploads are refused with 550; mount the file \
-                 system at store.root, with domains as a folder in it"
+                "{shown} lies on another file system than store.root: the mark of store.root does not vouch for it, so the \
+                 agent serves nothing, and without a mark refuses uploads with 550; mount the file system at store.root, \
+                 with domains as a folder in it"
             );
             checker.warn(span(field), "store.root", message);
         }

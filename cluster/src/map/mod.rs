@@ -9,6 +9,7 @@ pub mod directory;
 mod given;
 mod holdings;
 mod snapshot;
+mod stores;
 
 use std::sync::Arc;
 
@@ -18,7 +19,9 @@ use portolan_config::checked::map::Map;
 use portolan_proto::id::NodeId;
 use portolan_proto::v1::HoldingChange;
 
-use self::conflicts::Conflicts;
+use conflicts::Conflicts;
+use stores::Stores;
+
 pub use given::GivenMap;
 pub use holdings::NodeHoldings;
 pub use snapshot::{MapRow, PlacedObject, Route, Site, Snapshot};
@@ -85,6 +88,7 @@ pub struct Router {
     update: Mutex<()>,
     /// The last time that they were looked for.
     conflicts: ArcSwap<Conflicts>,
+    stores: Stores,
 }
 
 impl Router {
@@ -93,11 +97,20 @@ impl Router {
             current: ArcSwap::from_pointee(Snapshot::new(nodes, nodes_min, map)),
             update: Mutex::default(),
             conflicts: ArcSwap::default(),
+            stores: Stores::default(),
         }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// Notes the id of a node's store, as its agent says it; an empty one is none.
+    ///
+    /// # Errors
+    /// The node that was heard with this store before, which is neither this one's standby nor has it as one.
+    pub fn claim_store(&self, node: NodeIndex, store_id: &str) -> Result<(), NodeId> {
+        self.stores.claim(node, store_id.parse().ok(), &self.snapshot())
     }
 
     /// What a node holds, whole: after it was connected.

@@ -203,6 +203,15 @@ impl Snapshot {
         (found < expected).then_some(Error::TooFew { found, expected })
     }
 
+    pub(super) fn role(&self, node: NodeIndex) -> &Role {
+        &self.nodes[node.0].role
+    }
+
+    /// The places of all nodes, also of those that are taken out.
+    pub(super) fn indexes(&self) -> impl Iterator<Item = NodeIndex> + use<> {
+        (0..self.nodes.len()).map(NodeIndex)
+    }
+
     /// Who has what a node has, in the order in which they are asked when it is away.
     pub fn standbys(&self, node: NodeIndex) -> &[NodeIndex] {
         match &self.nodes[node.0].role {

@@ -81,7 +81,9 @@ impl Error {
     pub fn is_of_the_node(&self) -> bool {
         match self {
             Error::Away { .. } | Error::Slow { .. } => true,
-            Error::Refused { reason, .. } => matches!(reason, Reason::Draining | Reason::DiskFault),
+            Error::Refused { reason, .. } => {
+                matches!(reason, Reason::Draining | Reason::DiskFault | Reason::StoreNotMarked)
+            }
             Error::Nonsense { .. } => false,
         }
     }

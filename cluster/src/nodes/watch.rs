@@ -5,8 +5,10 @@ use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use portolan_proto::failure::reason_of;
+use portolan_proto::id::NodeId;
 use portolan_proto::v1::agent_server::SERVICE_NAME;
-use portolan_proto::v1::{DescribeRequest, WatchHoldingsRequest};
+use portolan_proto::v1::{DescribeRequest, Reason, WatchHoldingsRequest};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic_health::pb::HealthCheckRequest;
@@ -29,7 +31,7 @@ const RETRY_FLAPPING_LAST: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("node does not answer")]
-    Call(#[from] Status),
+    Call(#[source] Status),
     #[error("node did not answer in time")]
     Deadline(#[from] tokio::time::error::Elapsed),
     #[error("the agent says it is node {claimed}")]
@@ -38,12 +40,28 @@ enum Ended {
     Closed,
     #[error("the agent says that it does not serve")]
     NotServing,
+    /// In its own words.
+    #[error("{sentence}")]
+    Refused { sentence: String },
+    #[error(
+        "its store is that of node {holder} by its mark; one of the two has to be the other's standby, or to be taken out"
+    )]
+    SameStore { holder: NodeId },
     #[error("{UNANSWERED_MAX} calls in a row got no answer")]
     Unanswered,
     #[error("discovery has not found it")]
     NotFound,
     #[error("it is dialled anew")]
     Replaced,
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        match reason_of(&status) {
+            Some(Reason::StoreNotMarked) => Ended::Refused { sentence: status.message().to_owned() },
+            _ => Ended::Call(status),
+        }
+    }
 }
 
 /// The innermost cause, which says what to mend.
@@ -114,14 +132,23 @@ impl NodeClient {
             }
             self.unanswered.store(0, Ordering::Relaxed);
             let cause = portolan_telemetry::chain(&ended);
-            let changed = self.health.send_if_modified(|health| {
-                let was_away = matches!(health, Health::Away(_));
-                *health = Health::Away(root_cause(&ended));
-                !was_away
-            });
-            if changed {
+            let next = Health::Away(root_cause(&ended));
+            let before = self.health.send_replace(next.clone());
+            if !matches!(before, Health::Away(_)) {
                 router.set_away(self.index);
-                tracing::warn!(node = %self.name, cause, "node is away");
+            }
+            // Once for each absence; what a person has to mend also where the node was away for another reason.
+            match &ended {
+                Ended::SameStore { .. } if before != next => {
+                    tracing::error!(node = %self.name, cause, "node is away");
+                }
+                Ended::Refused { .. } if before != next => {
+                    tracing::warn!(node = %self.name, cause, "node is away");
+                }
+                _ if !matches!(before, Health::Away(_)) => {
+                    tracing::warn!(node = %self.name, cause, "node is away");
+                }
+                _ => {}
             }
             // A different pause for each node and try, so that front ends do not all come at once.
             let pause = pauses.after(up_since).mul_f64(rand::random_range(0.5..1.0));
@@ -152,13 +179,16 @@ impl NodeClient {
         let check = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
         let check = tokio::time::timeout(CALL_MAX, health.check(check)).await??.into_inner();
         if check.status() != ServingStatus::Serving {
-            return Err(Ended::NotServing);
+            return Err(why_not_serving(channel.client.clone()).await);
         }
         let mut client = channel.client.clone();
         let describe = client.describe(DescribeRequest {});
         let described = tokio::time::timeout(CALL_MAX, describe).await??.into_inner();
         if described.node != self.name.as_str() {
             return Err(Ended::OtherNode { claimed: described.node });
+        }
+        if let Err(holder) = router.claim_store(self.index, &described.store_id) {
+            return Err(Ended::SameStore { holder });
         }
         let watch = client.watch_holdings(WatchHoldingsRequest {});
         let mut stream = tokio::time::timeout(CALL_MAX, watch).await??.into_inner();
@@ -182,6 +212,18 @@ impl NodeClient {
             router.change_holdings(self.index, &message.changes);
         }
         Ok(())
+    }
+}
+
+/// Asks an agent that does not serve for the reason.
+async fn why_not_serving(mut client: super::Client) -> Ended {
+    let asked = tokio::time::timeout(CALL_MAX, client.watch_holdings(WatchHoldingsRequest {})).await;
+    match asked {
+        Ok(Err(status)) => match Ended::from(status) {
+            refused @ Ended::Refused { .. } => refused,
+            _ => Ended::NotServing,
+        },
+        _ => Ended::NotServing,
     }
 }
 

@@ -146,6 +146,8 @@ fn start_with(
         let mut command = Command::new(ground.bin_dir.join(name));
         Program::start(name, command.arg("--config").arg(folder.join(config)), folder)
     };
+    let mut command = Command::new(ground.bin_dir.join("portolan-agent"));
+    said_by(command.arg("mark").arg(&place.store).args(["--node", NODE, "--empty"]))?;
     let mut agent = run("portolan-agent", "agent.toml")?;
     wait_for_listener(agent_address, &mut agent)?;
     let frontend = run("portolan-frontend", "frontend.toml")?;

@@ -79,7 +79,11 @@ impl Staged {
         if let Some((_, stat)) = &present {
             refuse_special(target, stat)?;
         }
-        let staging = recover::staging(root)?;
+        let staging = recover::staging(root).map_err(|error| match error {
+            // It is made where a store is opened that can be written to.
+            Error::NotFound { .. } => Error::from_errno(target, Errno::ROFS),
+            other => other,
+        })?;
         // The rename would fail, but only after everything was sent.
         let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(at);
         let (Parent::There(place) | Parent::Missing { nearest: place }) = &parent;

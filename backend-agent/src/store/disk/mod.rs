@@ -7,6 +7,7 @@
 pub mod attributes;
 pub mod cache;
 pub mod commit;
+pub mod mark;
 pub mod names;
 pub mod path;
 pub mod recover;

@@ -2,21 +2,23 @@
 //!
 //! `.portolan/staging` holds uploads that are not complete. After a crash they are worthless: the files they
 //! were to replace are untouched. A file that a rename has put aside there is not: it is swept only where it has
-//! another name too. `.portolan/lock` keeps a second agent away from the same root.
+//! another name too. `.portolan/lock` keeps a second agent away from the same root. On a read-only file system nothing is put
+//! right, and where there is no lock file the root itself is locked.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use super::path::Root;
-use crate::store::{Result, StorePath};
+use crate::store::{Error, Result, StorePath};
 
 /// The agent's folder. It lies beside `domains`, so no path of the tree names it.
-const OWN_FOLDER: &[u8] = b".portolan";
+pub(super) const OWN_FOLDER: &[u8] = b".portolan";
 const STAGING: &[u8] = b".portolan/staging";
+const LOCK: &[u8] = b".portolan/lock";
 
 /// How the names of files begin that a rename has put aside. They may be the only name of what somebody has stored.
 pub const ASIDE: &str = "renamed-";
@@ -36,6 +38,14 @@ pub fn recover(root: &Root) -> io::Result<(File, usize)> {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(io::Error::from(errno)),
     };
+    if is_read_only(root)? {
+        let lock = lock_read_only(root)?;
+        return match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK.into()),
+            // NFS locks only what is open for writing. Who cannot write is in nobody's way.
+            Ok(()) | Err(_) => Ok((File::from(lock), 0)),
+        };
+    }
     let mode = Mode::from_raw_mode(0o700);
     made(rustix::fs::mkdirat(root.as_fd(), OWN_FOLDER, mode))?;
     let own =
@@ -65,6 +75,22 @@ pub fn recover(root: &Root) -> io::Result<(File, usize)> {
     }
     rustix::fs::fsync(&staging)?;
     Ok((File::from(lock), swept))
+}
+
+fn is_read_only(root: &Root) -> io::Result<bool> {
+    Ok(rustix::fs::fstatvfs(root.as_fd())?.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// What is locked where nothing can be made.
+fn lock_read_only(root: &Root) -> io::Result<OwnedFd> {
+    match root.open_at(&StorePath::new(LOCK).expect("a constant"), OFlags::RDONLY) {
+        Ok(lock) => Ok(lock),
+        Err(Error::NotFound { .. } | Error::PermissionDenied { .. }) => {
+            let whole = StorePath::new(b"").expect("the root is a path");
+            root.open_directory(&whole).map_err(io::Error::other)
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::disk::attributes;
 use super::disk::cache::{self, Found};
 use super::disk::commit::{Staged, modified};
+use super::disk::mark::RootIdentity;
 use super::disk::path::{self, Root, root_is_fixed, version};
 use super::disk::recover;
 use super::{
@@ -53,6 +54,11 @@ impl TreeStore {
             );
         }
         Ok(Self { root, rescan_interval, memo: Mutex::default(), _lock: lock })
+    }
+
+    /// Which folder the store was opened at.
+    pub fn root(&self) -> rustix::io::Result<RootIdentity> {
+        RootIdentity::of_open(&self.root)
     }
 
     fn unlink(&self, path: &StorePath, flags: AtFlags) -> Result<()> {
