@@ -63,7 +63,7 @@ fn serve(cluster: &mut Cluster, uris: &[String], keys: &str, bans: &str) -> Sock
     );
     let bans = format!("delay_max = \"0s\"\naddress_failures = 0\n{bans}\n");
     let base = cluster.path().join("base.toml");
-    if !base.exists() {
+    if !base.try_exists().unwrap() {
         fs::copy(cluster.path().join("frontend.toml"), &base).unwrap();
     }
     let base = fs::read_to_string(base).unwrap();

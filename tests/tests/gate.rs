@@ -410,7 +410,7 @@ fn a_value_that_is_out_of_range_is_refused_before_anything_starts() {
         (
             "passive_ports",
             "enable = 1\npassive_ports",
-            "listeners[0].enable: invalid type: integer `1`, expected a boolean",
+            "listeners[0].enable: the number 1 is not valid; allowed: true or false, without quotation marks",
         ),
         (
             "passive_ports",
@@ -450,7 +450,7 @@ fn a_value_that_is_out_of_range_is_refused_before_anything_starts() {
         (
             "passive_ports",
             "limits = { simultaneous = -1 }\npassive_ports",
-            "listeners[0].limits.simultaneous: invalid value: integer `-1`, expected u64",
+            "listeners[0].limits.simultaneous: the number -1 is not valid; allowed: a whole number from 0 on, without quotation marks",
         ),
         (
             "passive_ports",
