@@ -210,6 +210,8 @@ impl Running {
         };
         let comparing = async {
             let mut seen = None;
+            // At the start nothing has been announced yet.
+            conflicts.reset();
             loop {
                 conflicts.tick().await;
                 let map = self.router().snapshot();
