@@ -135,8 +135,11 @@ async fn serve(
                 () = too_late_to_log_in(&control, login_timeout) => {
                     Err(format!("no login within {login_timeout:?}"))
                 }
-                // The library gives no way to say why.
-                () = may_end(&control, &life) => Ok(()),
+                // The library gives no way to say why. A transfer that is kicked ends at once.
+                () = may_end(&control, &life) => {
+                    life.over.cancel();
+                    Ok(())
+                }
                 relayed = &mut relay => relayed.map_err(|stopped| stopped.to_string()).and_then(|relayed| {
                     relayed.map_err(|error| portolan_telemetry::chain(&error))
                 }),

@@ -52,7 +52,12 @@ impl Error {
 
     /// The directory that was at the path is there no more.
     pub fn is_gone(&self) -> bool {
-        self.is_not_found() || self.is_not_a_directory() || self.reason() == Some(Reason::NotAFile)
+        self.is_not_found() || self.is_not_a_directory() || self.is_not_a_file()
+    }
+
+    /// A symbolic link or special file is at the path, or on the way to it.
+    pub fn is_not_a_file(&self) -> bool {
+        self.reason() == Some(Reason::NotAFile)
     }
 
     /// What was to be listed is there, and is no directory.

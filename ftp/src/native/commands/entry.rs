@@ -85,7 +85,13 @@ async fn stat_lines(session: &Session, wanted: &Asked) -> Result<(u16, VirtualPa
     };
     let login = login(session);
     let tree = &session.service.shared.tree;
-    let finding = listing::find(tree, &login, &path, wanted.itself);
+    let finding = async {
+        match listing::find(tree, &login, &path, wanted.itself).await {
+            // A link is shown as what it is.
+            Err(error) if error.is_not_a_file() => listing::find(tree, &login, &path, true).await,
+            found => found,
+        }
+    };
     let (source, directory) = asked(session, Verb::STAT, &path, Action::List, finding).await?;
     let (mut listing, mut pattern) = match source {
         Source::Single(entry) => {
