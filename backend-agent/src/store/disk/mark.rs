@@ -129,7 +129,7 @@ fn holds(root: &Root) -> Result<Found, LookError> {
     Ok(found)
 }
 
-/// What [`write`] has done.
+/// What [`write()`] has done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     New(StoreId),
