@@ -137,6 +137,7 @@ async fn serve(
                 }
                 // The library gives no way to say why. A transfer that is kicked ends at once.
                 () = may_end(&control, &life) => {
+                    relay.abort();
                     life.over.cancel();
                     Ok(())
                 }
