@@ -33,6 +33,8 @@ const ENDLESS: &[u8] = b"421 Line too long; closing the connection.\r\n";
 const BEHIND_AUTH: &[u8] =
     b"421 Data received between AUTH and the TLS handshake; closing the connection.\r\n";
 
+/// How long what a client still sends is read away after its session was refused.
+const REST_MAX: Duration = Duration::from_millis(500);
 /// How long the library waits for a data connection.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
 
@@ -136,6 +138,14 @@ pub(super) async fn relay(mut client: TcpStream, mut library: TcpStream) -> Resu
             };
             client.write_all(said).await?;
             client.shutdown().await?;
+            // What stays unread would reset the connection, and the reply with it.
+            let rest = async {
+                let mut rest = vec![0; DATA_BYTES];
+                while let Ok(1..) = client.read(&mut rest).await {}
+            };
+            if let Error::BehindAuth = error {
+                tokio::time::timeout(REST_MAX, rest).await.ok();
+            }
             Err(error)
         }
     }
