@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, connect_from, succeed};
 use portolan_tests::tree::{self, put};
-use portolan_tests::{Cluster, DEADLINE, Server, eventually, free_port, http, program};
+use portolan_tests::{Cluster, DEADLINE, eventually, free_port, http, program};
 use serde_json::Value;
 
 /// An alert that fires: its name, and its instance and node where it has them.
@@ -142,10 +142,8 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
             + "[ftp.bans]\naddress_failures = 3\n"
             + http::TABLE
     });
-    let metrics = |server: &Server| http::address(server);
-    // Where a program is started again it serves its metrics at the same place, as on a real host.
-    let frontend = metrics(&cluster.frontend);
-    let targets = [frontend, metrics(cluster.agent(1)), metrics(cluster.agent(2)), metrics(cluster.agent(3))];
+    let agents = (1..=3).map(|number| cluster.agent(number));
+    let targets: Vec<_> = agents.chain([&cluster.frontend]).map(http::address).collect();
     let folder = tempfile::tempdir().unwrap();
     let prometheus = Prometheus::start(folder.path(), &targets);
     let ups = ["--data-urlencode", "query=count(up == 1) and count(portolan_node_up == 1) == 3"];

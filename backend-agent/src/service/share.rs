@@ -256,21 +256,20 @@ pub(super) async fn blocking<T: Send + 'static>(
     let span = tracing::info_span!(target: TRACE, "disk");
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(done) => done.map_err(super::status::of),
-        Err(stopped) => {
-            tracing::error!(error = %stopped, "a store task did not end in order");
-            Err(status(Reason::DiskFault, "the agent failed inside"))
-        }
+        Err(stopped) => Err(broken(&stopped)),
     }
+}
+
+/// The status of work that did not end in order.
+fn broken(error: &dyn std::error::Error) -> Status {
+    tracing::error!(%error, "a store task did not end in order");
+    status(Reason::DiskFault, "the agent failed inside")
 }
 
 /// [`blocking`] on a thread of its own with a lower priority, which an unprivileged thread could not get back.
 async fn blocking_long<T: Send + 'static>(
     work: impl FnOnce() -> store::Result<T> + Send + 'static,
 ) -> Result<T, Status> {
-    let failed = |error: &dyn std::fmt::Display| {
-        tracing::error!(error = %error, "a store task did not end in order");
-        status(Reason::DiskFault, "the agent failed inside")
-    };
     let span = tracing::info_span!(target: TRACE, "disk");
     let (sender, receiver) = oneshot::channel();
     let thread = std::thread::Builder::new().name("store-long".to_owned()).spawn(move || {
@@ -278,10 +277,10 @@ async fn blocking_long<T: Send + 'static>(
         rustix::process::setpriority_process(None, LONG_NICE).ok();
         sender.send(span.in_scope(work)).ok();
     });
-    thread.map_err(|error| failed(&error))?;
+    thread.map_err(|error| broken(&error))?;
     match receiver.await {
         Ok(done) => done.map_err(super::status::of),
-        Err(panicked) => Err(failed(&panicked)),
+        Err(panicked) => Err(broken(&panicked)),
     }
 }
 

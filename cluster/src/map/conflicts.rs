@@ -5,7 +5,6 @@
 //! What it never does: decide where a path leads; that is `snapshot`.
 
 use itertools::Itertools as _;
-use portolan_config::checked::map::MapSource;
 
 use super::{NodeIndex, Snapshot};
 
@@ -40,12 +39,6 @@ pub struct Conflicts {
     pub domains: usize,
     /// Objects of which a copy is not shown.
     pub objects: usize,
-}
-
-impl Hidden {
-    pub fn is_empty(&self) -> bool {
-        self.elsewhere.is_empty() && self.objects_count == 0
-    }
 }
 
 impl Snapshot {
@@ -93,13 +86,8 @@ impl Snapshot {
         let held = self.primaries().filter_map(|node| self.held(node));
         let domains = held.map(|held| held.domains.keys()).kmerge().dedup();
         for domain in domains {
-            let Ok((source, nodes)) = self.domain_nodes(domain) else { continue };
-            // Where nobody else knows the domain, it lies where it is announced.
-            let hidden = if source == MapSource::Announced && nodes.len() < 2 {
-                Hidden::default()
-            } else {
-                self.hidden(domain, &nodes)
-            };
+            let Ok((_, nodes)) = self.domain_nodes(domain) else { continue };
+            let hidden = self.hidden(domain, &nodes);
             conflicts.domains += usize::from(!hidden.elsewhere.is_empty());
             conflicts.objects += hidden.objects_count;
         }
