@@ -9,6 +9,7 @@
 pub mod client;
 pub mod collector;
 pub mod conformance;
+pub mod disk;
 pub mod fault_store;
 pub mod http;
 pub mod link;

@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, connect_from, succeed};
+use portolan_tests::disk::MemoryDisk;
 use portolan_tests::tree::{self, put};
 use portolan_tests::{Cluster, DEADLINE, eventually, free_port, http, program};
 use serde_json::Value;
@@ -102,21 +103,6 @@ fn sooner(line: &str) -> String {
     }
 }
 
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(folder: PathBuf) -> Self {
-        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&folder));
-        Self(folder)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().ok();
-    }
-}
-
 fn listener_certificate_of_ten_days(folder: &Path) {
     let pki = folder.join("short");
     succeed(Command::new(program("portolan")).args(["pki", "init"]).arg(&pki).args([
@@ -130,7 +116,7 @@ fn listener_certificate_of_ten_days(folder: &Path) {
 fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
     let mut disk = None;
     let mut cluster = Cluster::start(|folder| {
-        disk = Some(SmallDisk::mount(folder.join("node-2")));
+        disk = Some(MemoryDisk::mount(folder.join("node-2"), "4m"));
         tree::fill(folder);
     });
     for number in 1..=3 {

@@ -5,12 +5,12 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portolan_tests::client::{Control, succeed};
+use portolan_tests::client::Control;
+use portolan_tests::disk::MemoryDisk;
 use portolan_tests::tree::{self, put};
 use portolan_tests::{Cluster, Server, eventually};
 
@@ -23,26 +23,11 @@ const ROUNDS: usize = 300;
 /// Sessions that do so at once.
 const SESSIONS: usize = 6;
 
-/// A store in memory: no disk is measured.
-struct Memory(PathBuf);
-
-impl Memory {
-    fn mount(folder: PathBuf) -> Self {
-        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1g", "tmpfs"]).arg(&folder));
-        Self(folder)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().ok();
-    }
-}
-
-fn start(names: usize) -> (Memory, Cluster) {
+fn start(names: usize) -> (MemoryDisk, Cluster) {
+    // No disk is measured.
     let mut memory = None;
     let cluster = Cluster::start(|folder: &Path| {
-        memory = Some(Memory::mount(folder.join("node-1")));
+        memory = Some(MemoryDisk::mount(folder.join("node-1"), "1g"));
         let huge = folder.join(format!("node-1{HUGE}"));
         fs::create_dir_all(&huge).unwrap();
         for number in 0..names {
