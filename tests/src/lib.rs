@@ -359,6 +359,16 @@ impl Cluster {
         });
     }
 
+    /// Sends a line that never ends: its session ends soon, and it costs the front end no memory.
+    pub fn refuses_a_line_without_an_end(&self) {
+        let before = self.frontend.resident_kib();
+        let mut flood = client::Control::connect(self.frontend.address);
+        let piece = vec![b'x'; 1 << 20];
+        let refused = (0..200).find(|_| flood.send(&piece).is_err());
+        assert!(refused.is_some_and(|sent| sent < 50), "the server goes on reading");
+        assert!(self.frontend.resident_kib() < before + 4 * 1024);
+    }
+
     /// The file that clients need to trust.
     pub fn authority(&self) -> PathBuf {
         self.path().join("pki/ca.pem")

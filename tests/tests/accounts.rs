@@ -99,6 +99,13 @@ fn coded(cluster: &Cluster, name: &str, code: u32) -> Directory {
     Directory::start(&mut command, port)
 }
 
+/// What accounts are told whose password is right, where the directory's policy bars them.
+const STATES: [(&str, &str); 3] = [
+    ("barred", WRONG),
+    ("must", "530 Not logged in: the password must be changed first."),
+    ("expired", "530 Not logged in: the password has expired."),
+];
+
 #[test]
 fn one_account_is_no_state_of_a_directory_whatever_code_it_gets() {
     let mut cluster = Cluster::start(tree::fill);
@@ -237,15 +244,7 @@ fn openldaps_password_policy_bars_accounts_and_not_the_directory() {
     let mut cluster = Cluster::start(tree::fill);
     let slapd = slapd(&cluster.path().join("slapd"));
     let address = serve(&mut cluster, &[slapd.uri()], "", "name_failures = 0");
-    states_are_told(
-        &cluster,
-        address,
-        &[
-            ("barred", WRONG),
-            ("must", "530 Not logged in: the password must be changed first."),
-            ("expired", "530 Not logged in: the password has expired."),
-        ],
-    );
+    states_are_told(&cluster, address, &STATES);
     cluster.frontend.wait_for_log("the account is locked");
 }
 
@@ -345,15 +344,7 @@ fn a_locked_account_of_389_directory_server_is_refused_and_others_log_in() {
     let mut cluster = Cluster::start(tree::fill);
     let directory = directory_389(&cluster.path().join("389"));
     let address = serve(&mut cluster, &[directory.uri()], "", "name_failures = 0");
-    states_are_told(
-        &cluster,
-        address,
-        &[
-            ("barred", WRONG),
-            ("must", "530 Not logged in: the password must be changed first."),
-            ("expired", "530 Not logged in: the password has expired."),
-        ],
-    );
+    states_are_told(&cluster, address, &STATES);
     cluster.frontend.wait_for_log("code 53: Account inactivated");
     cluster.frontend.wait_for_log("code 19: Exceed password retry limit");
     // Also where nothing but the entry can be asked.

@@ -219,8 +219,12 @@ impl Running {
                     continue;
                 }
                 let router = Arc::clone(self.members.router());
-                tokio::task::spawn_blocking(move || router.look_for_conflicts()).await.ok();
-                seen = Some(map);
+                match tokio::task::spawn_blocking(move || router.look_for_conflicts()).await {
+                    Ok(()) => seen = Some(map),
+                    Err(error) => {
+                        tracing::error!(%error, "what nodes hold could not be compared with the map");
+                    }
+                }
             }
         };
         let renewing = async {
