@@ -121,6 +121,13 @@ impl Shown {
         if let Some(failure) = self.console.holdings.failure() {
             readiness.warnings.push(format!("what the store holds could not be read: {failure}"));
         }
+        let holdings = self.console.holdings.subscribe().borrow().clone();
+        if let Some((domain, cause)) = holdings.unreadable.first_key_value() {
+            let (count, domain) = (holdings.unreadable.len(), portolan_proto::path::display(domain));
+            let warning =
+                format!("{count} domains of the store cannot be read, the first is {domain}: {cause}");
+            readiness.warnings.push(warning);
+        }
         readiness
     }
 }
@@ -148,6 +155,9 @@ impl Collector for State {
         one("portolan_agent_streams_max", help, None, STREAMS_MAX as f64)?;
         let holdings = console.holdings.subscribe().borrow().clone();
         one("portolan_agent_domains", "Domains that the store holds", None, holdings.domains.len() as f64)?;
+        let unreadable = holdings.unreadable.len() as f64;
+        let help = "Domains whose folders cannot be read; they are announced as they were known";
+        one("portolan_agent_unreadable_domains", help, None, unreadable)?;
         if let Some(usage) = self.0.room().usage {
             let (free, total) = (usage.bytes_free as f64, usage.bytes_total as f64);
             one("portolan_agent_store_free", "Room that the store has left", Some(Unit::Bytes), free)?;
