@@ -6,7 +6,9 @@
 
 pub mod attributes;
 pub mod cache;
+pub mod change;
 pub mod commit;
 pub mod names;
 pub mod path;
 pub mod recover;
+pub mod room;
