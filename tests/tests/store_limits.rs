@@ -171,7 +171,7 @@ fn one_domain_that_cannot_be_read_hides_no_other() {
     start(&mut cluster);
     is_back(&cluster);
     let spread = domains.join("spread.example");
-    fs::set_permissions(&spread, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&spread, fs::Permissions::from_mode(0o000)).unwrap();
     // A start over it.
     for restarted in [false, true] {
         if restarted {
