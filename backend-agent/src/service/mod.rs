@@ -8,6 +8,7 @@ mod caller;
 mod content;
 mod digest;
 mod policy;
+mod record;
 mod share;
 pub mod status;
 mod upload;
@@ -32,6 +33,7 @@ use tracing::Instrument as _;
 
 use crate::holdings::HoldingsWatch;
 use crate::metrics::Metrics;
+use crate::record::RecordKeeper;
 use crate::store::{
     self, Directory, Entry, Holdings, Identity, Kind, ListOptions, Permissions, Store, StorePath, Wanted,
 };
@@ -52,6 +54,7 @@ pub struct AgentService {
     node: NodeId,
     store: Arc<dyn Store>,
     holdings: Arc<HoldingsWatch>,
+    record: Arc<RecordKeeper>,
     policy: Arc<Policy>,
     streams: Arc<Semaphore>,
     shares: Arc<Shares>,
@@ -65,7 +68,7 @@ pub struct AgentService {
 type ResponseStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
 
 impl AgentService {
-    /// `draining` refuses new streams; `cut` ends those under way, so that they commit nothing.
+    /// Blocks for the record of the store. `draining` refuses new streams; `cut` ends those under way, so that they commit nothing.
     pub fn new(
         node: NodeId,
         store: Arc<dyn Store>,
@@ -80,7 +83,8 @@ impl AgentService {
         let digests = Arc::new(Digests::new());
         let policy = Arc::new(Policy::new(allow));
         let metrics = Arc::default();
-        Self { node, store, holdings, policy, streams, shares, digests, metrics, tasks, draining, cut }
+        let record = Arc::new(RecordKeeper::open(&*store));
+        Self { node, store, holdings, record, policy, streams, shares, digests, metrics, tasks, draining, cut }
     }
 
     pub(crate) fn metrics(&self) -> Arc<Metrics> {
@@ -138,7 +142,7 @@ impl AgentService {
 /// and too often to be one.
 pub fn call_span(request: &http::Request<()>) -> tracing::Span {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-    if matches!(method, "WatchHoldings" | "Watch" | "Check") {
+    if matches!(method, "WatchHoldings" | "ReadRecord" | "MergeRecord" | "Watch" | "Check") {
         return tracing::Span::none();
     }
     let transfer = request.headers().get(TRANSFER_ID_KEY).and_then(|id| id.to_str().ok());
@@ -393,6 +397,24 @@ impl Agent for AgentService {
         request: Request<v1::DigestRequest>,
     ) -> Result<Response<v1::DigestResponse>, Status> {
         digest::digest(self, request).await
+    }
+
+    type ReadRecordStream = ResponseStream<v1::ReadRecordResponse>;
+
+    async fn read_record(
+        &self,
+        request: Request<v1::ReadRecordRequest>,
+    ) -> Result<Response<Self::ReadRecordStream>, Status> {
+        self.policy.of(&request)?;
+        record::read(self)
+    }
+
+    async fn merge_record(
+        &self,
+        request: Request<v1::MergeRecordRequest>,
+    ) -> Result<Response<v1::MergeRecordResponse>, Status> {
+        self.policy.of(&request)?;
+        record::merge(self, request.into_inner()).await
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `.portolan/staging` holds uploads that are not complete. After a crash they are worthless: the files they
 //! were to replace are untouched. A file that a rename has put aside there is not: it is swept only where it has
-//! another name too. `.portolan/lock` keeps a second agent away from the same root.
+//! another name too. `.portolan/record` is what front ends keep here. `.portolan/lock` keeps a second agent away from the same root.
 
 use std::fs::File;
 use std::io;
@@ -24,6 +24,11 @@ pub const ASIDE: &str = "renamed-";
 /// The staging folder, opened beneath the root: who owns the root cannot lead us elsewhere by a link.
 pub fn staging(root: &Root) -> Result<OwnedFd> {
     root.open_directory(&StorePath::new(STAGING).expect("a constant"))
+}
+
+/// The agent's folder, opened beneath the root.
+pub fn own_folder(root: &Root) -> Result<OwnedFd> {
+    root.open_directory(&StorePath::new(OWN_FOLDER).expect("a constant"))
 }
 
 /// Takes the root for this process, makes the folders and sweeps the staging folder. Returns the lock, which
