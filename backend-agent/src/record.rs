@@ -48,14 +48,20 @@ impl RecordKeeper {
         match store.record() {
             Ok(Some(Opened { log, entries, was_damaged })) => {
                 if was_damaged {
-                    tracing::warn!(entries = entries.len(), "the record was damaged; front ends bring what is missing of it");
+                    tracing::warn!(
+                        entries = entries.len(),
+                        "the record was damaged; front ends bring what is missing of it"
+                    );
                 }
                 state = State { entries, log: Some(log), is_failing: false };
             }
             Ok(None) => {}
             Err(error) => {
                 let cause = portolan_telemetry::chain(&error);
-                tracing::warn!(cause, "the store cannot keep the record of the front ends; it is in memory alone");
+                tracing::warn!(
+                    cause,
+                    "the store cannot keep the record of the front ends; it is in memory alone"
+                );
             }
         }
         Self { state: Mutex::new(state), changes: broadcast::Sender::new(CHANGES_QUEUED_MAX) }

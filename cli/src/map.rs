@@ -4,7 +4,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portolan_proto::control::{ConfirmMissingRequest, ExplainPathRequest, ListDomainsRequest, MappedDomain, RefreshMapRequest};
+use portolan_proto::control::{
+    ConfirmMissingRequest, ExplainPathRequest, ListDomainsRequest, MappedDomain, RefreshMapRequest,
+};
 use portolan_proto::path;
 
 use super::Socket;
@@ -48,7 +50,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         None => super::ask(&arguments.socket, |mut client| async move {
             let request = ListDomainsRequest { conflicts_only: arguments.conflicts };
             let mut stream = client.list_domains(request).await?.into_inner();
-            let mut rows = vec![["DOMAIN", "NODES", "SOURCE", "CONFLICTS", "IN DOUBT"].map(str::to_owned).to_vec()];
+            let mut rows =
+                vec![["DOMAIN", "NODES", "SOURCE", "CONFLICTS", "IN DOUBT"].map(str::to_owned).to_vec()];
             while let Some(batch) = stream.message().await? {
                 rows.extend(batch.domains.iter().map(row));
             }

@@ -208,9 +208,8 @@ fn write_frame(bytes: &mut Vec<u8>, key: &[u8], entry: &Entry) {
 fn frame(reader: &mut impl io::Read) -> Option<(Key, Entry, u64)> {
     let mut head = [0; FRAME_HEAD];
     reader.read_exact(&mut head).ok()?;
-    let [length, checksum] = [0, 4].map(|at| {
-        u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"))
-    });
+    let [length, checksum] =
+        [0, 4].map(|at| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
     let length = usize::try_from(length).ok()?;
     if !(CONTENT_HEAD..=CONTENT_HEAD + KEY_BYTES_MAX + VALUE_BYTES_MAX).contains(&length) {
         return None;

@@ -37,9 +37,7 @@ fn fill(folder: &Path) {
 
 fn start(keys: &str) -> Cluster {
     let mut cluster = Cluster::start(fill);
-    cluster.restart_frontend(|config| {
-        keys.to_owned() + &config + "[http]\naddress = \"127.0.0.1:0\"\n"
-    });
+    cluster.restart_frontend(|config| keys.to_owned() + &config + "[http]\naddress = \"127.0.0.1:0\"\n");
     cluster.frontend.wait_for_log("metrics and health are served");
     cluster
 }
@@ -152,7 +150,11 @@ fn what_vanishes_from_a_node_stays_in_every_mirror_until_somebody_confirms() {
         (entering(&cluster.frontend, "/domains/small.example/users/only").0 == 250).then_some(())
     });
     let refused = cluster.operate(&["map", "confirm", "other.example"]);
-    assert!(!refused.status.success() && text(&refused).contains("nothing is in doubt"), "{}", text(&refused));
+    assert!(
+        !refused.status.success() && text(&refused).contains("nothing is in doubt"),
+        "{}",
+        text(&refused)
+    );
     let confirmed = succeeded(&cluster.operate(&["map", "confirm", "big.example"]));
     assert_eq!(confirmed, "domain big.example: 10 domains and objects are no longer in doubt\n");
     cluster.frontend.wait_for_log("an operator has confirmed");
@@ -173,7 +175,10 @@ fn a_node_that_comes_back_empty_is_not_believed_by_any_front_end_in_whatever_ord
     cluster.start_agent(2);
     cluster.frontend.wait_for_log(DOUBTED);
     let expected = names(&cluster.frontend, "/domains");
-    assert!(expected.is_superset(&["big.example", "small.example"].map(str::to_owned).into()), "{expected:?}");
+    assert!(
+        expected.is_superset(&["big.example", "small.example"].map(str::to_owned).into()),
+        "{expected:?}"
+    );
 
     // Without a file of its own it comes from the agents, also where this one's file is damaged.
     let other = second(&cluster, "");
@@ -250,7 +255,7 @@ fn one_user_who_is_lost_is_restored_to_the_node_that_had_it() {
     let (code, reply) = control.ask(&format!("MKD {users}/b4"));
     assert_eq!(code, 450, "{reply}");
     assert!(reply.contains("mail-3"), "{reply}");
-    assert!(!cluster.domains(1).join("both.example/users/b4").exists());
+    assert!(!cluster.domains(1).join("both.example/users/b4").is_dir());
 }
 
 #[test]
@@ -268,7 +273,8 @@ fn what_is_removed_through_one_front_end_or_moves_to_another_node_is_in_doubt_no
         eventually("both are known", || {
             let gone = !names(server, "/domains").contains("big.example");
             let all = names(server, "/domains/both.example/users").len() == 16;
-            let open = (0..8).all(|n| entering(server, &format!("/domains/both.example/users/a{n}/cur")).0 == 250);
+            let open =
+                (0..8).all(|n| entering(server, &format!("/domains/both.example/users/a{n}/cur")).0 == 250);
             (gone && all && open).then_some(())
         });
     }

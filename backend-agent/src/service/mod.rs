@@ -84,7 +84,20 @@ impl AgentService {
         let policy = Arc::new(Policy::new(allow));
         let metrics = Arc::default();
         let record = Arc::new(RecordKeeper::open(&*store));
-        Self { node, store, holdings, record, policy, streams, shares, digests, metrics, tasks, draining, cut }
+        Self {
+            node,
+            store,
+            holdings,
+            record,
+            policy,
+            streams,
+            shares,
+            digests,
+            metrics,
+            tasks,
+            draining,
+            cut,
+        }
     }
 
     pub(crate) fn metrics(&self) -> Arc<Metrics> {

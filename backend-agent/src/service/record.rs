@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use portolan_proto::RECORD_BATCH_ENTRIES_MAX;
 use portolan_proto::failure::status;
 use portolan_proto::v1::{self, Reason};
-use portolan_proto::RECORD_BATCH_ENTRIES_MAX;
 use portolan_record::{Entry, Key};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;

@@ -133,7 +133,8 @@ impl Router {
     pub fn replace_holdings(&self, node: NodeIndex, holdings: NodeHoldings) {
         self.update(|snapshot, record| {
             if is_primary(snapshot, node) {
-                let elsewhere = |domain: &[u8], object: Option<&[u8]>| snapshot.is_elsewhere(node, domain, object);
+                let elsewhere =
+                    |domain: &[u8], object: Option<&[u8]>| snapshot.is_elsewhere(node, domain, object);
                 record.heard_whole(snapshot.name(node), &holdings, &elsewhere, now_ns());
             }
             snapshot.set_holdings(node, holdings);
@@ -148,7 +149,8 @@ impl Router {
         self.update(|snapshot, record| {
             if is_primary(snapshot, node) {
                 let (name, now) = (snapshot.name(node), now_ns());
-                let elsewhere = |domain: &[u8], object: Option<&[u8]>| snapshot.is_elsewhere(node, domain, object);
+                let elsewhere =
+                    |domain: &[u8], object: Option<&[u8]>| snapshot.is_elsewhere(node, domain, object);
                 for change in changes.iter().filter(|change| path::check_component(&change.domain).is_ok()) {
                     let (domain, object) = (&change.domain[..], change.object.as_deref());
                     if change.removed {
@@ -178,7 +180,8 @@ impl Router {
         self.update(|snapshot, record| {
             for node in snapshot.primaries() {
                 let Some(held) = snapshot.announces_now(node) else { continue };
-                let elsewhere = |domain: &[u8], object: Option<&[u8]>| snapshot.is_elsewhere(node, domain, object);
+                let elsewhere =
+                    |domain: &[u8], object: Option<&[u8]>| snapshot.is_elsewhere(node, domain, object);
                 record.settle(snapshot.name(node), held, &elsewhere, now_ns());
             }
             record.expire(missing_share, now_ns());

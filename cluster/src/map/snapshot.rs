@@ -219,8 +219,12 @@ impl Snapshot {
         }
         nodes.iter().find_map(|node| {
             let doubt = self.doubts[node.0].get(domain)?;
-            let is_of_domain = || doubt.whole && !nodes.iter().any(|node| self.held(*node).is_some_and(|held| held.holds(domain)));
-            let is_doubted = object.is_some_and(|object| doubt.objects.contains_key(object)) || is_of_domain();
+            let is_of_domain = || {
+                doubt.whole
+                    && !nodes.iter().any(|node| self.held(*node).is_some_and(|held| held.holds(domain)))
+            };
+            let is_doubted =
+                object.is_some_and(|object| doubt.objects.contains_key(object)) || is_of_domain();
             let name = self.name(*node);
             let confirm = if doubt.of_node { name.to_string() } else { path::display(domain) };
             is_doubted.then(|| Error::InDoubt { node: name.clone(), confirm })

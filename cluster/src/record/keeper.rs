@@ -6,8 +6,8 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::ops::Bound;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +108,10 @@ pub async fn write(mut log: Log, router: Arc<Router>, mut changes: Receiver<Chan
             Err(error) if !failing => {
                 failing = true;
                 let cause = portolan_telemetry::chain(error);
-                tracing::error!(cause, "the record cannot be written into state_dir; it is in memory and with the agents");
+                tracing::error!(
+                    cause,
+                    "the record cannot be written into state_dir; it is in memory and with the agents"
+                );
             }
             Err(_) => {}
         }

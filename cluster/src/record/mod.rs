@@ -106,6 +106,12 @@ struct Missing {
     objects: BTreeMap<Box<[u8]>, i64>,
 }
 
+/// Does another node announce a domain, or an object of it, now?
+pub type Elsewhere<'a> = &'a dyn Fn(&[u8], Option<&[u8]>) -> bool;
+
+/// A node, a domain, and an object of it or the domain itself.
+type Holding<'a> = (NodeId, &'a [u8], Option<&'a [u8]>);
+
 fn key(node: &NodeId, domain: &[u8], object: Option<&[u8]>) -> Vec<u8> {
     let mut key = prefix(node);
     key.extend(domain);
@@ -119,7 +125,7 @@ fn prefix(node: &NodeId) -> Vec<u8> {
 }
 
 /// The node, domain and object of a key; `None` for other keys. No name holds a NUL.
-fn holding(key: &[u8]) -> Option<(NodeId, &[u8], Option<&[u8]>)> {
+fn holding(key: &[u8]) -> Option<Holding<'_>> {
     let mut parts = key.strip_prefix(&[HOLDS, 0])?.splitn(3, |byte| *byte == 0);
     let node = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let (domain, object) = (parts.next()?, parts.next()?);
@@ -188,13 +194,7 @@ impl Record {
     }
 
     /// A node announces all that it holds. `elsewhere`: another node announces it.
-    pub fn heard_whole(
-        &mut self,
-        node: &NodeId,
-        held: &NodeHoldings,
-        elsewhere: &dyn Fn(&[u8], Option<&[u8]>) -> bool,
-        now: i64,
-    ) {
+    pub fn heard_whole(&mut self, node: &NodeId, held: &NodeHoldings, elsewhere: Elsewhere<'_>, now: i64) {
         // A confirmation holds for what a node lacks that was away then, and for no later loss.
         let heard = self.at(&[&[HEARD, 0], node.as_str().as_bytes()].concat());
         let confirmed = |name: &[u8], what| self.confirmed(what, name).is_some_and(|at| Some(at) > heard);
@@ -253,7 +253,7 @@ impl Record {
         node: &NodeId,
         domain: &[u8],
         object: Option<&[u8]>,
-        elsewhere: &dyn Fn(&[u8], Option<&[u8]>) -> bool,
+        elsewhere: Elsewhere<'_>,
         now: i64,
     ) {
         let keys = match object {
@@ -265,7 +265,7 @@ impl Record {
     }
 
     /// Present entries become absent ones, but for what another node has.
-    fn lose(&mut self, keys: Vec<Vec<u8>>, elsewhere: &dyn Fn(&[u8], Option<&[u8]>) -> bool, now: i64) {
+    fn lose(&mut self, keys: Vec<Vec<u8>>, elsewhere: Elsewhere<'_>, now: i64) {
         let mut domains = Vec::new();
         for key in keys {
             match holding(&key) {
@@ -289,7 +289,8 @@ impl Record {
     }
 
     fn below(&self, prefix: &[u8]) -> Vec<Vec<u8>> {
-        let range = self.entries.range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
+        let range =
+            self.entries.range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
         range.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, _)| key.to_vec()).collect()
     }
 
@@ -308,13 +309,7 @@ impl Record {
 
     /// What time and other front ends change: entries of theirs that this node does not bear out, and absences that
     /// are believed after a day. `held`: what the node announces now.
-    pub fn settle(
-        &mut self,
-        node: &NodeId,
-        held: &NodeHoldings,
-        elsewhere: &dyn Fn(&[u8], Option<&[u8]>) -> bool,
-        now: i64,
-    ) {
+    pub fn settle(&mut self, node: &NodeId, held: &NodeHoldings, elsewhere: Elsewhere<'_>, now: i64) {
         let missing = self.missing(node, held, now - YOUNG_NS);
         self.lose(missing, elsewhere, now);
         let mut changes = Vec::new();
@@ -499,7 +494,7 @@ mod tests {
         held
     }
 
-    const NOWHERE: &dyn Fn(&[u8], Option<&[u8]>) -> bool = &|_, _| false;
+    const NOWHERE: Elsewhere<'static> = &|_, _| false;
 
     fn doubted(record: &Record, name: &str) -> usize {
         count(&record.doubts(&node(name), 20))

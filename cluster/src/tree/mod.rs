@@ -246,7 +246,9 @@ impl Tree {
                 let is_known = map.row(domain).is_ok();
                 self.router.with_record(|record| record.last_seen(domain, None)).filter(|_| !is_known)
             }
-            Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } | Place::Nowhere => None,
+            Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } | Place::Nowhere => {
+                None
+            }
         };
         let seen = name.as_ref().and_then(|name| map.primary(name));
         if let (Some(name), None) = (&name, seen) {
@@ -381,9 +383,7 @@ impl Tree {
                 _ => Ok(Entry::level(path.name(), self.started)),
             },
             Route::Node(node) => match self.stat_on(login, wire, node).await {
-                Err(error)
-                    if error.reason() == Some(Reason::NotFound) && self.has_doubted(path, &[node]) =>
-                {
+                Err(error) if error.reason() == Some(Reason::NotFound) && self.has_doubted(path, &[node]) => {
                     Ok(Entry::level(path.name(), self.started))
                 }
                 stat => Ok(Self::shown_entry(path, node, stat?)),
