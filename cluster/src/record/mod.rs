@@ -98,6 +98,8 @@ struct Held {
     missing: BTreeMap<Box<[u8]>, Missing>,
     /// Its doubts may be others.
     is_dirty: bool,
+    /// Time of the newest entry that was not written for what the node announced, until [`Record::settle`] has compared the two.
+    unsettled: Option<i64>,
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +156,15 @@ impl Record {
             return false;
         }
         self.write(key.into(), entry.clone());
+        if let Some((node, _, _)) = holding(key) {
+            self.unsettle(node, entry.at_ns);
+        }
         true
+    }
+
+    fn unsettle(&mut self, node: NodeId, at_ns: i64) {
+        let held = self.nodes.entry(node).or_default();
+        held.unsettled = held.unsettled.max(Some(at_ns));
     }
 
     /// What was written since the last call.
@@ -325,10 +335,18 @@ impl Record {
     /// What time and other front ends change: entries of theirs that this node does not bear out, and absences that
     /// are believed after a day. `held`: what the node announces now.
     pub fn settle(&mut self, node: &NodeId, held: &NodeHoldings, elsewhere: Elsewhere<'_>, now: i64) {
-        let missing = self.missing(node, held, now - YOUNG_NS);
-        self.lose(missing, elsewhere, now);
-        for key in self.made_again(node, held, now - YOUNG_NS) {
-            self.set(key, PRESENT, now);
+        if let Some(newest) = self.nodes.get(node).and_then(|held| held.unsettled) {
+            let before = now - YOUNG_NS;
+            let missing = self.missing(node, held, before);
+            self.lose(missing, elsewhere, now);
+            for key in self.made_again(node, held, before) {
+                self.set(key, PRESENT, now);
+            }
+            if newest < before
+                && let Some(held) = self.nodes.get_mut(node)
+            {
+                held.unsettled = None;
+            }
         }
         let mut changes = Vec::new();
         for (domain, missing) in self.nodes.get(node).map(|held| &held.missing).into_iter().flatten() {
@@ -373,6 +391,7 @@ impl Record {
         for key in keys {
             self.set(key, REMOVED, now);
         }
+        self.unsettle(node.clone(), now);
     }
 
     fn at(&self, key: &[u8]) -> Option<i64> {
