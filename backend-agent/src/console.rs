@@ -131,6 +131,13 @@ impl Shown {
         if let Some(failure) = served.holdings().failure() {
             readiness.warnings.push(format!("what the store holds could not be read: {failure}"));
         }
+        let holdings = served.holdings().subscribe().borrow().clone();
+        if let Some((domain, cause)) = holdings.unreadable.first_key_value() {
+            let (count, domain) = (holdings.unreadable.len(), portolan_proto::path::display(domain));
+            let warning =
+                format!("{count} domains of the store cannot be read, the first is {domain}: {cause}");
+            readiness.warnings.push(warning);
+        }
         readiness
     }
 }
@@ -161,8 +168,12 @@ impl Collector for State {
         let marked = if served.is_some() { 1.0 } else { 0.0 };
         one("portolan_agent_store_marked", help, None, marked)?;
         if let Some(served) = &served {
-            let domains = served.holdings().subscribe().borrow().domains.len() as f64;
+            let holdings = served.holdings().subscribe().borrow().clone();
+            let domains = holdings.domains.len() as f64;
             one("portolan_agent_domains", "Domains that the store holds", None, domains)?;
+            let unreadable = holdings.unreadable.len() as f64;
+            let help = "Domains whose folders cannot be read; they are announced as they were known";
+            one("portolan_agent_unreadable_domains", help, None, unreadable)?;
         }
         if let Some(usage) = self.0.room().usage.filter(|_| served.is_some()) {
             let (free, total) = (usage.bytes_free as f64, usage.bytes_total as f64);

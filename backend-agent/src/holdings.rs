@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
-use portolan_proto::levels::HOLDINGS_DEPTHS;
+use portolan_proto::levels::{HOLDINGS_DEPTHS, is_container};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,9 @@ use crate::volume::Anchor;
 /// Changes made here are gathered this long before their domains are read again, so that a restore of a
 /// thousand users costs a few readings and not a thousand.
 const GATHER: Duration = Duration::from_millis(100);
+
+/// Objects that are gathered before their whole domains are read instead.
+const TOUCHED_MAX: usize = 8_192;
 
 /// Why a reading of the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +38,8 @@ pub enum Error {
 pub struct HoldingsWatch {
     anchor: Anchor,
     current: watch::Sender<Arc<Holdings>>,
-    /// Domains to read again. Bounded by the number of domains.
+    /// Domains to read again, and objects to look at as `<domain>/<object>`: [`TOUCHED_MAX`] and the number of domains at
+    /// most.
     touched: Mutex<BTreeSet<Vec<u8>>>,
     wake: Notify,
     whole: Mutex<Whole>,
@@ -52,6 +56,7 @@ impl HoldingsWatch {
     /// Reads the store for the first time.
     pub async fn start(store: &Arc<dyn Store>, anchor: Anchor) -> Result<Self, Error> {
         let first = read(store, &anchor, None).await?;
+        log_unreadable(&Holdings::default(), &first);
         Ok(Self {
             anchor,
             current: watch::Sender::new(Arc::new(first)),
@@ -85,10 +90,25 @@ impl HoldingsWatch {
         if !HOLDINGS_DEPTHS.contains(&path.depth()) {
             return;
         }
-        if let Some(domain) = path.components().nth(1) {
-            self.touched.lock().insert(domain.to_vec());
-            self.wake.notify_one();
+        let components: Vec<&[u8]> = path.components().skip(1).collect();
+        let Some(domain) = components.first() else { return };
+        let named = match &components[1..] {
+            // What a container had comes and goes with it.
+            [] => domain.to_vec(),
+            [container] if is_container(container) => domain.to_vec(),
+            [_] => components.join(&b'/'),
+            [container, _] if is_container(container) => components.join(&b'/'),
+            _ => return,
+        };
+        {
+            let mut touched = self.touched.lock();
+            if touched.len() >= TOUCHED_MAX {
+                let domain_of = |named: Vec<u8>| named.split(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
+                *touched = std::mem::take(&mut *touched).into_iter().filter_map(domain_of).collect();
+            }
+            touched.insert(named);
         }
+        self.wake.notify_one();
     }
 
     /// Reads again what was touched, and everything each rescan interval, until `stop`. A reading that fails
@@ -121,6 +141,7 @@ impl HoldingsWatch {
                 if whole {
                     *self.whole() = Whole { read_at: SystemTime::now(), failure: None };
                 }
+                log_unreadable(&before, &next);
                 let changes = next.changes_since(&before).len();
                 if changes > 0 {
                     tracing::info!(changes, domains = next.domains.len(), "holdings changed");
@@ -138,6 +159,24 @@ impl HoldingsWatch {
                 self.whole().failure = Some(cause);
             }
         }
+    }
+}
+
+/// Logs which domains cannot be read any more, and which can again.
+fn log_unreadable(before: &Holdings, now: &Holdings) {
+    for (domain, cause) in &now.unreadable {
+        if before.unreadable.get(domain) != Some(cause) {
+            let domain = portolan_proto::path::display(domain);
+            tracing::error!(
+                domain,
+                cause,
+                "a domain cannot be read; it is announced as it was known, the others go on"
+            );
+        }
+    }
+    for domain in before.unreadable.keys().filter(|domain| !now.unreadable.contains_key(*domain)) {
+        let domain = portolan_proto::path::display(domain);
+        tracing::info!(domain, "a domain can be read again, or is gone");
     }
 }
 
@@ -180,11 +219,12 @@ mod tests {
         }
         fn holdings(&self, _only: Option<&BTreeSet<Vec<u8>>>) -> store::Result<Holdings> {
             assert!(!self.panics.load(Ordering::Relaxed), "as the test wants");
-            let mut objects = BTreeSet::from([b"users/anna".to_vec()]);
+            let mut objects = vec![b"users/anna".to_vec()];
             if self.changed.load(Ordering::Relaxed) {
-                objects.insert(b"users/bob".to_vec());
+                objects.push(b"users/bob".to_vec());
             }
-            Ok(Holdings { domains: [(b"a".to_vec(), Arc::new(objects))].into() })
+            let objects = Arc::new(objects.into_iter().collect());
+            Ok(Holdings { domains: [(b"a".to_vec(), objects)].into(), ..Holdings::default() })
         }
         fn rescan_interval(&self) -> Duration {
             Duration::from_millis(20)

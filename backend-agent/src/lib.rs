@@ -128,7 +128,8 @@ impl Agent {
             tasks.clone(),
             shutdown.clone(),
             cut.clone(),
-        );
+        )
+        .with_limits(self.config.limits);
         let metrics = service.metrics();
         let last = TaskTracker::new();
         let stop_last = CancellationToken::new();

@@ -536,6 +536,8 @@ mod tests {
             rescan_interval: Duration::from_secs(3_600),
             modes: portolan_config::checked::agent::Modes::default(),
             links: portolan_config::checked::agent::Links::Show,
+            free_min: portolan_config::units::FreeMin::NONE,
+            access: portolan_config::checked::agent::Access::default(),
         };
         drop(store::open(&other).unwrap());
         std::fs::remove_dir(site.root()).unwrap();
@@ -549,9 +551,10 @@ mod tests {
     }
 
     fn other_root(config: &Config, root: &Path) -> Config {
-        let Config::Tree { rescan_interval, modes, links, .. } = config;
-        let (rescan_interval, modes, links) = (*rescan_interval, *modes, *links);
-        Config::Tree { root: root.to_owned(), rescan_interval, modes, links }
+        let mut config = config.clone();
+        let Config::Tree { root: place, .. } = &mut config;
+        *place = root.to_owned();
+        config
     }
 
     #[tokio::test]

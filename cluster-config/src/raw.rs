@@ -408,6 +408,7 @@ pub(crate) struct Agent {
     pub(crate) listen: Listen,
     pub(crate) allow: Vec<Allow>,
     pub(crate) store: Store,
+    pub(crate) limits: AgentLimits,
     pub(crate) drain_timeout: Text,
     pub(crate) log: Log,
     pub(crate) tracing: Option<Tracing>,
@@ -443,6 +444,17 @@ pub(crate) struct Store {
     pub(crate) links: Text,
     pub(crate) mark: Text,
     pub(crate) mark_of: Text,
+    pub(crate) free_min: Text,
+    pub(crate) staging: Text,
+    pub(crate) read_only: Option<Field<bool>>,
+    pub(crate) state_dir: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct AgentLimits {
+    pub(crate) read_rate: Text,
+    pub(crate) write_rate: Text,
 }
 
 /// A file that was read and is TOML.

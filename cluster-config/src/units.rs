@@ -91,6 +91,50 @@ impl FromStr for Size {
     }
 }
 
+/// Room that is to be left free: a number of bytes, a part of the whole, or the lesser of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FreeMin {
+    bytes: Option<u64>,
+    percent: Option<u8>,
+}
+
+impl FreeMin {
+    /// Nothing.
+    pub const NONE: Self = Self { bytes: None, percent: None };
+    const PERCENT_MOST: u8 = 50;
+
+    /// Bytes that are to be left of so many; 0 where nothing is.
+    pub fn of(self, bytes_total: u64) -> u64 {
+        let part = self.percent.map(|percent| bytes_total / 100 * u64::from(percent));
+        [self.bytes, part].into_iter().flatten().min().unwrap_or(0)
+    }
+}
+
+impl FromStr for FreeMin {
+    type Err = Allowed;
+
+    fn from_str(text: &str) -> Result<Self, Allowed> {
+        let allowed = || {
+            Allowed(
+                "bytes such as \"1GiB\", a part up to \"50%\", or the lesser of both, \"1GiB or 5%\"; \"0\" for nothing",
+            )
+        };
+        let bytes = |text: &str| text.trim().parse::<Size>().map(|size| size.0).map_err(|_| allowed());
+        let percent = |text: &str| {
+            let number = text.trim().strip_suffix('%').and_then(|text| text.trim().parse::<u8>().ok());
+            number.filter(|number| *number <= Self::PERCENT_MOST)
+        };
+        if let Some((one, other)) = text.split_once(" or ") {
+            let percent = percent(other).ok_or_else(allowed)?;
+            return Ok(Self { bytes: Some(bytes(one)?), percent: Some(percent) });
+        }
+        match percent(text) {
+            Some(percent) => Ok(Self { bytes: None, percent: Some(percent) }),
+            None => Ok(Self { bytes: Some(bytes(text)?), percent: None }),
+        }
+    }
+}
+
 /// Addresses of clients: all, one, a range or a network. An IPv4 address written as IPv6 (RFC 4291 section
 /// 2.5.5.2) is the IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -235,6 +279,25 @@ mod tests {
         {
             assert_eq!(good.parse::<Rate>(), Ok(Rate(bytes)), "{good}");
         }
+    }
+
+    #[test]
+    fn room_to_be_left() {
+        for bad in ["", "%", "51%", "-1%", "2TiB", "5% or 1GiB", "1GiB or", "1GiB or 1MiB", "1.5%"] {
+            assert!(bad.parse::<FreeMin>().is_err(), "{bad}");
+        }
+        let gib = 1_u64 << 30;
+        for (text, total, left) in [
+            ("0", 100 * gib, 0),
+            ("0%", 100 * gib, 0),
+            ("1GiB", 100 * gib, gib),
+            ("5%", 100 * gib, 5 * gib),
+            ("1GiB or 5%", 100 * gib, gib),
+            ("1GiB or 5%", 1_000, 50),
+        ] {
+            assert_eq!(text.parse::<FreeMin>().unwrap().of(total), left, "{text}");
+        }
+        assert_eq!(FreeMin::NONE.of(u64::MAX), 0);
     }
 
     #[test]

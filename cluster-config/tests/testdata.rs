@@ -16,6 +16,7 @@ fn folder_with(kind: &str) -> (tempfile::TempDir, Vec<PathBuf>) {
     let path = folder.path();
     fs::create_dir(path.join("pki")).unwrap();
     fs::create_dir(path.join("store")).unwrap();
+    fs::create_dir(path.join("staging")).unwrap();
     for name in ["ca", "front-1", "mail-1"] {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         fs::write(path.join(format!("pki/{name}.pem")), made.cert.pem()).unwrap();

@@ -1,17 +1,17 @@
 //! Bandwidth limits: how fast content may cross data connections, of a session, an admin, a listener.
 //!
 //! Who calls it: the engines, before each piece that they send and after each that they receive.
-//! What it calls: the runtime's clock.
+//! What it calls: the limits of `portolan_net::rate`.
 //! What it never does: hold a lock while it waits, or let one wait for another's data.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use portolan_config::checked::access::Bandwidth;
 use portolan_config::units::Rate;
+use portolan_net::rate::{RateLimit, Turn};
 use portolan_proto::CHUNK_BYTES_MAX;
 use tokio::time::Instant;
 
@@ -21,12 +21,6 @@ pub enum Direction {
     ToClient,
     FromClient,
 }
-
-/// What goes at once is this part of a second's worth, so that many may share a limit and none waits long.
-const PIECES_A_SECOND: u64 = 64;
-const PIECE_BYTES_MIN: u64 = 1_024;
-/// Time that was not used is made up for to this extent: the clock wakes up late.
-const LATE_MAX: Duration = Duration::from_millis(20);
 
 /// A limit each way, that may change while it holds. 0 is no limit.
 #[derive(Debug, Default)]
@@ -50,7 +44,7 @@ impl Rates {
 
     /// One that this limit holds for.
     pub fn throttle(&self) -> Arc<Throttle> {
-        let way = |rate: &Arc<AtomicU64>| Way { rate: Arc::clone(rate), free_at: Mutex::new(Instant::now()) };
+        let way = |rate: &Arc<AtomicU64>| RateLimit::new(Arc::clone(rate));
         Arc::new(Throttle { down: way(&self.down), up: way(&self.up) })
     }
 }
@@ -58,53 +52,8 @@ impl Rates {
 /// What shares one limit: a session, all of an admin, all of a listener.
 #[derive(Debug)]
 pub struct Throttle {
-    down: Way,
-    up: Way,
-}
-
-#[derive(Debug)]
-struct Way {
-    rate: Arc<AtomicU64>,
-    /// When all that was let through so far is through.
-    free_at: Mutex<Instant>,
-}
-
-impl Way {
-    fn rate(&self) -> Option<u64> {
-        Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
-    }
-
-    /// Takes a turn for this many bytes, behind those that wait already; `None`: there is no limit.
-    fn reserve(&self, bytes: usize, now: Instant) -> Option<Turn<'_>> {
-        let rate = self.rate()?;
-        let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        let mut free_at = self.free_at();
-        let start = (*free_at).max(now.checked_sub(LATE_MAX).unwrap_or(now));
-        *free_at = start + takes;
-        Some(Turn { way: self, takes, ends: *free_at, taken: false })
-    }
-
-    fn free_at(&self) -> MutexGuard<'_, Instant> {
-        self.free_at.lock()
-    }
-}
-
-/// A turn of one piece. Whoever gives up waiting gives its time back to the others.
-struct Turn<'a> {
-    way: &'a Way,
-    takes: Duration,
-    /// When the piece is through.
-    ends: Instant,
-    taken: bool,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        if !self.taken {
-            let mut free_at = self.way.free_at();
-            *free_at = free_at.checked_sub(self.takes).unwrap_or(*free_at);
-        }
-    }
+    down: RateLimit,
+    up: RateLimit,
 }
 
 /// All limits of one session.
@@ -118,7 +67,7 @@ impl Pace {
         Self { throttles }
     }
 
-    fn ways(&self, direction: Direction) -> impl Iterator<Item = &Way> {
+    fn ways(&self, direction: Direction) -> impl Iterator<Item = &RateLimit> {
         self.throttles.iter().map(move |throttle| match direction {
             Direction::ToClient => &throttle.down,
             Direction::FromClient => &throttle.up,
@@ -127,8 +76,8 @@ impl Pace {
 
     /// Bytes to move at once, at most.
     pub fn piece_bytes_max(&self, direction: Direction) -> usize {
-        let piece = self.ways(direction).filter_map(Way::rate).min().map(|rate| rate / PIECES_A_SECOND);
-        let piece = piece.map(|piece| usize::try_from(piece.max(PIECE_BYTES_MIN)).unwrap_or(usize::MAX));
+        let piece = self.ways(direction).filter_map(RateLimit::piece_bytes_max).min();
+        let piece = piece.map(|piece| usize::try_from(piece).unwrap_or(usize::MAX));
         piece.map_or(CHUNK_BYTES_MAX, |piece| piece.min(CHUNK_BYTES_MAX))
     }
 
@@ -137,13 +86,13 @@ impl Pace {
         let now = Instant::now();
         let mut turns: Vec<Turn<'_>> =
             self.ways(direction).filter_map(|way| way.reserve(bytes, now)).collect();
-        if let Some(ends) = turns.iter().map(|turn| turn.ends).max()
+        if let Some(ends) = turns.iter().map(Turn::ends).max()
             && ends > now
         {
             tokio::time::sleep_until(ends).await;
         }
         for turn in &mut turns {
-            turn.taken = true;
+            turn.taken();
         }
     }
 }
@@ -180,6 +129,8 @@ impl AdminThrottles {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn rates(down: u64) -> Rates {

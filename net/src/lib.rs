@@ -9,6 +9,7 @@
 pub mod network;
 pub mod origin;
 pub mod proxy;
+pub mod rate;
 pub mod socket;
 pub mod window;
 

@@ -113,15 +113,18 @@ impl Need {
 pub trait OnPath {
     /// What it does there.
     const NEED: Need;
+    /// It makes or removes a directory, which may be a level of the cluster.
+    const MAKES_LEVELS: bool;
     fn caller(&self) -> Option<&v1::Caller>;
     /// As it came. Of a rename, the present path.
     fn path(&self) -> &[u8];
 }
 
 macro_rules! on_path {
-    ($($request:ident . $path:ident: $need:ident,)*) => {$(
+    ($($request:ident . $path:ident: $need:ident $(, $levels:literal)?;)*) => {$(
         impl OnPath for v1::$request {
             const NEED: Need = Need::$need;
+            const MAKES_LEVELS: bool = false $(|| $levels)?;
             fn caller(&self) -> Option<&v1::Caller> {
                 self.caller.as_ref()
             }
@@ -132,17 +135,17 @@ macro_rules! on_path {
     )*};
 }
 on_path! {
-    StatRequest.path: Look,
-    ListRequest.path: Look,
-    ReadRequest.path: Read,
-    DigestRequest.path: Read,
-    WriteBegin.path: Change,
-    MakeDirectoryRequest.path: Change,
-    RemoveRequest.path: Delete,
-    RemoveDirectoryRequest.path: Delete,
-    RenameRequest.from: Change,
-    SetTimesRequest.path: Change,
-    SetModeRequest.path: Change,
+    StatRequest.path: Look;
+    ListRequest.path: Look;
+    ReadRequest.path: Read;
+    DigestRequest.path: Read;
+    WriteBegin.path: Change;
+    MakeDirectoryRequest.path: Change, true;
+    RemoveRequest.path: Delete;
+    RemoveDirectoryRequest.path: Delete, true;
+    RenameRequest.from: Change;
+    SetTimesRequest.path: Change;
+    SetModeRequest.path: Change;
 }
 
 #[cfg(test)]

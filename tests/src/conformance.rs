@@ -16,7 +16,8 @@ use portolan_agent::store::{
     Begin, Committed, Content, Entry, Error, Finish, Holdings, ListOptions, Listing, Operation, Result,
     Store, StorePath, Upload, Usage, Wanted,
 };
-use portolan_config::checked::agent::{Links, Modes, Store as Config};
+use portolan_config::checked::agent::{Access, Links, Modes, Store as Config};
+use portolan_config::units::FreeMin;
 use rustix::fs::{CWD, FileType, Mode};
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +84,8 @@ fn tree(folder: &Path) -> Arc<dyn Store> {
         rescan_interval: Duration::from_secs(3_600),
         modes: Modes::default(),
         links: Links::Show,
+        free_min: FreeMin::NONE,
+        access: Access::default(),
     };
     portolan_agent::store::open(&config).expect("a new store")
 }

@@ -45,6 +45,7 @@ fn rows() -> Vec<(Error, Code, u16)> {
         (Error::Shrunk { path: path() }, Code::DataLoss, 451),
         (Error::Rewritten { path: path() }, Code::DataLoss, 451),
         (Error::TimeNotKept { path: path() }, Code::PermissionDenied, 550),
+        (Error::ReadOnly { path: path() }, Code::PermissionDenied, 550),
         (Error::Unsupported { path: path(), operation: Operation::Remove }, Code::Unimplemented, 504),
         (Error::Stopped, Code::Unavailable, 450),
         (Error::Changing { path: path() }, Code::Unavailable, 450),

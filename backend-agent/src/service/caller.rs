@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use portolan_proto::failure::status;
-use portolan_proto::levels::{DOMAINS, domain_of};
+use portolan_proto::levels::{CLUSTER_LEVELS, DOMAINS, domain_of, is_container};
 use portolan_proto::rights::{Need, OnPath, Rights};
 use portolan_proto::v1::{Caller, Grant, Reason};
 use tonic::Status;
@@ -35,12 +35,15 @@ impl<R: OnPath> Checked<R> {
     /// Those of [`authorize`].
     pub(super) fn new(permission: Arc<Permission>, request: R) -> Result<Self, Status> {
         let path = authorize(&permission, request.caller(), request.path(), R::NEED)?;
+        refuse_fixed::<R>(&path)?;
         Ok(Self { permission, request, path })
     }
 
     /// Another path of the same request, which needs the same right.
     pub(super) fn also(&self, path: &[u8]) -> Result<StorePath, Status> {
-        authorize(&self.permission, self.request.caller(), path, R::NEED)
+        let path = authorize(&self.permission, self.request.caller(), path, R::NEED)?;
+        refuse_fixed::<R>(&path)?;
+        Ok(path)
     }
 
     /// May the caller see the content at the path too, whatever the request does there?
@@ -55,6 +58,19 @@ impl<R: OnPath> Checked<R> {
     pub(super) fn whose(&self) -> (&str, &str) {
         (self.permission.frontend(), self.request.caller().map_or("", |caller| &caller.admin))
     }
+}
+
+/// Domains and containers are levels of the cluster, of which several nodes may have a part: they are made and removed, and
+/// nothing else is done to them. Front ends refuse the same.
+fn refuse_fixed<R: OnPath>(path: &StorePath) -> Result<(), Status> {
+    let depth = path.depth();
+    let is_level = depth < CLUSTER_LEVELS
+        || depth == CLUSTER_LEVELS && path.split_last().is_some_and(|(_, name)| is_container(name));
+    if R::NEED == Need::Change && !R::MAKES_LEVELS && is_level {
+        tracing::warn!(%path, "call refused: a fixed level of the tree");
+        return Err(status(Reason::NotGranted, format!("{path} is a fixed level of the tree")));
+    }
+    Ok(())
 }
 
 /// The path of a call, after its caller, its grant and what its front end may do were checked. Its failure is logged as
@@ -137,6 +153,31 @@ mod tests {
         authorize(&Permission::unlimited(), caller, path.as_bytes(), need)
             .err()
             .map(|status| reason_of(&status).unwrap())
+    }
+
+    #[test]
+    fn a_fixed_level_is_made_and_removed_and_nothing_else() {
+        use portolan_proto::v1;
+        let path = |text: &str| StorePath::new(text.as_bytes()).unwrap();
+        for level in ["domains", "domains/a", "domains/a/users", "domains/a/publicFolder"] {
+            let refused = [
+                refuse_fixed::<v1::SetModeRequest>(&path(level)),
+                refuse_fixed::<v1::SetTimesRequest>(&path(level)),
+                refuse_fixed::<v1::RenameRequest>(&path(level)),
+                refuse_fixed::<v1::RemoveRequest>(&path(level)),
+                refuse_fixed::<v1::WriteBegin>(&path(level)),
+            ];
+            for refused in refused {
+                assert_eq!(reason_of(&refused.unwrap_err()), Some(Reason::NotGranted), "{level}");
+            }
+            assert!(refuse_fixed::<v1::MakeDirectoryRequest>(&path(level)).is_ok());
+            assert!(refuse_fixed::<v1::RemoveDirectoryRequest>(&path(level)).is_ok());
+            assert!(refuse_fixed::<v1::ListRequest>(&path(level)).is_ok());
+        }
+        for below in ["domains/a/registry.bin", "domains/a/users/anna", "domains/a/other"] {
+            assert!(refuse_fixed::<v1::SetModeRequest>(&path(below)).is_ok(), "{below}");
+            assert!(refuse_fixed::<v1::RenameRequest>(&path(below)).is_ok(), "{below}");
+        }
     }
 
     #[test]

@@ -43,13 +43,13 @@ impl Range {
         Ok(Self { content, path, at: offset, end })
     }
 
-    /// The next chunk; `None` at the end of the range. A file that ends before it has shrunk. The chunk is of the file as it
+    /// The next chunk, of `bytes_max` at most; `None` at the end of the range. A file that ends before it has shrunk. The chunk is of the file as it
     /// was opened: who writes to it meanwhile, or appends, ends the reading.
-    fn next(&mut self) -> store::Result<Option<Bytes>> {
+    fn next(&mut self, bytes_max: usize) -> store::Result<Option<Bytes>> {
         if self.is_done() {
             return Ok(None);
         }
-        let mut buffer = BytesMut::zeroed(self.rest_bytes().min(CHUNK_BYTES_MAX));
+        let mut buffer = BytesMut::zeroed(self.rest_bytes().min(bytes_max));
         let count = self.fill(&mut buffer)?;
         // Once it has been read: a change that comes after this look is not in it.
         if !self.content.version_now()?.is_content_of(&self.content.version()) {
@@ -93,17 +93,23 @@ pub(super) async fn read(
     let call = service.stream(asked.whose(), service.admit()?)?;
     let Checked { request, path, .. } = asked;
     let (offset, length) = (request.offset, request.length);
+    // Under a limit in small pieces, so that many share it evenly.
+    let rates = Arc::clone(&service.rates);
+    let piece = rates.read.piece_bytes_max().and_then(|piece| usize::try_from(piece).ok());
+    let bytes_max = piece.map_or(CHUNK_BYTES_MAX, |piece| piece.min(CHUNK_BYTES_MAX));
     // A small file is opened and read in one visit.
     let (mut range, mut chunk) = call
         .on_store(Work::Short, move |store, _| {
             let mut range = Range::open(store, path, offset, length)?;
-            let first = range.next()?;
+            let first = range.next(bytes_max)?;
             Ok((range, first))
         })
         .await?;
     let header = v1::ReadHeader { size: range.content.size(), modified_ns: range.content.modified_ns() };
     let message = |part| Ok(v1::ReadResponse { part: Some(part) });
-    service.metrics.read(chunk.as_ref().map_or(0, Bytes::len));
+    let first_bytes = chunk.as_ref().map_or(0, Bytes::len);
+    service.metrics.read(first_bytes);
+    rates.read.take(first_bytes).await;
     if range.is_done() {
         let parts = [Some(Part::Header(header)), chunk.map(Part::Chunk)];
         let messages = parts.into_iter().flatten().map(message);
@@ -117,9 +123,16 @@ pub(super) async fn read(
         }
         while let Some(ready) = chunk.take() {
             let next = call.run(Work::Short, move |_| {
-                let next = range.next()?;
+                let next = range.next(bytes_max)?;
                 Ok((range, next))
             });
+            let next = async {
+                let next = next.await;
+                if let Ok((_, Some(chunk))) = &next {
+                    rates.read.take(chunk.len()).await;
+                }
+                next
+            };
             let (sent, next) = tokio::join!(sender.send(message(Part::Chunk(ready))), next);
             if sent.is_err() {
                 return;

@@ -15,7 +15,8 @@ mod upload;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use portolan_config::checked::agent::AllowRule;
+use portolan_config::checked::agent::{AllowRule, Limits};
+use portolan_net::rate::RateLimit;
 use portolan_proto::rights::OnPath;
 use portolan_proto::v1::agent_server::Agent;
 use portolan_proto::v1::{self, Reason};
@@ -55,9 +56,24 @@ pub struct AgentService {
     shares: Arc<Shares>,
     digests: Arc<Digests>,
     metrics: Arc<Metrics>,
+    rates: Arc<Rates>,
     tasks: TaskTracker,
     draining: CancellationToken,
     cut: CancellationToken,
+}
+
+/// How fast content is read and written, for all front ends together.
+#[derive(Debug)]
+struct Rates {
+    read: RateLimit,
+    write: RateLimit,
+}
+
+impl Rates {
+    fn new(limits: Limits) -> Self {
+        let limit = |rate: u64| RateLimit::new(Arc::new(rate.into()));
+        Self { read: limit(limits.read.0), write: limit(limits.write.0) }
+    }
 }
 
 type ResponseStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
@@ -75,8 +91,13 @@ impl AgentService {
         let shares = Arc::new(Shares::new());
         let digests = Arc::new(Digests::new());
         let policy = Arc::new(Policy::new(allow));
-        let metrics = Arc::default();
-        Self { volume, policy, streams, shares, digests, metrics, tasks, draining, cut }
+        let (metrics, rates) = (Arc::default(), Arc::new(Rates::new(Limits::default())));
+        Self { volume, policy, streams, shares, digests, metrics, rates, tasks, draining, cut }
+    }
+
+    /// The same within these limits.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { rates: Arc::new(Rates::new(limits)), ..self }
     }
 
     pub(crate) fn metrics(&self) -> Arc<Metrics> {

@@ -22,7 +22,9 @@ pub fn reason(error: &Error) -> Reason {
         Error::NotAFile { .. } => Reason::NotAFile,
         Error::OffsetBeyondEnd { .. } => Reason::OffsetBeyondEnd,
         Error::CrossesFileSystems { .. } => Reason::CrossesFileSystems,
-        Error::PermissionDenied { .. } | Error::TimeNotKept { .. } => Reason::PermissionDenied,
+        Error::PermissionDenied { .. } | Error::TimeNotKept { .. } | Error::ReadOnly { .. } => {
+            Reason::PermissionDenied
+        }
         Error::BadName(_) => Reason::BadName,
         Error::NoSpace { .. } => Reason::NoSpace,
         Error::QuotaExceeded { .. } => Reason::QuotaExceeded,
@@ -59,6 +61,7 @@ pub fn of(mut error: Error) -> Status {
         | Error::Stopped
         | Error::Unsupported { .. }
         | Error::Unserved(_)
+        | Error::ReadOnly { .. }
         | Error::BadName(_) => tracing::debug!(%error, "call refused"),
     }
     let reason = reason(&error);

@@ -127,6 +127,8 @@ async fn receive(
                 return bad("a chunk has 1 to 262144 bytes");
             }
             Part::Chunk(chunk) => {
+                // The next message waits too, and with it the front end.
+                service.rates.write.take(chunk.len()).await;
                 incoming.gathered_bytes += chunk.len();
                 incoming.gathered.push(chunk);
                 if incoming.gathered_bytes >= GATHERED_BYTES_MAX {

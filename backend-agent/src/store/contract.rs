@@ -307,12 +307,13 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error::DiskFault`] alone, or [`Error::PermissionDenied`].
     fn usage(&self) -> Result<Usage>;
 
-    /// All domains and objects of this store. `only` names domains that may have changed: a store that remembers its last
-    /// answer may look at these alone. The memory is the store's own; unchanged domains should be shared with the last
+    /// All domains and objects of this store. `only` names domains that may have changed, and single objects as
+    /// `<domain>/<object>`: a store that remembers its last answer may look at these alone. The memory is the store's own; unchanged domains should be shared with the last
     /// answer, because comparing shared ones costs nothing. What cannot be told is announced and not left out: an entry
     /// that is no directory is an object too.
     ///
-    /// A store without any domain is empty, not an error.
+    /// A store without any domain is empty, not an error. A domain that cannot be read is announced with the objects that
+    /// were known of it, and named among the unreadable ones; it hides no other.
     ///
     /// # Errors
     /// [`Error::DiskFault`], [`Error::PermissionDenied`], [`Error::NotADirectory`], [`Error::NotAFile`]. The caller keeps

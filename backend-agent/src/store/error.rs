@@ -40,6 +40,8 @@ pub enum Error {
     DiskFault { path: String, source: io::Error },
     #[error("{path} was not stored whole: {what}")]
     Damaged { path: String, what: Damage },
+    #[error("the store of this node is read-only, so {path} stays as it is")]
+    ReadOnly { path: String },
     #[error("{path} changes too fast to be read whole")]
     Changing { path: String },
     #[error("the request was cancelled, or the agent is stopping")]
@@ -132,6 +134,7 @@ impl Error {
             | Error::QuotaExceeded { path, .. }
             | Error::DiskFault { path, .. }
             | Error::Damaged { path, .. }
+            | Error::ReadOnly { path }
             | Error::Changing { path }
             | Error::Shrunk { path }
             | Error::Rewritten { path }

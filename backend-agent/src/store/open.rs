@@ -12,7 +12,7 @@ use portolan_config::checked::agent::Store as Config;
 
 use super::Store;
 use super::disk::mark::{self, LookError, RootIdentity, Seen};
-use super::tree::TreeStore;
+use super::tree::{Options, TreeStore};
 
 /// Why a store cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -31,15 +31,16 @@ pub fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
 /// As [`open`], with the folder that was opened.
 pub fn open_at(config: &Config) -> Result<(Arc<dyn Store>, RootIdentity), OpenError> {
     match config {
-        Config::Tree { root, rescan_interval, modes, links } => {
-            let opened = TreeStore::open(root, *rescan_interval, *modes, *links);
-            let opened = opened.and_then(|store| Ok((store.root()?, store)));
+        Config::Tree { root, rescan_interval, modes, links, free_min, access } => {
+            let (rescan_interval, modes, links) = (*rescan_interval, *modes, *links);
+            let options =
+                Options { rescan_interval, modes, links, free_min: *free_min, access: access.clone() };
+            let opened = TreeStore::open_with(root, options).and_then(|store| Ok((store.root()?, store)));
             let (at, store) = opened.map_err(|source| {
                 let place = root.display().to_string();
-                if source.kind() == io::ErrorKind::WouldBlock {
-                    OpenError::Taken { place }
-                } else {
-                    OpenError::Fault { place, source }
+                match source.kind() {
+                    io::ErrorKind::WouldBlock => OpenError::Taken { place },
+                    _ => OpenError::Fault { place, source },
                 }
             })?;
             Ok((Arc::new(store), at))

@@ -14,6 +14,7 @@ use super::tls::{Anchors, Identity};
 use super::{Checker, span};
 use crate::error::{Fault, Faults};
 use crate::raw::{self, Document};
+use crate::units::{FreeMin, Rate};
 use crate::{AGENT_KEYS, FRONTEND_KEYS};
 
 /// What an agent needs to run. Keys and defaults: docs/configuration.md.
@@ -28,6 +29,7 @@ pub struct Agent {
     pub allow: Option<Vec<AllowRule>>,
     pub store: Store,
     pub mark: MarkRule,
+    pub limits: Limits,
     pub drain_timeout: Duration,
     pub log: Log,
     pub tracing: Option<Tracing>,
@@ -64,8 +66,41 @@ pub enum MarkRule {
 
 #[derive(Debug, Clone)]
 pub enum Store {
-    Tree { root: PathBuf, rescan_interval: Duration, modes: Modes, links: Links },
+    Tree {
+        root: PathBuf,
+        rescan_interval: Duration,
+        modes: Modes,
+        links: Links,
+        /// Room that uploads leave to others.
+        free_min: FreeMin,
+        access: Access,
+    },
 }
+
+/// What the agent may do below a store's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// All. Uploads are written in `staging` until they are complete; `None`: in the agent's folder in the root.
+    Write { staging: Option<PathBuf> },
+    /// Nothing is changed. What does not fit into memory goes to `state_dir`; `None`: it stays in memory.
+    Read { state_dir: Option<PathBuf> },
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self::Write { staging: None }
+    }
+}
+
+/// How fast content may be read from the store and written to it, for all front ends together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    pub read: Rate,
+    pub write: Rate,
+}
+
+/// The least rate of [`Limits`]: hundreds of transfers share it, and none of them must seem to stand still.
+const LIMIT_LEAST: u64 = 1 << 20;
 
 /// Permission bits of what a store makes, where the folder that it is made in does not decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +153,10 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
     let allow = allow(raw, checker, security.as_ref());
     let store = store(raw, checker);
     let mark = mark(raw, checker, node.as_ref(), store.as_ref());
+    let limits = Limits {
+        read: rate(checker, &raw.limits.read_rate, "limits.read_rate"),
+        write: rate(checker, &raw.limits.write_rate, "limits.write_rate"),
+    };
     let drain_timeout = checker.duration(&raw.drain_timeout, "drain_timeout", 0, 86_400, 30);
     let log = checker.log(&raw.log, None);
     let tracing = checker.tracing(&raw.tracing);
@@ -130,6 +169,7 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
         allow,
         store: store?,
         mark: mark?,
+        limits,
         drain_timeout,
         log,
         tracing,
@@ -197,6 +237,17 @@ fn allow(raw: &raw::Agent, checker: &mut Checker, security: Option<&Security>) -
         Some(AllowRule { frontend: frontend?, rights, domains })
     });
     Some(rules.collect())
+}
+
+fn rate(checker: &mut Checker, field: &raw::Text, key: &str) -> Rate {
+    let rate = checker.parse::<Rate>(field, key).unwrap_or_default();
+    if rate != Rate::default() && rate.0 < LIMIT_LEAST {
+        let message =
+            "too slow for many transfers at once; allowed: from 1MiB to 1TiB a second, or \"0\" for no limit";
+        checker.fault(span(field), key, message);
+        return Rate::default();
+    }
+    rate
 }
 
 fn store(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
@@ -278,7 +329,60 @@ fn tree(raw: &raw::Agent, checker: &mut Checker) -> Option<Store> {
     };
     let links = [("show", Links::Show), ("follow", Links::Follow)];
     let links = checker.choice(&raw.store.links, "store.links", &links, Links::Show);
-    Some(Store::Tree { root: root?, rescan_interval, modes, links })
+    let free_min = match raw.store.free_min {
+        Some(_) => checker.parse::<FreeMin>(&raw.store.free_min, "store.free_min").unwrap_or_default(),
+        None => "1GiB or 5%".parse().expect("the default is allowed"),
+    };
+    let access = access(raw, checker, root.as_deref());
+    Some(Store::Tree { root: root?, rescan_interval, modes, links, free_min, access })
+}
+
+fn access(raw: &raw::Agent, checker: &mut Checker, root: Option<&Path>) -> Access {
+    let store = &raw.store;
+    let read_only = checker.optional(&store.read_only, "store.read_only").copied().unwrap_or(false);
+    let staging = checker.path(&store.staging, "store.staging");
+    let state_dir = checker.path(&store.state_dir, "store.state_dir");
+    if read_only {
+        if store.staging.is_some() {
+            let message = "a store with read_only = true takes no uploads, so it has no staging folder";
+            checker.fault(span(&store.staging), "store.staging", message);
+        }
+        if let Some(folder) = state_dir.as_deref().filter(|folder| !folder.is_dir()) {
+            let message = format!("{} is not a folder", folder.display());
+            checker.fault(span(&store.state_dir), "store.state_dir", message);
+        }
+        return Access::Read { state_dir };
+    }
+    if store.state_dir.is_some() {
+        let message =
+            "only with read_only = true; otherwise the agent keeps its things in .portolan in the root";
+        checker.fault(span(&store.state_dir), "store.state_dir", message);
+    }
+    if let (Some(folder), Some(root)) = (&staging, root) {
+        staging_folder(folder, root, &store.staging, checker);
+    }
+    Access::Write { staging }
+}
+
+/// Uploads are renamed from there into the tree, which only works within one file system.
+fn staging_folder(folder: &Path, root: &Path, field: &raw::Text, checker: &mut Checker) {
+    use std::os::unix::fs::MetadataExt as _;
+    let (shown, key) = (folder.display(), "store.staging");
+    match (folder.metadata(), root.metadata()) {
+        (Ok(metadata), _) if !metadata.is_dir() => {
+            checker.fault(span(field), key, format!("{shown} is not a folder"));
+        }
+        (Err(error), _) => {
+            checker.fault(span(field), key, format!("cannot look at {shown}: {error}; expected: a folder"));
+        }
+        (Ok(staging), Ok(root)) if staging.dev() != root.dev() => {
+            let message = format!(
+                "{shown} lies on another file system than store.root; uploads are renamed into place"
+            );
+            checker.fault(span(field), key, message);
+        }
+        (Ok(_), _) => {}
+    }
 }
 
 /// The root must be there, and `domains` in it a folder, if it is there: the agent reads through no link. Without it, or

@@ -11,6 +11,8 @@ use portolan_config::checked::agent::Modes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
+use super::change::sync_directory;
+
 /// The list that a folder passes on to what is made in it, acl(5).
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 const ACCESS_ACL: &str = "system.posix_acl_access";
@@ -49,7 +51,7 @@ pub fn born(directory: &OwnedFd, modes: Modes) -> rustix::io::Result<Option<File
     let file = match rustix::fs::openat(directory, ".", flags, mode) {
         Ok(fd) => File::from(fd),
         // Kernels and file systems without O_TMPFILE.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => return Ok(None),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => return Ok(None),
         Err(errno) => return Err(errno),
     };
     give_owner(&file, &rustix::fs::fstat(directory)?)?;
@@ -164,7 +166,7 @@ pub fn make_directory(parent: &OwnedFd, name: &[u8], modes: Modes) -> rustix::io
     if let Err(errno) = rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode)) {
         if errno == Errno::EXIST {
             // It may not be synced, and what is stored in it from now on must not be lost with it.
-            rustix::fs::fsync(parent)?;
+            sync_directory(parent)?;
         }
         return Err(errno);
     }
@@ -177,8 +179,8 @@ pub fn make_directory(parent: &OwnedFd, name: &[u8], modes: Modes) -> rustix::io
             let passed_on = rustix::fs::fstat(&made)?.st_mode & Mode::SGID.bits();
             rustix::fs::fchmod(&made, Mode::from_raw_mode(mode | passed_on))?;
         }
-        rustix::fs::fsync(&made)?;
-        rustix::fs::fsync(parent)
+        sync_directory(&made)?;
+        sync_directory(parent)
     };
     dress().inspect_err(|_| remove_directory(parent, name))
 }

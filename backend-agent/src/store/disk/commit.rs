@@ -9,10 +9,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
+use super::change::sync_directory;
 use super::path::{Parent, Root, modified_ns, version};
+use super::room::Promise;
 use super::{attributes, cache, recover};
 use crate::store::error::Damage;
 use crate::store::{Begin, Committed, Error, Finish, Result, StorePath, Upload, Version};
@@ -44,6 +46,7 @@ pub struct Staged {
     /// The file whose attributes the new one has.
     resembles: Option<Version>,
     renamed: bool,
+    promise: Promise,
 }
 
 /// What must be at the name at the commit.
@@ -79,17 +82,21 @@ impl Staged {
         if let Some((_, stat)) = &present {
             refuse_special(target, stat)?;
         }
-        let staging = recover::staging(root).map_err(|error| match error {
-            // It is made where a store is opened that can be written to.
-            Error::NotFound { .. } => Error::from_errno(target, Errno::ROFS),
-            other => other,
-        })?;
+        // Where the folder itself is at fault, the upload is not.
+        let staging = || {
+            recover::staging(root).map_err(|mut error| {
+                error.path_mut().into_iter().for_each(|path| *path = target.to_string());
+                error
+            })
+        };
+        let mut staging_fd = staging()?;
         // The rename would fail, but only after everything was sent.
         let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(at);
         let (Parent::There(place) | Parent::Missing { nearest: place }) = &parent;
-        if device(place)? != device(&staging)? {
+        if device(place)? != device(&staging_fd)? {
             return Err(Error::CrossesFileSystems { path: target.to_string() });
         }
+        let promise = Promise::begin(root.room(), &staging_fd).map_err(|error| no_room(target, error))?;
         let mut base = if begin.exclusive || begin.append { Base::Nothing } else { Base::Anything };
         let mut prefix = None;
         if begin.offset > 0 || begin.append && present.is_some() {
@@ -102,12 +109,23 @@ impl Staged {
             base = Base::File(version(&stat));
             prefix = Some(Prefix { present: file, at: 0, end });
         }
-        let (file, name) = stage(root, &parent, &staging).map_err(at)?;
+        let (file, name) = match stage(root, &parent, &staging_fd) {
+            // Removed since it was opened.
+            Err(Errno::NOENT) => {
+                staging_fd = staging()?;
+                stage(root, &parent, &staging_fd)
+            }
+            staged => staged,
+        }
+        .map_err(|errno| match errno {
+            Errno::NOENT => staging_is_gone(target),
+            errno => at(errno),
+        })?;
         Ok(Self {
             root: Arc::clone(root),
             target: target.clone(),
             parent,
-            staging,
+            staging: staging_fd,
             name,
             file,
             prefix,
@@ -119,6 +137,7 @@ impl Staged {
             base,
             resembles: None,
             renamed: false,
+            promise,
         })
     }
 
@@ -152,20 +171,40 @@ impl Staged {
                 Err(errno) => return Err(at(errno)),
             }
         }
-        let flags = match self.base {
-            Base::Nothing => RenameFlags::NOREPLACE,
-            Base::Anything | Base::File(_) => RenameFlags::empty(),
+        let renamed = match self.base {
+            Base::Nothing => {
+                let from = (&self.staging, self.name.as_bytes());
+                self.root.abilities().rename_no_replace(from, (directory, self.last()))
+            }
+            Base::Anything | Base::File(_) => {
+                rustix::fs::renameat(&self.staging, &self.name, directory, self.last())
+            }
         };
-        rustix::fs::renameat_with(&self.staging, &self.name, directory, self.last(), flags)
-            .map_err(|errno| if errno == Errno::EXIST && !self.exclusive { changing() } else { at(errno) })
+        renamed.map_err(|errno| match errno {
+            Errno::EXIST if !self.exclusive => changing(),
+            Errno::NOENT if self.is_gone() => staging_is_gone(&self.target),
+            errno => at(errno),
+        })
+    }
+
+    /// Somebody has removed the file from the staging folder.
+    fn is_gone(&self) -> bool {
+        rustix::fs::statat(&self.staging, &self.name, AtFlags::SYMLINK_NOFOLLOW).err() == Some(Errno::NOENT)
+    }
+
+    /// Sees to it that so many bytes may be written.
+    fn ask(&mut self, bytes: u64) -> Result<()> {
+        self.promise.ask(self.root.room(), &self.staging, bytes).map_err(|error| no_room(&self.target, error))
     }
 
     /// Copies a piece of the present file and takes it into the checksum of the whole.
     fn copy_piece(&mut self, prefix: &mut Prefix) -> Result<()> {
         let piece = (prefix.end - prefix.at).min(PREFIX_PIECE_BYTES);
+        self.ask(piece)?;
         // std::io::copy uses copy_file_range here: shared extents where the file system can.
         let copied = std::io::copy(&mut (&prefix.present).take(piece), &mut self.file)
             .map_err(|error| Error::from_io(&self.target, error))?;
+        self.promise.written(self.root.room(), copied);
         let end = prefix.at + copied;
         if copied < piece {
             let path = self.target.to_string();
@@ -200,7 +239,9 @@ impl Upload for Staged {
 
     fn write(&mut self, chunk: &[u8]) -> Result<()> {
         debug_assert!(self.prefix.is_none(), "prepare() says false before anything is written");
+        self.ask(chunk.len() as u64)?;
         self.file.write_all(chunk).map_err(|error| Error::from_io(&self.target, error))?;
+        self.promise.written(self.root.room(), chunk.len() as u64);
         self.received += chunk.len() as u64;
         self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
         self.crc32.update(chunk);
@@ -253,7 +294,7 @@ impl Upload for Staged {
         if let Some(made) = made {
             made.keep();
         }
-        rustix::fs::fsync(&directory).map_err(at)?;
+        sync_directory(&directory).map_err(at)?;
         let stat = rustix::fs::fstat(&self.file).map_err(at)?;
         cache::drop_pages(&self.file);
         Ok(Committed {
@@ -266,8 +307,10 @@ impl Upload for Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
+        self.promise.end(self.root.room());
         if !self.renamed
             && let Err(errno) = rustix::fs::unlinkat(&self.staging, &self.name, AtFlags::empty())
+            && errno != Errno::NOENT
         {
             tracing::warn!(file = self.name, %errno, "a staging file stays behind until the next start");
         }
@@ -290,7 +333,15 @@ fn stage(root: &Root, parent: &Parent, staging: &OwnedFd) -> rustix::io::Result<
         match attributes::link(&file, staging, &name) {
             Ok(()) => return Ok((file, name)),
             // Other project quotas of the two folders, no /proc.
-            Err(Errno::XDEV | Errno::NOENT | Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(
+                Errno::XDEV
+                | Errno::NOENT
+                | Errno::PERM
+                | Errno::OPNOTSUPP
+                | Errno::NOSYS
+                | Errno::MLINK
+                | Errno::INVAL,
+            ) => {}
             Err(errno) => return Err(errno),
         }
     }
@@ -303,6 +354,19 @@ fn stage(root: &Root, parent: &Parent, staging: &OwnedFd) -> rustix::io::Result<
         return Err(errno);
     }
     Ok((file, name))
+}
+
+fn staging_is_gone(target: &StorePath) -> Error {
+    let source = std::io::Error::other("somebody has removed the staging folder, or the file in it");
+    Error::DiskFault { path: target.to_string(), source }
+}
+
+/// Why the room of the store refuses an upload.
+fn no_room(target: &StorePath, source: std::io::Error) -> Error {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull => Error::NoSpace { path: target.to_string(), source },
+        _ => Error::from_io(target, source),
+    }
 }
 
 /// What stands at a name, by a descriptor that opens nothing.
@@ -333,8 +397,23 @@ fn refuse_special(target: &StorePath, stat: &Stat) -> Result<()> {
 
 /// Sets the modification time and leaves the time of access.
 pub fn set_modified(fd: impl std::os::fd::AsFd, modified_ns: i64) -> rustix::io::Result<()> {
-    rustix::fs::futimens(fd, &modified(modified_ns))
+    rustix::fs::futimens(&fd, &modified(modified_ns))?;
+    match with_access(&rustix::fs::fstat(&fd)?, modified_ns) {
+        Some(both) => rustix::fs::futimens(&fd, &both),
+        None => Ok(()),
+    }
 }
+
+/// Both times, for file systems that pass over a change of one (bindfs); `None` where the time was set.
+pub fn with_access(stat: &Stat, modified_ns: i64) -> Option<Timestamps> {
+    let is_set = super::path::modified_ns(stat).abs_diff(modified_ns) < TIME_STEP_MAX.as_nanos() as u64;
+    let last_access =
+        Timespec { tv_sec: stat.st_atime, tv_nsec: i64::try_from(stat.st_atime_nsec).unwrap_or(0) };
+    (!is_set).then(|| Timestamps { last_access, ..modified(modified_ns) })
+}
+
+/// How far a time that is kept may be from the one asked for: file systems of FAT count in two seconds.
+pub const TIME_STEP_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Times of which only that of modification is set.
 pub fn modified(modified_ns: i64) -> Timestamps {

@@ -6,8 +6,10 @@
 
 pub mod attributes;
 pub mod cache;
+pub mod change;
 pub mod commit;
 pub mod mark;
 pub mod names;
 pub mod path;
 pub mod recover;
+pub mod room;

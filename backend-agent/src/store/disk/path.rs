@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, MutexGuard};
 use portolan_config::checked::agent::{Links, Modes};
@@ -17,6 +17,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::attributes;
+use super::change::Abilities;
+use super::room::Room;
 use crate::store::{Entry, Error, Identity, Kind, Result, StorePath, Version};
 
 /// How often a look-up is repeated when the kernel says that a concurrent rename disturbed it.
@@ -31,7 +33,21 @@ pub struct Root {
     fd: OwnedFd,
     modes: Modes,
     links: Links,
+    staging: Staging,
+    room: Room,
+    abilities: Abilities,
     replacing: Mutex<()>,
+}
+
+/// Where uploads are written until they are complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Staging {
+    /// In the agent's own folder below the root, which is made again where it is gone.
+    Own,
+    /// In a folder elsewhere on the same file system.
+    At(PathBuf),
+    /// Nowhere, because nothing may be changed. The folder, if there is one, takes what does not fit into memory.
+    None(Option<PathBuf>),
 }
 
 /// The directory that holds a name which is to be made.
@@ -69,7 +85,15 @@ impl Root {
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { fd, modes: Modes::default(), links: Links::Show, replacing: Mutex::default() })
+        Ok(Self {
+            fd,
+            modes: Modes::default(),
+            links: Links::Show,
+            staging: Staging::Own,
+            room: Room::default(),
+            abilities: Abilities::default(),
+            replacing: Mutex::default(),
+        })
     }
 
     /// Sets the modes of what is new where no folder decides.
@@ -80,6 +104,28 @@ impl Root {
     /// What links below the root are to be from now on.
     pub fn with_links(self, links: Links) -> Self {
         Self { links, ..self }
+    }
+
+    /// Where uploads are written from now on.
+    pub fn with_staging(self, staging: Staging) -> Self {
+        Self { staging, ..self }
+    }
+
+    /// What uploads leave to others from now on.
+    pub fn with_room(self, room: Room) -> Self {
+        Self { room, ..self }
+    }
+
+    pub fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    pub fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
     pub fn modes(&self) -> Modes {

@@ -16,17 +16,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use portolan_config::checked::agent::{Links, Modes};
-use rustix::fs::{AtFlags, FileType, OFlags, RenameFlags, Stat};
+use portolan_config::checked::agent::{Access, Links, Modes};
+use portolan_config::units::FreeMin;
+use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::attributes;
 use super::disk::cache::{self, Found};
-use super::disk::commit::{Staged, modified};
+use super::disk::change::sync_directory;
+use super::disk::commit::{Staged, TIME_STEP_MAX, modified, with_access};
 use super::disk::mark::RootIdentity;
-use super::disk::path::{self, Root, root_is_fixed, version};
+use super::disk::path::{self, Root, Staging, root_is_fixed, version};
 use super::disk::recover;
+use super::disk::room::Room;
 use super::{
     Begin, Content, Entry, Error, Holdings, ListOptions, Listing, Permissions, Result, Store, StorePath,
     Upload, Usage, Version,
@@ -38,22 +41,68 @@ pub struct TreeStore {
     root: Arc<Root>,
     rescan_interval: Duration,
     memo: Mutex<scan::Memo>,
+    /// Nothing is changed, not even in the agent's own folder.
+    read_only: bool,
     /// Held as long as the store lives: one agent per root.
-    _lock: File,
+    _locks: (Option<File>, Option<OwnedFd>),
+}
+
+/// How a store is served.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub rescan_interval: Duration,
+    pub modes: Modes,
+    pub links: Links,
+    /// Room that uploads leave to others.
+    pub free_min: FreeMin,
+    pub access: Access,
 }
 
 impl TreeStore {
-    /// Opens the store at `root`, sweeping what a crash left in its staging folder.
+    /// Opens the store at `root` to read and write, without a limit of its room.
     pub fn open(root: &Path, rescan_interval: Duration, modes: Modes, links: Links) -> std::io::Result<Self> {
-        let root = Arc::new(Root::open(root)?.with_modes(modes).with_links(links));
-        let (lock, swept) = recover::recover(&root)?;
-        if swept > 0 {
-            tracing::warn!(
-                files = swept,
-                "uploads that a crash cut off were swept; their targets are unchanged"
-            );
+        let (free_min, access) = (FreeMin::NONE, Access::default());
+        Self::open_with(root, Options { rescan_interval, modes, links, free_min, access })
+    }
+
+    /// Opens the store at `root`, sweeping what a crash left in its staging folder if it may.
+    pub fn open_with(root: &Path, options: Options) -> std::io::Result<Self> {
+        let Options { rescan_interval, modes, links, free_min, access } = options;
+        let root = Root::open(root)?.with_modes(modes).with_links(links);
+        let (staging, read_only) = match access {
+            Access::Write { .. } if recover::is_read_only(&root)? => {
+                tracing::warn!("the store lies on a read-only file system; it is served for reading alone");
+                (Staging::None(None), true)
+            }
+            Access::Write { staging } => (staging.map_or(Staging::Own, Staging::At), false),
+            Access::Read { state_dir } => (Staging::None(state_dir), true),
+        };
+        let root = Arc::new(root.with_staging(staging).with_room(Room::new(free_min)));
+        let whole = recover::lock_root(&root)?;
+        let mut lock = None;
+        if !read_only {
+            let (held, swept) = recover::recover(&root)?;
+            lock = Some(held);
+            if swept > 0 {
+                tracing::warn!(
+                    files = swept,
+                    "uploads that a crash cut off were swept; their targets are unchanged"
+                );
+            }
         }
-        Ok(Self { root, rescan_interval, memo: Mutex::default(), _lock: lock })
+        Ok(Self { root, rescan_interval, memo: Mutex::default(), read_only, _locks: (lock, whole) })
+    }
+
+    /// Every change begins with this.
+    fn changeable(&self, path: &StorePath) -> Result<()> {
+        if self.read_only { Err(Error::ReadOnly { path: path.to_string() }) } else { Ok(()) }
+    }
+
+    /// Renames where nothing stands at the new name. Where that takes several steps, no upload comes between them.
+    fn rename_no_replace(&self, from: (&OwnedFd, &[u8]), to: (&OwnedFd, &[u8])) -> rustix::io::Result<()> {
+        let abilities = self.root.abilities();
+        let _replacing = abilities.needs_steps().then(|| self.root.replacing());
+        abilities.rename_no_replace(from, to)
     }
 
     /// Which folder the store was opened at.
@@ -65,7 +114,7 @@ impl TreeStore {
         let at = |errno| Error::from_errno(path, errno);
         let (parent, name) = self.root.open_parent(path)?;
         rustix::fs::unlinkat(&parent, name, flags).map_err(at)?;
-        rustix::fs::fsync(&parent).map_err(at)
+        sync_directory(&parent).map_err(at)
     }
 
     /// Syncs what is known of an entry. Where it may not be opened, that is the whole file system.
@@ -99,13 +148,15 @@ impl TreeStore {
         {
             return Ok(());
         }
-        let staging = recover::staging(&self.root)?;
+        let staging = recover::staging(&self.root).map_err(|mut error| {
+            error.path_mut().into_iter().for_each(|path| *path = from.to_string());
+            error
+        })?;
         // A file that a cut rename has left there keeps its name.
         let aside = loop {
             let aside =
                 format!("{}{}-{}", recover::ASIDE, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            match rustix::fs::renameat_with(from_parent, from_name, &staging, &aside, RenameFlags::NOREPLACE)
-            {
+            match self.rename_no_replace((from_parent, from_name), (&staging, aside.as_bytes())) {
                 Ok(()) => break aside,
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(at_from(errno)),
@@ -121,17 +172,14 @@ impl TreeStore {
             rustix::fs::renameat(&staging, &aside, to_parent, to_name)
         };
         if let Err(errno) = done {
-            let flags = RenameFlags::NOREPLACE;
-            rustix::fs::renameat_with(&staging, &aside, from_parent, from_name, flags).map_err(at_from)?;
+            self.rename_no_replace((&staging, aside.as_bytes()), (from_parent, from_name))
+                .map_err(at_from)?;
             return Err(at_to(errno));
         }
-        rustix::fs::fsync(to_parent).map_err(at_to)?;
-        rustix::fs::fsync(from_parent).map_err(at_from)
+        sync_directory(to_parent).map_err(at_to)?;
+        sync_directory(from_parent).map_err(at_from)
     }
 }
-
-/// How far a time that is kept may be from the one asked for: file systems of FAT count in two seconds.
-const TIME_STEP_MAX: Duration = Duration::from_secs(2);
 
 /// An entry itself, never what a link points to.
 fn entry_stat(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<Stat> {
@@ -148,7 +196,11 @@ fn last(path: &StorePath) -> (StorePath, &[u8]) {
 
 /// Sets the modification time of what was opened with O_PATH, and leaves the time of access.
 fn set_modified_of_entry(fd: &OwnedFd, modified_ns: i64) -> rustix::io::Result<()> {
-    rustix::fs::utimensat(fd, "", &modified(modified_ns), AtFlags::EMPTY_PATH)
+    rustix::fs::utimensat(fd, "", &modified(modified_ns), AtFlags::EMPTY_PATH)?;
+    match with_access(&rustix::fs::fstat(fd)?, modified_ns) {
+        Some(both) => rustix::fs::utimensat(fd, "", &both, AtFlags::EMPTY_PATH),
+        None => Ok(()),
+    }
 }
 
 impl Store for TreeStore {
@@ -162,7 +214,7 @@ impl Store for TreeStore {
             rustix::fs::fstatvfs(self.root.as_fd()).map_err(|errno| Error::from_errno(&root, errno))?;
         Ok(Usage {
             bytes_total: stat.f_blocks.saturating_mul(stat.f_frsize),
-            bytes_free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            bytes_free: if self.read_only { 0 } else { self.root.room().free(&stat) },
         })
     }
 
@@ -196,24 +248,29 @@ impl Store for TreeStore {
     }
 
     fn write(&self, path: &StorePath, begin: Begin) -> Result<Box<dyn Upload>> {
+        self.changeable(path)?;
         Ok(Box::new(Staged::begin(&self.root, path, begin)?))
     }
 
     fn make_directory(&self, path: &StorePath) -> Result<()> {
+        self.changeable(path)?;
         self.root.make_directory(path)
     }
 
     fn remove(&self, path: &StorePath) -> Result<()> {
+        self.changeable(path)?;
         self.root.refuse_followed(path)?;
         // unlink(2) on a directory is EISDIR on Linux and EPERM by POSIX.
         self.unlink(path, AtFlags::empty())
     }
 
     fn remove_directory(&self, path: &StorePath) -> Result<()> {
+        self.changeable(path)?;
         self.unlink(path, AtFlags::REMOVEDIR)
     }
 
     fn rename(&self, from: &StorePath, to: &StorePath) -> Result<()> {
+        self.changeable(from)?;
         let at_from = |errno| Error::from_errno(from, errno);
         let at_to = |errno| Error::from_errno(to, errno);
         let (from_parent, from_name) = self.root.open_parent(from)?;
@@ -224,8 +281,7 @@ impl Store for TreeStore {
         let is_file = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         if !is_file(&source) {
             // A directory replaces nothing, not even an empty one; nor does a link or a pipe. NOREPLACE makes that one step.
-            let flags = RenameFlags::NOREPLACE;
-            rustix::fs::renameat_with(&from_parent, from_name, &to_parent, to_name, flags).map_err(at_to)?;
+            self.rename_no_replace((&from_parent, from_name), (&to_parent, to_name)).map_err(at_to)?;
         } else {
             match entry_stat(&to_parent, to_name) {
                 Ok(target) => match FileType::from_raw_mode(target.st_mode) {
@@ -242,11 +298,12 @@ impl Store for TreeStore {
             rustix::fs::renameat(&from_parent, from_name, &to_parent, to_name).map_err(at_to)?;
         }
         made.keep();
-        rustix::fs::fsync(&to_parent).map_err(at_to)?;
-        rustix::fs::fsync(&from_parent).map_err(at_from)
+        sync_directory(&to_parent).map_err(at_to)?;
+        sync_directory(&from_parent).map_err(at_from)
     }
 
     fn set_times(&self, path: &StorePath, modified_ns: i64) -> Result<i64> {
+        self.changeable(path)?;
         if path.split_last().is_none() {
             return Err(root_is_fixed(path));
         }
@@ -269,6 +326,7 @@ impl Store for TreeStore {
     }
 
     fn set_mode(&self, path: &StorePath, permissions: Permissions) -> Result<()> {
+        self.changeable(path)?;
         if path.split_last().is_none() {
             return Err(root_is_fixed(path));
         }

@@ -1,7 +1,8 @@
 //! Finding out which domains and objects lie in the folder.
 //!
 //! A domain whose folders have not changed since the last scan costs a few `stat` calls and shares its set
-//! with the scan before: the [`Memo`] of the store, which its callers know nothing of.
+//! with the scan before: the [`Memo`] of the store, which its callers know nothing of. An object that is named costs a look
+//! at its name alone. A domain that cannot be read is announced with what was known of it, and the others go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,6 +35,8 @@ struct Scanned {
     objects: Arc<Objects>,
     /// State of the folders that were read, which tells whether they must be read again.
     stamps: Vec<Stamp>,
+    /// Why it could not be read. Its objects are those of before then.
+    failure: Option<Errno>,
 }
 
 /// A folder's inode and time of change.
@@ -43,7 +46,15 @@ struct Stamp {
     changed_ns: i128,
 }
 
-/// Scans the store, or the domains of `only` where the others are known. The memo is changed by a scan that succeeds.
+/// What is looked at of one domain.
+enum Look<'a> {
+    All,
+    /// These objects, by their paths below the domain.
+    At(Vec<&'a [u8]>),
+}
+
+/// Scans the store, or where the others are known only what `only` names: domains, and objects as `<domain>/<object>`. The
+/// memo is changed by a scan that succeeds.
 pub(super) fn scan(root: &Root, memo: &mut Memo, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings> {
     let path = StorePath::new(DOMAINS).expect("a constant");
     let at = |errno| Error::from_errno(&path, errno);
@@ -57,26 +68,100 @@ pub(super) fn scan(root: &Root, memo: &mut Memo, only: Option<&BTreeSet<Vec<u8>>
     };
     // Without a whole scan before, there is nothing that the others could be taken from.
     let only = only.filter(|_| memo.is_whole);
-    let (mut domains, names) = match only {
+    let (mut domains, looks) = match only {
         None => {
-            (BTreeMap::new(), entries(&domains_fd).map_err(at)?.into_iter().map(|(name, _)| name).collect())
+            let names = entries(&domains_fd).map_err(at)?.into_iter();
+            (BTreeMap::new(), names.map(|(name, _)| (name, Look::All)).collect())
         }
-        Some(only) => (memo.domains.clone(), only.iter().cloned().collect::<Vec<_>>()),
+        Some(only) => (memo.domains.clone(), by_domain(only)),
     };
-    for name in names {
+    for (name, look) in looks {
         let before = memo.domains.get(&name);
-        match scan_domain(&domains_fd, &name, before) {
+        let found = match (before, look) {
+            (Some(before), Look::At(objects)) if before.failure.is_none() => {
+                look_at(&domains_fd, &name, before, &objects)
+            }
+            (_, Look::At(_) | Look::All) => scan_domain(&domains_fd, &name, before),
+        };
+        match found {
             Ok(found) => domains.insert(name, found),
             Err(Errno::NOENT) => domains.remove(&name),
             // A symbolic link or a stray file. It is announced all the same, so that a backup that meets it
             // fails aloud instead of passing over what may be a whole domain.
             Err(Errno::NOTDIR | Errno::LOOP) => domains.insert(name, Scanned::default()),
-            Err(errno) => return Err(at(errno)),
+            // The process is at its own limits, and knows nothing of any domain.
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Err(at(errno)),
+            Err(errno) => {
+                let objects = before.map(|before| Arc::clone(&before.objects)).unwrap_or_default();
+                domains.insert(name, Scanned { objects, stamps: Vec::new(), failure: Some(errno) })
+            }
         };
     }
     let announced = domains.iter().map(|(name, found)| (name.clone(), Arc::clone(&found.objects))).collect();
+    let failures =
+        domains.iter().filter_map(|(name, found)| Some((name.clone(), found.failure?.to_string())));
+    let unreadable = failures.collect();
     *memo = Memo { domains, is_whole: true };
-    Ok(Holdings { domains: announced })
+    Ok(Holdings { domains: announced, unreadable })
+}
+
+/// What was named, domain by domain.
+fn by_domain(only: &BTreeSet<Vec<u8>>) -> Vec<(Vec<u8>, Look<'_>)> {
+    let mut looks: BTreeMap<&[u8], Look<'_>> = BTreeMap::new();
+    for named in only {
+        let Some(slash) = named.iter().position(|byte| *byte == b'/') else {
+            looks.insert(named, Look::All);
+            continue;
+        };
+        let (domain, object) = (&named[..slash], &named[slash + 1..]);
+        match looks.entry(domain).or_insert_with(|| Look::At(Vec::new())) {
+            Look::All => {}
+            Look::At(objects) => objects.push(object),
+        }
+    }
+    looks.into_iter().map(|(domain, look)| (domain.to_vec(), look)).collect()
+}
+
+/// A domain as it was before, but for these objects. The stamps stay those of the last reading, so the next scan of the
+/// whole store reads the domain again.
+fn look_at(
+    domains: &OwnedFd,
+    name: &[u8],
+    before: &Scanned,
+    objects: &[&[u8]],
+) -> rustix::io::Result<Scanned> {
+    let domain = open_directory(domains, name)?;
+    let mut found = before.clone();
+    for object in objects {
+        let is_there = is_object(&domain, object)?;
+        if found.objects.contains(object) != is_there {
+            Arc::make_mut(&mut found.objects).set(object, is_there);
+        }
+    }
+    Ok(found)
+}
+
+/// Is there an object of this path below the domain?
+fn is_object(domain: &OwnedFd, object: &[u8]) -> rustix::io::Result<bool> {
+    let there = |stat: rustix::io::Result<Stat>| match stat {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    };
+    let Some(slash) = object.iter().position(|byte| *byte == b'/') else {
+        return there(rustix::fs::statat(domain, object, AtFlags::SYMLINK_NOFOLLOW));
+    };
+    let (container, name) = (&object[..slash], &object[slash + 1..]);
+    if !is_container(container) {
+        return Ok(false);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::openat(domain, container, flags, Mode::empty()) {
+        Ok(container) => there(rustix::fs::statat(&container, name, AtFlags::SYMLINK_NOFOLLOW)),
+        // Where a container should be there is something else, which is an object itself.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn scan_domain(domains: &OwnedFd, name: &[u8], before: Option<&Scanned>) -> rustix::io::Result<Scanned> {
@@ -94,10 +179,10 @@ fn scan_domain(domains: &OwnedFd, name: &[u8], before: Option<&Scanned>) -> rust
     if let Some(before) = before.filter(|before| settled && before.stamps == stamps) {
         return Ok(before.clone());
     }
-    let mut objects = BTreeSet::new();
+    let mut objects = Vec::new();
     for (entry, is_directory) in entries(&domain)? {
         if !(is_directory && is_container(&entry)) {
-            objects.insert(entry);
+            objects.push(entry);
             continue;
         }
         let container = match open_directory(&domain, &entry) {
@@ -107,15 +192,18 @@ fn scan_domain(domains: &OwnedFd, name: &[u8], before: Option<&Scanned>) -> rust
             Err(errno) => return Err(errno),
         };
         for (object, _) in entries(&container)? {
-            objects.insert([&entry[..], b"/", &object].concat());
+            objects.push([&entry[..], b"/", &object].concat());
         }
     }
     // A change between the stamps and the reading shows in the stamps of the next scan.
     let objects = match before {
-        Some(before) if *before.objects == objects => Arc::clone(&before.objects),
-        _ => Arc::new(objects),
+        None => Arc::new(objects.into_iter().collect()),
+        Some(before) => {
+            let found = Objects::from_before(objects, &before.objects);
+            if found == *before.objects { Arc::clone(&before.objects) } else { Arc::new(found) }
+        }
     };
-    Ok(Scanned { objects, stamps })
+    Ok(Scanned { objects, stamps, failure: None })
 }
 
 fn open_directory(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
