@@ -15,6 +15,7 @@
 mod console;
 pub mod holdings;
 pub mod metrics;
+mod record;
 pub mod service;
 pub mod store;
 mod tls;

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::holdings::{self, HoldingsWatch};
+use crate::record::RecordKeeper;
 use crate::store::disk::mark::{Found, LookError, RootIdentity};
 use crate::store::{self, OpenError, Store, Unserved};
 
@@ -91,6 +92,7 @@ pub struct Served {
     /// `None` once it is served no more. The last visit to it lets it go, and with it its lock.
     store: RwLock<Option<Opened>>,
     holdings: Arc<HoldingsWatch>,
+    record: Arc<RecordKeeper>,
     /// Cancelled when it is served no more.
     gone: CancellationToken,
     why: OnceLock<Unserved>,
@@ -226,6 +228,10 @@ impl Served {
         &self.holdings
     }
 
+    pub(crate) fn record(&self) -> &Arc<RecordKeeper> {
+        &self.record
+    }
+
     /// Cancelled when it is served no more.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
@@ -266,6 +272,7 @@ impl Served {
         self.why.set(why).ok();
         self.gone.cancel();
         drop(self.store.write().take());
+        self.record.close();
     }
 
     async fn open(store: Arc<dyn Store>, anchor: Anchor) -> Result<Arc<Self>, holdings::Error> {
@@ -273,9 +280,12 @@ impl Served {
         if holdings.subscribe().borrow().domains.is_empty() {
             tracing::warn!("the store holds no domain; expected: domains/<domain>/... in store.root");
         }
+        let opening = Arc::clone(&store);
+        let record = Arc::new(blocking(move || RecordKeeper::open(&*opening)).await);
         Ok(Arc::new(Self {
             kind: store.kind(),
             anchor,
+            record,
             store: RwLock::new(Some(Opened(store))),
             holdings,
             gone: CancellationToken::new(),

@@ -4,7 +4,9 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use portolan_proto::control::{ExplainPathRequest, ListDomainsRequest, MappedDomain, RefreshMapRequest};
+use portolan_proto::control::{
+    ConfirmMissingRequest, ExplainPathRequest, ListDomainsRequest, MappedDomain, RefreshMapRequest,
+};
 use portolan_proto::path;
 
 use super::Socket;
@@ -26,6 +28,7 @@ enum Action {
     Explain(Explain),
     /// Have the map of the directory read again.
     Refresh,
+    Confirm(Confirm),
 }
 
 /// Say step by step how a path is routed.
@@ -35,12 +38,20 @@ struct Explain {
     path: std::ffi::OsString,
 }
 
+/// Say that what is missing of a node or a domain is meant to be missing, for all front ends.
+#[derive(Parser)]
+struct Confirm {
+    /// A domain or a node, as the reply 450 and the warning name it.
+    name: std::ffi::OsString,
+}
+
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     match &arguments.action {
         None => super::ask(&arguments.socket, |mut client| async move {
             let request = ListDomainsRequest { conflicts_only: arguments.conflicts };
             let mut stream = client.list_domains(request).await?.into_inner();
-            let mut rows = vec![["DOMAIN", "NODES", "SOURCE", "CONFLICTS"].map(str::to_owned).to_vec()];
+            let mut rows =
+                vec![["DOMAIN", "NODES", "SOURCE", "CONFLICTS", "IN DOUBT"].map(str::to_owned).to_vec()];
             while let Some(batch) = stream.message().await? {
                 rows.extend(batch.domains.iter().map(row));
             }
@@ -49,6 +60,14 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Some(Action::Refresh) => super::ask(&arguments.socket, |mut client| async move {
             let domains = client.refresh_map(RefreshMapRequest {}).await?.into_inner().domains;
             Ok(format!("the directory names {domains} domains\n"))
+        }),
+        Some(Action::Confirm(confirm)) => super::ask(&arguments.socket, |mut client| async move {
+            let what = confirm.name.clone().into_vec();
+            let shown = path::display(&what);
+            let request = ConfirmMissingRequest { what: what.into() };
+            let confirmed = client.confirm_missing(request).await?.into_inner();
+            let (kind, count) = (confirmed.kind, confirmed.count);
+            Ok(format!("{kind} {shown}: {count} domains and objects are no longer in doubt\n"))
         }),
         Some(Action::Explain(explain)) => super::ask(&arguments.socket, |mut client| async move {
             let path = explain.path.clone().into_vec().into();
@@ -72,5 +91,11 @@ fn row(domain: &MappedDomain) -> Vec<String> {
         0 => {}
         more => words.push(format!("and {more} more")),
     }
-    vec![path::display(&domain.domain), domain.nodes.join(","), domain.source.clone(), words.join("; ")]
+    vec![
+        path::display(&domain.domain),
+        domain.nodes.join(","),
+        domain.source.clone(),
+        words.join("; "),
+        domain.in_doubt.join(","),
+    ]
 }

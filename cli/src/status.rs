@@ -61,6 +61,12 @@ fn show(described: &DescribeResponse, sessions: &[Session], now: SystemTime) -> 
     }
     let heading = |words: &[&str]| vec![words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()];
 
+    for one in described.nodes.iter().filter(|one| one.in_doubt > 0) {
+        text += &format!(
+            "node {} no longer announces {} domains and objects, which is not believed (portolan map confirm)\n",
+            one.name, one.in_doubt
+        );
+    }
     let mut listeners = heading(&["LISTENER", "ADDRESS", "ENGINE", "TLS"]);
     for one in &described.listeners {
         listeners.push(vec![one.name.clone(), one.address.clone(), one.engine.clone(), one.tls.clone()]);

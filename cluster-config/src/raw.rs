@@ -76,6 +76,7 @@ pub(crate) type Text = Option<Field<String>>;
 #[serde(default)]
 pub(crate) struct Frontend {
     pub(crate) version: Option<Field<u64>>,
+    pub(crate) state_dir: Text,
     pub(crate) threads: Threads,
     pub(crate) control: Control,
     pub(crate) global: Global,
@@ -315,6 +316,7 @@ pub(crate) struct Map {
     pub(crate) sources: Option<Field<Vec<String>>>,
     pub(crate) placement: Text,
     pub(crate) partial_listings: Text,
+    pub(crate) missing_share: Option<Field<u64>>,
     pub(crate) file: Text,
     pub(crate) domains: Vec<MapDomain>,
     pub(crate) ldap: Option<LdapMap>,

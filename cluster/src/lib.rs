@@ -18,4 +18,5 @@ pub mod ldap;
 pub mod map;
 pub mod nodes;
 pub mod path;
+pub mod record;
 pub mod tree;

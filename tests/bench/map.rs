@@ -107,6 +107,7 @@ fn main() -> ExitCode {
         sources: vec![MapSource::Static, MapSource::Announced],
         placement: Placement::Refuse,
         mark_partial: false,
+        missing_share: 20,
         domains: Vec::new(),
         ldap: None,
     };

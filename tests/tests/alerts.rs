@@ -219,6 +219,12 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
         prometheus.firing().iter().any(|(name, _)| name == "PortolanTelemetryDropped").then_some(())
     });
 
+    // A domain that is gone from its node; a store without its mark.
+    fs::rename(cluster.domains(2).join("two.example"), cluster.path().join("node-2/gone")).unwrap();
+    prometheus.fires("PortolanNodeInDoubt", "mail-2");
+    fs::rename(cluster.path().join("node-2/.portolan/mark"), cluster.path().join("node-2/mark")).unwrap();
+    prometheus.fires("PortolanStoreNotMarked", "");
+
     // A store that cannot be read, then nodes that are not there, one and all; then nobody.
     let domains = cluster.domains(3);
     fs::rename(&domains, domains.with_file_name("elsewhere")).unwrap();

@@ -343,15 +343,18 @@ fn a_volume_over_another_one_is_not_taken_for_it() {
     site.wait_until_whole();
     site.back_up();
 
-    // A volume that is marked for the node and empty is an empty node.
+    // A volume that is marked for the node and empty is an empty node, once somebody says that it is meant to be.
     site.volumes.make("new");
     mark(&site.volumes.volume("new"), "mail-2");
     site.volumes.mount("new", 2);
     let mut control = site.control();
-    eventually("the new volume is served", || {
+    site.cluster.agent(2).wait_for_log("another volume carries the mark");
+    site.cluster.frontend.wait_for_log("a node no longer announces much of what it held");
+    site.assert_backups_lose_nothing();
+    succeeded(&site.cluster.operate(&["map", "confirm", "mail-2"]));
+    eventually("the new volume is believed", || {
         (control.fetch("MLSD /domains/two.example/users").0 == 550).then_some(())
     });
-    site.cluster.agent(2).wait_for_log("another volume carries the mark");
     assert_eq!(control.store("/domains/one.example/users/alice/new.eml", b"new"), 226);
 }
 
@@ -461,11 +464,14 @@ fn a_read_only_store_may_do_without_a_mark_and_the_operator_is_warned() {
     site.assert_only_away(2);
     site.volumes.unmount(2);
     site.wait_until_whole();
-    // Why marks are there: without one, this is a node without domains.
+    // Why marks are there: without one, this is a node without domains. What was seen on it is in doubt.
     site.cluster.kill_agent(2);
     site.volumes.unmount(2);
     site.cluster.restart_agent(2, unchecked);
     let mut control = site.control();
+    site.cluster.frontend.wait_for_log("a node no longer announces much of what it held");
+    assert_eq!(control.fetch("NLST /domains/two.example/users").0, 450);
+    succeeded(&site.cluster.operate(&["map", "confirm", "mail-2"]));
     eventually("the domain is gone", || {
         let (code, names) = control.fetch("NLST /domains");
         (code == 226 && !String::from_utf8(names).unwrap().contains("two.example")).then_some(())

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use portolan_tests::client::{Control, curl, lftp, text};
+use portolan_tests::client::{Control, curl, lftp, succeeded, text};
 use portolan_tests::tree::{self, assert_same, modified};
 use portolan_tests::{Cluster, PASSWORD, mark};
 
@@ -41,6 +41,8 @@ fn lftp_restores_a_wiped_node_byte_for_byte() {
         // A new disk, which the operator has to mark.
         mark(&cluster.path().join(format!("node-{number}")), &format!("mail-{number}"));
         cluster.start_agent(number);
+        // Nor is it believed to be empty until the operator says so.
+        succeeded(&cluster.operate(&["map", "confirm", &format!("mail-{number}")]));
     }
     wait_until_listed(&cluster);
     let restored =

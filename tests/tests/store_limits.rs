@@ -114,11 +114,18 @@ fn a_staging_folder_that_is_removed_is_made_again() {
     let own = cluster.path().join("node-1/.portolan");
     let mut control = login(&cluster);
     let path = format!("/domains/{ALICE}/a.eml");
-    for gone in [own.join("staging"), own.clone()] {
-        fs::remove_dir_all(&gone).unwrap();
-        assert_eq!(control.store(&path, gone.as_os_str().as_encoded_bytes()), 226, "{gone:?}");
+    // Without its mark the store would not be served at all.
+    let remove_own = || {
+        let mark = fs::read(own.join("mark")).unwrap();
+        fs::remove_dir_all(&own).unwrap();
+        put(&own.join("mark"), &mark);
+    };
+    let remove_staging = || fs::remove_dir_all(own.join("staging")).unwrap();
+    for (content, remove) in [("staging", &remove_staging as &dyn Fn()), ("all", &remove_own)] {
+        remove();
+        assert_eq!(control.store(&path, content.as_bytes()), 226, "{content}");
         let stored = fs::read(cluster.domains(1).join(ALICE).join("a.eml")).unwrap();
-        assert_eq!(stored, gone.as_os_str().as_encoded_bytes());
+        assert_eq!(stored, content.as_bytes());
     }
     cluster.agent(1).wait_for_log("the staging folder in .portolan was gone and is made again");
     // Without its lock file too the root is taken.
@@ -146,7 +153,7 @@ fn a_staging_folder_that_is_removed_is_made_again() {
     assert_eq!(control.ask(&format!("STOR {path}")).0, 150);
     std::io::Write::write_all(&mut data, b"half").unwrap();
     eventually("the upload has begun", || (staged(&cluster.path().join("node-1")) == 1).then_some(()));
-    fs::remove_dir_all(&own).unwrap();
+    remove_own();
     drop(data);
     assert_eq!(control.reply().0, 451);
     assert_eq!(fs::read(cluster.domains(1).join(ALICE).join("a.eml")).unwrap(), b"back");

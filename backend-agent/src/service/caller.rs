@@ -66,7 +66,7 @@ fn refuse_fixed<R: OnPath>(path: &StorePath) -> Result<(), Status> {
     let depth = path.depth();
     let is_level = depth < CLUSTER_LEVELS
         || depth == CLUSTER_LEVELS && path.split_last().is_some_and(|(_, name)| is_container(name));
-    if R::NEED == Need::Change && !R::MAKES_LEVELS && is_level {
+    if R::NEED.changes() && !R::MAKES_LEVELS && is_level {
         tracing::warn!(%path, "call refused: a fixed level of the tree");
         return Err(status(Reason::NotGranted, format!("{path} is a fixed level of the tree")));
     }

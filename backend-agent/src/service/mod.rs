@@ -8,6 +8,7 @@ mod caller;
 mod content;
 mod digest;
 mod policy;
+mod record;
 mod share;
 pub mod status;
 mod upload;
@@ -164,7 +165,7 @@ fn unserved(why: Unserved) -> Status {
 /// and too often to be one.
 pub fn call_span(request: &http::Request<()>) -> tracing::Span {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default();
-    if matches!(method, "WatchHoldings" | "Watch" | "Check") {
+    if matches!(method, "WatchHoldings" | "ReadRecord" | "MergeRecord" | "Watch" | "Check") {
         return tracing::Span::none();
     }
     let transfer = request.headers().get(TRANSFER_ID_KEY).and_then(|id| id.to_str().ok());
@@ -435,6 +436,24 @@ impl Agent for AgentService {
         request: Request<v1::DigestRequest>,
     ) -> Result<Response<v1::DigestResponse>, Status> {
         digest::digest(self, request).await
+    }
+
+    type ReadRecordStream = ResponseStream<v1::ReadRecordResponse>;
+
+    async fn read_record(
+        &self,
+        request: Request<v1::ReadRecordRequest>,
+    ) -> Result<Response<Self::ReadRecordStream>, Status> {
+        self.policy.of(&request)?;
+        record::read(self)
+    }
+
+    async fn merge_record(
+        &self,
+        request: Request<v1::MergeRecordRequest>,
+    ) -> Result<Response<v1::MergeRecordResponse>, Status> {
+        self.policy.of(&request)?;
+        record::merge(self, request.into_inner()).await
     }
 }
 

@@ -320,6 +320,15 @@ pub trait Store: Send + Sync + 'static {
     /// the last answer then: a sick disk is no absence.
     fn holdings(&self, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings>;
 
+    /// What front ends keep with this node, in the store's own place, which no path of the tree names. `None`: this kind has no
+    /// such place. Called once.
+    ///
+    /// # Errors
+    /// It cannot be written to; the store serves all the same.
+    fn record(&self) -> std::io::Result<Option<portolan_record::Opened>> {
+        Ok(None)
+    }
+
     /// How often changes made by others than this agent are looked for. Above 0, the same for the life of the store.
     fn rescan_interval(&self) -> Duration;
 

@@ -24,6 +24,8 @@ use crate::{AGENT_KEYS, FRONTEND_KEYS};
 pub struct Frontend {
     /// Where it was read from.
     pub file: PathBuf,
+    /// The front end's own folder, for what it remembers over a restart; `None`: it asks the agents then.
+    pub state_dir: Option<PathBuf>,
     pub threads: Threads,
     pub control: Control,
     /// Limits over all services.
@@ -105,6 +107,7 @@ pub(crate) fn check(document: Document, warnings: &mut Vec<Fault>) -> Result<Fro
 
 fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     checker.version(&raw.version);
+    let state_dir = checker.path(&raw.state_dir, "state_dir");
     let threads = threads(&raw.threads, checker);
     let control = Control {
         socket: checker
@@ -140,6 +143,7 @@ fn build(raw: &raw::Frontend, checker: &mut Checker) -> Option<Frontend> {
     let http = socket_address(checker, &raw.http.address, "http.address");
     Some(Frontend {
         file: checker.document.path().to_owned(),
+        state_dir,
         threads,
         control,
         global_limits,

@@ -22,6 +22,8 @@ pub struct Map {
     pub placement: Placement,
     /// While a node is away, what is known of it by name is listed all the same.
     pub mark_partial: bool,
+    /// In percent, 1 to 100: where more of a node or domain is missing than that, it is not believed.
+    pub missing_share: usize,
     /// Of the configuration, then of the map file.
     pub domains: Vec<MapDomain>,
     pub ldap: Option<LdapMap>,
@@ -104,6 +106,8 @@ pub(super) fn map(raw: &raw::Map, checker: &mut Checker, nodes: &[Node], directo
     let placement = checker.choice(&raw.placement, "map.placement", &placements, Placement::Refuse);
     let partial = [("refuse", false), ("mark", true)];
     let mark_partial = checker.choice(&raw.partial_listings, "map.partial_listings", &partial, false);
+    let missing_share = checker.number(&raw.missing_share, "map.missing_share", 1, 100, 20);
+    let missing_share = usize::try_from(missing_share).expect("at most 100");
     let mut seen = BTreeSet::new();
     let mut domains = Vec::new();
     add_domains(&raw.domains, "map.domains", checker, nodes, &mut seen, &mut domains);
@@ -114,7 +118,7 @@ pub(super) fn map(raw: &raw::Map, checker: &mut Checker, nodes: &[Node], directo
         checker.foreign(faults);
     }
     let ldap = raw.ldap.as_ref().and_then(|raw| ldap(raw, checker, directories));
-    Map { sources, placement, mark_partial, domains, ldap }
+    Map { sources, placement, mark_partial, missing_share, domains, ldap }
 }
 
 fn sources(raw: &raw::Map, checker: &mut Checker) -> Vec<MapSource> {

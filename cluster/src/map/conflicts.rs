@@ -45,7 +45,7 @@ impl Snapshot {
     /// What is hidden of a domain that the map places on `nodes`. Entries of a domain's own level are left out: they come
     /// from the home node.
     pub fn hidden(&self, domain: &[u8], nodes: &[NodeIndex]) -> Hidden {
-        let holders = self.holders(|held| held.holds(domain));
+        let holders = self.announcers(|held| held.holds(domain));
         let (there, elsewhere): (Vec<_>, Vec<_>) = holders.into_iter().partition(|node| nodes.contains(node));
         let mut hidden = Hidden { elsewhere, ..Hidden::default() };
         if there.is_empty() || nodes.len() < 2 {

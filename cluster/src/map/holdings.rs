@@ -42,6 +42,16 @@ impl NodeHoldings {
         }
     }
 
+    /// Each domain with its objects.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&[u8], impl Iterator<Item = &[u8]>)> {
+        self.domains.iter().map(|(domain, objects)| (&domain[..], objects.iter().map(|object| &object[..])))
+    }
+
+    /// Is a domain, or an object of it, announced?
+    pub(crate) fn has(&self, domain: &[u8], object: Option<&[u8]>) -> bool {
+        object.map_or_else(|| self.holds(domain), |object| self.holds_object(domain, object))
+    }
+
     pub(super) fn holds(&self, domain: &[u8]) -> bool {
         self.domains.contains_key(domain)
     }

@@ -12,6 +12,7 @@ use portolan_proto::v1::HoldingChange;
 
 use super::{Error, GivenMap, NodeFacts, NodeHoldings, NodeIndex, Role};
 use crate::path::{Place, VirtualPath};
+use crate::record::{self, Doubts};
 
 /// Which node to ask for a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct Snapshot {
     announced: Vec<Option<NodeHoldings>>,
     /// By node: whether what it announced is what it holds now.
     current: Vec<bool>,
+    /// By node: what it announces no longer and is not believed to be gone.
+    doubts: Vec<Arc<Doubts>>,
     /// When what it says changed last.
     pub since: SystemTime,
 }
@@ -96,6 +99,7 @@ impl Snapshot {
             directory: "".into(),
             announced: Vec::new(),
             current: Vec::new(),
+            doubts: Vec::new(),
             since: SystemTime::now(),
         };
         snapshot.set(nodes, nodes_min, map);
@@ -105,9 +109,11 @@ impl Snapshot {
     pub(super) fn set(&mut self, nodes: Vec<NodeFacts>, nodes_min: usize, map: &Map) {
         self.announced.resize(nodes.len(), None);
         self.current.resize(nodes.len(), false);
+        self.doubts.resize(nodes.len(), Arc::default());
         for (index, _) in nodes.iter().enumerate().filter(|(_, node)| node.role == Role::Out) {
             self.announced[index] = None;
             self.current[index] = false;
+            self.doubts[index] = Arc::default();
         }
         self.fixed = Arc::new(GivenMap::of_configuration(&nodes, &map.domains));
         self.since = SystemTime::now();
@@ -167,6 +173,76 @@ impl Snapshot {
             .dedup()
             .collect();
         self.report_conflicts(node, Some(&touched));
+    }
+
+    pub(super) fn set_doubts(&mut self, node: NodeIndex, doubts: Doubts) {
+        self.since = SystemTime::now();
+        self.doubts[node.0] = Arc::new(doubts);
+    }
+
+    /// What of a node is not believed to be gone.
+    pub fn doubts(&self, node: NodeIndex) -> &Arc<Doubts> {
+        &self.doubts[node.0]
+    }
+
+    /// Domains and objects of a node that are not believed to be gone. The node may be newer than the snapshot.
+    pub fn count_in_doubt(&self, node: NodeIndex) -> usize {
+        self.doubts.get(node.0).map_or(0, |doubts| record::count(doubts))
+    }
+
+    /// What a node announces now; `None` while it is away.
+    pub(super) fn announces_now(&self, node: NodeIndex) -> Option<&NodeHoldings> {
+        self.announced[node.0].as_ref().filter(|_| self.current[node.0])
+    }
+
+    /// Another node announces it now.
+    pub(super) fn is_elsewhere(&self, node: NodeIndex, domain: &[u8], object: Option<&[u8]>) -> bool {
+        let mut others = self.primaries().filter(|other| *other != node);
+        others.any(|other| self.announces_now(other).is_some_and(|held| held.has(domain, object)))
+    }
+
+    /// A primary by its name.
+    pub fn primary(&self, name: &NodeId) -> Option<NodeIndex> {
+        self.primaries().find(|node| self.name(*node) == name)
+    }
+
+    /// A node has a domain, by its own word or because its absence is in doubt.
+    fn has_domain(&self, node: NodeIndex, domain: &[u8]) -> bool {
+        self.held(node).is_some_and(|held| held.holds(domain)) || self.doubts[node.0].contains_key(domain)
+    }
+
+    /// An object, or with it all of a domain, is missing on a node and not believed to be gone.
+    fn doubt(&self, nodes: &[NodeIndex], domain: &[u8], object: Option<&[u8]>) -> Option<Error> {
+        let announced = |node: &NodeIndex| self.held(*node).is_some_and(|held| held.has(domain, object));
+        if nodes.iter().any(announced) {
+            return None;
+        }
+        nodes.iter().find_map(|node| {
+            let doubt = self.doubts[node.0].get(domain)?;
+            let is_of_domain = || {
+                doubt.whole
+                    && !nodes.iter().any(|node| self.held(*node).is_some_and(|held| held.holds(domain)))
+            };
+            let is_doubted =
+                object.is_some_and(|object| doubt.objects.contains_key(object)) || is_of_domain();
+            let name = self.name(*node);
+            let confirm = if doubt.of_node { name.to_string() } else { path::display(domain) };
+            is_doubted.then(|| Error::InDoubt { node: name.clone(), confirm })
+        })
+    }
+
+    /// Objects of a domain that are in doubt on a node, whose names begin with `prefix`, each with the time since which it
+    /// is missing, in nanoseconds since 1970.
+    pub fn doubted_objects<'a>(
+        &'a self,
+        node: NodeIndex,
+        domain: &[u8],
+        prefix: &'a [u8],
+    ) -> impl Iterator<Item = (&'a [u8], i64)> {
+        let objects = self.doubts[node.0].get(domain).map(|doubt| &doubt.objects);
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let objects = objects.into_iter().flat_map(move |objects| objects.range::<[u8], _>(from));
+        objects.map(|(name, since)| (&name[..], *since)).take_while(move |(name, _)| name.starts_with(prefix))
     }
 
     /// How many domains each source knows.
@@ -274,6 +350,7 @@ impl Snapshot {
         !nodes.is_empty()
             && nodes.iter().all(|node| {
                 self.current[node.0]
+                    && !self.doubts[node.0].contains_key(domain)
                     && self.announced[node.0].as_ref().is_some_and(|held| !held.holds(domain))
             })
     }
@@ -337,7 +414,11 @@ impl Snapshot {
             let domains = held.domains.range::<_, [u8]>(range());
             Box::new(domains.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
         });
-        Ok(given.chain(held).kmerge().dedup().take(most).map(<[u8]>::to_vec).collect())
+        let doubts = self.primaries().map(|node| {
+            let domains = self.doubts[node.0].range::<[u8], _>(range());
+            Box::new(domains.map(|(name, _)| &name[..])) as Box<dyn Iterator<Item = &[u8]>>
+        });
+        Ok(given.chain(held).chain(doubts).kmerge().dedup().take(most).map(<[u8]>::to_vec).collect())
     }
 
     /// What the sources say of a domain, in their order; those that do not know it are left out.
@@ -355,7 +436,7 @@ impl Snapshot {
                     }
                     given.map(|given| given.nodes.clone()).unwrap_or_default()
                 }
-                None => self.holders(|held| held.holds(domain)),
+                None => self.holders(domain),
             };
             (!nodes.is_empty()).then_some(Ok((*source, nodes)))
         })
@@ -396,8 +477,12 @@ impl Snapshot {
         Ok(nodes)
     }
 
-    pub(super) fn holders(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
+    pub(super) fn announcers(&self, holds: impl Fn(&NodeHoldings) -> bool) -> Vec<NodeIndex> {
         self.primaries().filter(|node| self.held(*node).is_some_and(&holds)).collect()
+    }
+
+    fn holders(&self, domain: &[u8]) -> Vec<NodeIndex> {
+        self.primaries().filter(|node| self.has_domain(*node, domain)).collect()
     }
 
     /// Which node to ask for `path`.
@@ -407,6 +492,9 @@ impl Snapshot {
             Place::Nowhere => Err(Error::UnknownDomain),
             Place::Domain { domain } | Place::Container { domain } => {
                 let nodes = self.nodes_to_ask(domain)?;
+                if let Some(doubt) = self.doubt(&nodes, domain, None) {
+                    return Err(doubt);
+                }
                 Ok(if let [only] = nodes[..] { Route::Node(only) } else { Route::Union(nodes) })
             }
             Place::Object { domain, object } => {
@@ -418,6 +506,9 @@ impl Snapshot {
                     }
                     nodes => nodes?,
                 };
+                if let Some(doubt) = self.doubt(&nodes, domain, Some(object)) {
+                    return Err(doubt);
+                }
                 if let [only] = nodes[..] {
                     return Ok(Route::Node(only));
                 }
@@ -495,8 +586,9 @@ impl Snapshot {
         Ok(placed.collect())
     }
 
-    /// Where a domain or object is created that lies nowhere yet.
-    pub fn place(&self, path: &VirtualPath) -> Result<Site, Error> {
+    /// Where a domain or object is created that lies nowhere yet. `seen`: the node that it was last seen on, which counts
+    /// before the placement, but never against a map that somebody keeps.
+    pub fn place(&self, path: &VirtualPath, seen: Option<NodeIndex>) -> Result<Site, Error> {
         let domain = match path.place() {
             Place::Domain { domain } | Place::Container { domain } | Place::Object { domain, .. } => domain,
             Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } | Place::Nowhere => {
@@ -506,7 +598,17 @@ impl Snapshot {
         if let Some(too_few) = self.too_few() {
             return Err(too_few);
         }
-        match (self.domain_nodes(domain), self.placement) {
+        let placed = self.domain_nodes(domain);
+        if let Some(seen) = seen {
+            let counts = match &placed {
+                Ok((source, nodes)) => *source == MapSource::Announced || nodes.contains(&seen),
+                Err(error) => *error == Error::UnknownDomain,
+            };
+            if counts {
+                return Ok(Site::Node(seen));
+            }
+        }
+        match (placed, self.placement) {
             // One node holds the domain: the map itself places what is new in it.
             (Ok((_, nodes)), _) if nodes.len() == 1 => Ok(Site::Node(nodes[0])),
             (Ok((_, nodes)), Placement::HomeNode) => Ok(Site::Node(nodes[0])),
@@ -537,7 +639,7 @@ impl Snapshot {
                 (None, Some(given)) => {
                     given.nodes(domain).map_or("does not know the domain".to_owned(), named)
                 }
-                (None, None) => match &self.holders(|held| held.holds(domain))[..] {
+                (None, None) => match &self.holders(domain)[..] {
                     [] => "no node announces the domain".to_owned(),
                     nodes => named(nodes),
                 },
@@ -599,6 +701,7 @@ mod tests {
             sources: vec![MapSource::Static, MapSource::Announced],
             placement,
             mark_partial: false,
+            missing_share: 20,
             ldap: None,
             domains: vec![
                 MapDomain { name: b"one".to_vec(), nodes: vec![node("n0")], objects: BTreeMap::new() },
@@ -702,19 +805,24 @@ mod tests {
             announce(&mut refusing, index, &[]);
             announce(&mut homing, index, &[]);
         }
-        assert_eq!(refusing.place(&path("/domains/one/users/x")), Ok(Site::Node(NodeIndex(0))));
-        assert_eq!(refusing.place(&path("/domains/two/users/x")), Err(Error::Unplaced));
-        assert_eq!(homing.place(&path("/domains/two/users/x")), Ok(Site::Node(NodeIndex(1))));
-        assert_eq!(homing.place(&path("/domains/new")), Err(Error::Unplaced));
+        assert_eq!(refusing.place(&path("/domains/one/users/x"), None), Ok(Site::Node(NodeIndex(0))));
+        assert_eq!(refusing.place(&path("/domains/two/users/x"), None), Err(Error::Unplaced));
+        assert_eq!(homing.place(&path("/domains/two/users/x"), None), Ok(Site::Node(NodeIndex(1))));
+        assert_eq!(homing.place(&path("/domains/new"), None), Err(Error::Unplaced));
+        // Where it was last seen counts before the placement, and never against a map that somebody keeps.
+        let [first, last] = [0, 2].map(NodeIndex);
+        assert_eq!(homing.place(&path("/domains/two/users/x"), Some(first)), Ok(Site::Node(first)));
+        assert_eq!(homing.place(&path("/domains/two/users/x"), Some(last)), Ok(Site::Node(NodeIndex(1))));
+        assert_eq!(refusing.place(&path("/domains/new/users/x"), Some(last)), Ok(Site::Node(last)));
         let mut roomy = snapshot(Placement::LeastUsed);
-        assert!(matches!(roomy.place(&path("/domains/new")), Err(Error::Unheard { .. })));
+        assert!(matches!(roomy.place(&path("/domains/new"), None), Err(Error::Unheard { .. })));
         for index in 0..3 {
             announce(&mut roomy, index, &[]);
         }
         let roomiest = |of: &[usize]| Ok(Site::Roomiest(of.iter().copied().map(NodeIndex).collect()));
-        assert_eq!(roomy.place(&path("/domains/one/users/x")), Ok(Site::Node(NodeIndex(0))));
-        assert_eq!(roomy.place(&path("/domains/two/users/x")), roomiest(&[1, 0]));
-        assert_eq!(roomy.place(&path("/domains/new")), roomiest(&[0, 1, 2]));
+        assert_eq!(roomy.place(&path("/domains/one/users/x"), None), Ok(Site::Node(NodeIndex(0))));
+        assert_eq!(roomy.place(&path("/domains/two/users/x"), None), roomiest(&[1, 0]));
+        assert_eq!(roomy.place(&path("/domains/new"), None), roomiest(&[0, 1, 2]));
     }
 
     #[test]

@@ -75,6 +75,7 @@ mod tests {
             sources: Vec::new(),
             placement: Placement::Refuse,
             mark_partial: false,
+            missing_share: 20,
             ldap: None,
             domains: Vec::new(),
         };

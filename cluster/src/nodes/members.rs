@@ -12,11 +12,13 @@ use portolan_config::checked::frontend::Frontend as Config;
 use portolan_config::checked::nodes::is_standby;
 use portolan_config::units::HostPort;
 use portolan_proto::id::NodeId;
+use portolan_record::Log;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::map::{NodeFacts, Role, Router};
 use crate::nodes::{self, NodeClient, Nodes, Prepared, SetupError};
+use crate::record::keeper;
 
 /// See the module.
 pub struct Members {
@@ -26,6 +28,8 @@ pub struct Members {
     found: Mutex<BTreeMap<NodeId, HostPort>>,
     /// The watches of the nodes, which outlive the gates.
     watches: TaskTracker,
+    /// The file of the record, until it is written to.
+    record: Mutex<Option<Log>>,
     stop: CancellationToken,
 }
 
@@ -43,9 +47,11 @@ impl Members {
         let change = prepare(&nodes, config, &BTreeMap::new(), false)?;
         settle(&nodes, change);
         let router = Arc::new(Router::new(facts(&nodes, config), nodes_min(config), &config.map));
+        let record = keeper::open(config.state_dir.as_deref(), &router);
         Ok(Self {
             nodes,
             router,
+            record: Mutex::new(record),
             found: Mutex::default(),
             watches: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -62,12 +68,35 @@ impl Members {
 
     /// Begins to watch all nodes; those that come later are watched as they come.
     pub fn watch(&self) {
+        self.spawn(keeper::settle(Arc::clone(&self.router)));
+        if let Some(log) = self.record.lock().take() {
+            self.spawn(keeper::write(log, Arc::clone(&self.router), self.router.record_changes()));
+        }
         self.nodes.list().into_iter().for_each(|node| self.watch_one(node));
     }
 
     fn watch_one(&self, node: Arc<NodeClient>) {
         let (router, stop) = (Arc::clone(&self.router), self.stop.clone());
+        let (kept, out) = (Arc::clone(&node), Arc::clone(&node));
+        let keeping = keeper::keep_with(kept, Arc::clone(&router));
+        self.spawn(async move {
+            tokio::select! {
+                () = keeping => {}
+                () = out.until_out() => {}
+            }
+        });
         self.watches.spawn(async move { node.watch(&router, stop).await });
+    }
+
+    /// Runs something until the end.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.watches.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = stop.cancelled() => {}
+            }
+        });
     }
 
     /// Ends the watches.

@@ -120,6 +120,8 @@ pub struct NodeClient {
     /// It was told that standbys are read in its place.
     stood_in: AtomicBool,
     calls: Arc<Calls>,
+    /// The record that the agent keeps was read, or cannot be.
+    record_read: state_channel::Sender<bool>,
 }
 
 /// How the calls to a node fare.
@@ -179,8 +181,8 @@ impl Peer {
 }
 
 /// The client of an agent, which tells it the trace that a call belongs to.
-type Client = AgentClient<InterceptedService<Channel, Traced>>;
-type Traced = fn(Request<()>) -> std::result::Result<Request<()>, Status>;
+pub(crate) type Client = AgentClient<InterceptedService<Channel, Traced>>;
+pub(crate) type Traced = fn(Request<()>) -> std::result::Result<Request<()>, Status>;
 
 fn traced(mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
     portolan_telemetry::trace::inject(request.metadata_mut());
@@ -248,6 +250,7 @@ impl NodeClient {
             out: CancellationToken::new(),
             stood_in: AtomicBool::new(false),
             calls: Arc::new(Calls::new()),
+            record_read: state_channel::Sender::new(false),
         }
     }
 
@@ -282,6 +285,10 @@ impl NodeClient {
         self.channel.store(None);
     }
 
+    pub(crate) async fn until_out(&self) {
+        self.out.cancelled().await;
+    }
+
     pub fn is_out(&self) -> bool {
         self.out.is_cancelled()
     }
@@ -309,6 +316,24 @@ impl NodeClient {
             Some(channel) if !away => Ok(channel.client.clone()),
             _ => Err(Error::Away { node: self.name.clone(), source: None }),
         }
+    }
+
+    /// For the record, whose calls are not of a session.
+    ///
+    /// # Errors
+    /// The node is away.
+    pub(crate) fn client(&self) -> Result<Client> {
+        self.ready()
+    }
+
+    pub(crate) fn set_record_read(&self) {
+        self.record_read.send_replace(true);
+    }
+
+    /// Waits until the record that the agent keeps was read, or cannot be.
+    pub async fn until_record_read(&self) {
+        // The sender lives as long as the node.
+        self.record_read.subscribe().wait_for(|read| *read).await.ok();
     }
 
     /// The span of a call, which the context that goes with it is of.

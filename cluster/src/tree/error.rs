@@ -102,7 +102,8 @@ impl Error {
             error @ (map::Error::Unheard { .. }
             | map::Error::TooFew { .. }
             | map::Error::Unread { .. }
-            | map::Error::Unresolved { .. }) => Error::Unknown(error),
+            | map::Error::Unresolved { .. }
+            | map::Error::InDoubt { .. }) => Error::Unknown(error),
             map::Error::Unplaced => Error::Unplaced { path: path.to_string() },
         }
     }

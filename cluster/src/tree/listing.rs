@@ -1,6 +1,6 @@
 //! A directory being listed: whole, from one node, or merged from several.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -83,6 +83,8 @@ pub(super) struct Known {
     prefix: Vec<u8>,
     /// The last object that was told.
     last: Option<Vec<u8>>,
+    /// Only what is in doubt there.
+    is_doubted: bool,
 }
 
 impl PartSource {
@@ -95,30 +97,64 @@ impl PartSource {
 }
 
 impl Known {
-    /// `None`: nothing is known of the node's part, or the directory is none that several nodes have.
-    pub(super) fn new(map: Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
-        let (domain, prefix) = match path.place() {
-            Place::Domain { domain } => (domain, Vec::new()),
+    /// The domain, and how objects of the level begin.
+    fn level_of(path: &VirtualPath) -> Option<(&[u8], Vec<u8>)> {
+        match path.place() {
+            Place::Domain { domain } => Some((domain, Vec::new())),
             Place::Container { domain } => {
                 let container = path.as_wire().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-                (domain, [container, b"/"].concat())
+                Some((domain, [container, b"/"].concat()))
             }
             Place::Root
             | Place::Domains
             | Place::Object { .. }
             | Place::Cluster
             | Place::ClusterFile { .. }
-            | Place::Nowhere => return None,
-        };
+            | Place::Nowhere => None,
+        }
+    }
+
+    /// `None`: nothing is known of the node's part, or the directory is none that several nodes have.
+    pub(super) fn new(map: Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
+        let (domain, prefix) = Self::level_of(path)?;
         map.known_objects(node, domain, &prefix, None, 1)?;
-        Some(Self { domain: domain.to_vec(), map, node, prefix, last: None })
+        Some(Self { domain: domain.to_vec(), map, node, prefix, last: None, is_doubted: false })
+    }
+
+    /// What is in doubt there; `None`: nothing is.
+    pub(super) fn doubted(map: &Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
+        let (domain, prefix) = Self::level_of(path)?;
+        map.doubted_objects(node, domain, &prefix).next()?;
+        let (domain, map) = (domain.to_vec(), Arc::clone(map));
+        Some(Self { domain, map, node, prefix, last: None, is_doubted: true })
+    }
+
+    /// All at once: they are counted, and few but for a disaster.
+    fn all_doubted(&mut self) -> Option<VecDeque<v1::Entry>> {
+        if self.last.replace(Vec::new()).is_some() {
+            return None;
+        }
+        let mut names = BTreeMap::new();
+        for (object, since) in self.map.doubted_objects(self.node, &self.domain, &self.prefix) {
+            let name = object[self.prefix.len()..].split(|byte| *byte == b'/').next().unwrap_or_default();
+            names.entry(name.to_vec()).or_insert(since);
+        }
+        let entries = names.iter().map(|(name, since)| {
+            let is_file = self.prefix.is_empty() && !is_container(name);
+            let kind = if is_file { v1::EntryKind::File } else { v1::EntryKind::Directory };
+            v1::Entry { modified_ns: *since, ..self.entry(name, kind) }
+        });
+        Some(entries.collect())
     }
 
     fn next(&mut self) -> Option<VecDeque<v1::Entry>> {
+        if self.is_doubted {
+            return self.all_doubted();
+        }
         if self.prefix.is_empty() {
             return self.level();
         }
-        let Self { map, node, domain, prefix, last } = &*self;
+        let Self { map, node, domain, prefix, last, is_doubted: _ } = &*self;
         let objects = map.known_objects(*node, domain, prefix, last.as_deref(), LIST_BATCH_ENTRIES_MAX)?;
         self.last = Some(objects.last()?.clone());
         let names = objects.iter().map(|object| &object[self.prefix.len()..]);

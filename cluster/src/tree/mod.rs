@@ -28,6 +28,7 @@ use crate::nodes::{self, Batches, ListOptions, NodeClient, Nodes};
 
 pub use crate::nodes::Begins;
 use crate::path::{CLUSTER, Place, VirtualPath};
+use crate::record::now_ns;
 use cluster::{ClusterFile, Generated};
 pub use content::Content;
 use content::Request;
@@ -232,7 +233,7 @@ impl Tree {
             Place::Object { domain, object } if !nodes.is_empty() => [DOMAINS, domain, object].join(&b'/'),
             _ => [DOMAINS, domain_of(path.as_wire()).unwrap_or_default()].join(&b'/'),
         };
-        let site = self.router.snapshot().place(path).map_err(|error| Error::from_route(path, error))?;
+        let site = self.place(path).map_err(|error| Error::from_route(path, error))?;
         let _turn = self.placing.turn.lock().await;
         let node = match site {
             Site::Node(node) => node,
@@ -244,6 +245,63 @@ impl Tree {
         };
         self.placing.remember(&whole, node);
         Ok(Route::Node(node))
+    }
+
+    /// Where something new goes: by the map, by where it was last seen, by the placement.
+    fn place(&self, path: &VirtualPath) -> std::result::Result<Site, map::Error> {
+        let map = self.router.snapshot();
+        let name = match path.place() {
+            Place::Object { domain, object } => self.router.with_record(|record| {
+                // Of an object that nobody has ever seen its domain says where, if that is known nowhere now.
+                let of_domain = || record.last_seen(domain, None).filter(|_| map.row(domain).is_err());
+                record.last_seen(domain, Some(object)).or_else(of_domain)
+            }),
+            Place::Domain { domain } | Place::Container { domain } => {
+                let is_known = map.row(domain).is_ok();
+                self.router.with_record(|record| record.last_seen(domain, None)).filter(|_| !is_known)
+            }
+            Place::Root | Place::Domains | Place::Cluster | Place::ClusterFile { .. } | Place::Nowhere => {
+                None
+            }
+        };
+        let seen = name.as_ref().and_then(|name| map.primary(name));
+        if let (Some(name), None) = (&name, seen) {
+            tracing::info!(path = path.in_cluster(), node = %name, "the node that it was last seen on is not configured any more; the placement decides");
+        }
+        let site = map.place(path, seen);
+        match &site {
+            Ok(Site::Node(node)) if Some(*node) == seen => {
+                tracing::info!(path = path.in_cluster(), node = %map.name(*node), "placed on the node where it was last seen");
+            }
+            Err(map::Error::Unplaced) => tracing::warn!(
+                path = path.in_cluster(),
+                "an upload has no place and is refused; name its node in [[map.domains]] or set map.placement"
+            ),
+            _ => {}
+        }
+        site
+    }
+
+    /// A domain or object was removed, or renamed, on these nodes: its absence is no loss.
+    fn note_removed<'a>(&self, path: &VirtualPath, nodes: impl Iterator<Item = &'a NodeId>) {
+        let (domain, object) = match path.place() {
+            Place::Domain { domain } => (domain, None),
+            Place::Object { domain, object } if path.as_wire() == [DOMAINS, domain, object].join(&b'/') => {
+                (domain, Some(object))
+            }
+            _ => return,
+        };
+        self.router.change_record(|record| {
+            for node in nodes {
+                record.removed(node, domain, object, now_ns());
+            }
+        });
+    }
+
+    /// Names below `path` are listed though their nodes announce them no longer.
+    fn has_doubted(&self, path: &VirtualPath, nodes: &[NodeIndex]) -> bool {
+        let map = self.router.snapshot();
+        nodes.iter().any(|node| Known::doubted(&map, *node, path).is_some())
     }
 
     /// The node for something new, a path of the wire. Any node that does not answer makes the answer unknown: what is to be
@@ -339,10 +397,12 @@ impl Tree {
                 }
                 _ => Ok(Entry::level(path.name(), self.started)),
             },
-            Route::Node(node) => {
-                let stat = self.stat_on(login, wire, node).await?;
-                Ok(Self::shown_entry(path, node, stat))
-            }
+            Route::Node(node) => match self.stat_on(login, wire, node).await {
+                Err(error) if error.reason() == Some(Reason::NotFound) && self.has_doubted(path, &[node]) => {
+                    Ok(Entry::level(path.name(), self.started))
+                }
+                stat => Ok(Self::shown_entry(path, node, stat?)),
+            },
             Route::Union(nodes) | Route::Search(nodes) => {
                 let found = match self.stat_all(login, wire, &nodes, Need::Look).await {
                     // As its listing: what is known of it by name is there.
@@ -351,6 +411,9 @@ impl Tree {
                     }
                     found => found?,
                 };
+                if found.is_empty() && self.has_doubted(path, &nodes) {
+                    return Ok(Entry::level(path.name(), self.started));
+                }
                 let first = found.into_iter().next();
                 first
                     .map(|(node, entry)| Self::shown_entry(path, node, entry))
@@ -393,6 +456,9 @@ impl Tree {
         let wire = path.as_wire();
         match self.find(login, path, Need::Look).await? {
             Route::Virtual => self.list_virtual(login, path).await,
+            Route::Node(node) if self.has_doubted(path, &[node]) => {
+                self.list_union(login, path, &[node], directories_only).await
+            }
             Route::Node(node) => {
                 let was = was.filter(|was| was.node == node.0);
                 let was = was.map(|Identity { device, inode, .. }| v1::DirectoryId { device, inode });
@@ -483,6 +549,8 @@ impl Tree {
                 Err(error) => return Err(error.into()),
             }
         }
+        let doubted = nodes.iter().filter_map(|node| Some((*node, Known::doubted(&map, *node, path)?)));
+        present.extend(doubted.map(|(node, known)| (node, PartSource::Known(known))));
         if present.is_empty() {
             return Err(Error::NotFound { path: path.to_string() });
         }
@@ -662,8 +730,10 @@ impl Tree {
         Self::authorize_name(login, path, Need::Delete)?;
         let node = Self::single(self.find(login, path, Need::Delete).await?, path)?;
         let wire = path.as_wire();
+        let primary = self.node(node);
         let node = self.changed(node);
         node.remove(login.caller(wire), wire).await?;
+        self.note_removed(path, std::iter::once(primary.name()));
         Ok(Changed::on(&node))
     }
 
@@ -689,8 +759,10 @@ impl Tree {
         };
         let mut changed = Changed::default();
         for node in nodes {
+            let primary = self.node(node);
             let node = self.changed(node);
             node.remove_directory(login.caller(wire), wire).await?;
+            self.note_removed(path, std::iter::once(primary.name()));
             changed.nodes.push(node.name().clone());
         }
         Ok(changed)
@@ -723,6 +795,7 @@ impl Tree {
         let wire = from.as_wire();
         let node = self.changed(source);
         node.rename(login.caller(wire), wire, to.as_wire()).await?;
+        self.note_removed(from, std::iter::once(self.node(source).name()));
         Ok(Changed::on(&node))
     }
 }

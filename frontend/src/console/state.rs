@@ -129,6 +129,9 @@ fn nodes(encoder: &mut DescriptorEncoder<'_>, view: &View) -> Encoded {
         .map(|view| (labels(view.node.name().to_string()), flag(matches!(view.health, Health::Up))));
     let nodes: Vec<_> = view.nodes.iter().map(|view| &view.node).collect();
     gauge(encoder, "portolan_node_up", "1 where the node is there", None, up)?;
+    let in_doubt = view.nodes.iter().map(|view| (labels(view.node.name().to_string()), view.in_doubt as f64));
+    let help = "Domains and objects that the node no longer announces, which is not believed";
+    gauge(encoder, "portolan_node_in_doubt", help, None, in_doubt)?;
     let unanswered = nodes
         .iter()
         .map(|node| (labels(node.name().to_string()), node.calls().unanswered.load(Ordering::Relaxed)));

@@ -8,6 +8,7 @@ use portolan_config::checked::listener::{Engine, Tls};
 use portolan_config::checked::map::MapSource;
 use portolan_proto::control::control_server::Control;
 use portolan_proto::control::{self as v1, ban, kick_request};
+use portolan_telemetry::log::AUDIT;
 use tokio_stream::Stream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -20,6 +21,7 @@ use portolan_cluster::map::conflicts::Hidden;
 use portolan_cluster::map::{self, MapRow, NodeIndex, Snapshot};
 use portolan_cluster::nodes::Health;
 use portolan_cluster::path::VirtualPath;
+use portolan_cluster::record::{Confirmed, now_ns};
 use portolan_ftp::ControlConnection;
 
 /// Sessions or bans in one message at most.
@@ -92,7 +94,8 @@ impl Control for ControlService {
                 .to_owned(),
             }
         });
-        let nodes = view.nodes.iter().map(|NodeView { node, health, standby_of }| {
+        let nodes = view.nodes.iter().map(|NodeView { node, health, standby_of, in_doubt }| {
+            let in_doubt = *in_doubt;
             let (health, cause) = match health {
                 Health::Up => ("up", String::new()),
                 Health::Away(cause) => ("away", cause.clone()),
@@ -101,7 +104,8 @@ impl Control for ControlService {
             let name = node.name().to_string();
             let address = node.address().map(|address| address.to_string()).unwrap_or_default();
             let standby_of = standby_of.as_ref().map(|primary| primary.to_string()).unwrap_or_default();
-            v1::Node { name, address, health: health.to_owned(), cause, standby_of }
+            let in_doubt = in_doubt as u64;
+            v1::Node { name, address, health: health.to_owned(), cause, standby_of, in_doubt }
         });
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok(Response::new(v1::DescribeResponse {
@@ -244,6 +248,42 @@ impl Control for ControlService {
         Ok(Response::new(v1::ExplainPathResponse { steps }))
     }
 
+    async fn confirm_missing(
+        &self,
+        request: Request<v1::ConfirmMissingRequest>,
+    ) -> Result<Response<v1::ConfirmMissingResponse>, Status> {
+        let user = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let by = user.map_or_else(|| "an operator".to_owned(), |user| format!("user {}", user.uid()));
+        let what = request.into_inner().what;
+        let (router, nodes) = (self.running.router(), self.running.members().nodes().list());
+        let map = router.snapshot();
+        let node = nodes.iter().find(|node| node.name().as_str().as_bytes() == &what[..]);
+        let kind = match node {
+            Some(_) => Confirmed::Node,
+            None => Confirmed::Domain,
+        };
+        let in_doubt = match node {
+            Some(node) => node.is_away() || map.count_in_doubt(node.index()) > 0,
+            None => map.primaries().any(|node| map.doubts(node).contains_key(&what[..])),
+        };
+        let shown = portolan_proto::path::display(&what);
+        if !in_doubt {
+            return Err(Status::not_found(format!("nothing is in doubt of a node or domain {shown}")));
+        }
+        let count = router.change_record(|record| record.confirm(kind, &what, &by, now_ns()));
+        tracing::warn!(
+            target: AUDIT,
+            event = "confirm",
+            result = "complete",
+            kind = kind.name(),
+            what = shown,
+            by,
+            count,
+            "an operator has confirmed that what is missing is meant to be missing"
+        );
+        Ok(Response::new(v1::ConfirmMissingResponse { count: count as u64, kind: kind.name().to_owned() }))
+    }
+
     async fn reload(&self, _: Request<v1::ReloadRequest>) -> Result<Response<v1::ReloadResponse>, Status> {
         let running = Arc::clone(&self.running);
         // A client that goes away must not leave the reload half done.
@@ -280,6 +320,8 @@ fn mapped(
         let conflicts = conflicts.iter().map(word).collect();
         let mut nodes = named(&nodes);
         nodes.extend(unresolved.map(|word| format!("?{word}")));
+        let doubting = map.primaries().filter(|node| map.doubts(*node).contains_key(&name[..]));
+        let in_doubt = named(&doubting.collect::<Vec<_>>());
         let (domain, source) = (domain.into(), source.to_string());
         let hidden = objects.into_iter().map(|object| v1::HiddenObject {
             object: object.object.into(),
@@ -294,6 +336,7 @@ fn mapped(
             elsewhere: named(&elsewhere),
             hidden: hidden.collect(),
             hidden_count: objects_count as u64,
+            in_doubt,
         });
     }
     Ok(domains)

@@ -180,7 +180,16 @@ impl Running {
             for node in self.members.nodes().list() {
                 let mut health = node.health();
                 // The sender lives as long as the node.
-                health.wait_for(|health| *health != Health::Unheard).await.ok();
+                let is_up = matches!(
+                    health.wait_for(|health| *health != Health::Unheard).await.as_deref(),
+                    Ok(Health::Up)
+                );
+                if is_up {
+                    tokio::select! {
+                        () = node.until_record_read() => {}
+                        _ = health.changed() => {}
+                    }
+                }
             }
         };
         // Its outcome is in the log.

@@ -188,6 +188,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         log: _,
         // The same file, or a change that takes a restart: `needs_restart`.
         file: _,
+        state_dir: _,
         threads: _,
         control: _,
         tracing: _,
@@ -231,6 +232,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     [
         (kind(&old.cluster) != kind(&new.cluster), "cluster"),
         (shares_otherwise, "passive ports that are shared"),
+        (old.state_dir != new.state_dir, "state_dir"),
         (old.threads != new.threads, "threads"),
         (old.control != new.control, "control"),
         (old.tracing != new.tracing, "tracing"),

@@ -53,6 +53,8 @@ pub(crate) struct NodeView {
     pub(crate) health: Health,
     /// The node that it stands by for.
     pub(crate) standby_of: Option<NodeId>,
+    /// Domains and objects that it announces no longer, which is not believed.
+    pub(crate) in_doubt: usize,
 }
 
 /// A directory of admins.
@@ -67,10 +69,12 @@ impl Running {
     pub(crate) fn view(&self) -> View {
         let config = self.in_force.load();
         let (phase, phase_since) = *self.phase.lock();
+        let map = self.members.router().snapshot();
         let nodes = self.members.nodes().list().into_iter().map(|node| {
             let health = node.health().borrow().clone();
             let primary = config.nodes.iter().find(|other| other.standby.contains(node.name()));
-            NodeView { health, standby_of: primary.map(|primary| primary.name.clone()), node }
+            let in_doubt = map.count_in_doubt(node.index());
+            NodeView { health, standby_of: primary.map(|primary| primary.name.clone()), in_doubt, node }
         });
         let directories = self.shared.desk.authenticator.directories().into_iter();
         View {
@@ -105,7 +109,13 @@ impl View {
             }
         }
         let mut up = 0;
-        for NodeView { node, health, .. } in &self.nodes {
+        for NodeView { node, health, in_doubt, .. } in &self.nodes {
+            if *in_doubt > 0 {
+                readiness.warnings.push(format!(
+                    "node {} no longer announces {in_doubt} domains and objects; they answer 450 until they come back or somebody runs portolan map confirm",
+                    node.name()
+                ));
+            }
             match health {
                 Health::Up => up += 1,
                 Health::Away(cause) => {

@@ -3,6 +3,7 @@
 //! `.portolan/staging`, or a folder that the configuration names, holds uploads that are not complete. After a crash they are
 //! worthless: the files they were to replace are untouched. A file that a rename has put aside there is not: it is swept only
 //! where it has another name too. `.portolan/lock`, and a lock of the root itself, keep a second agent away from the same root.
+//! `.portolan/record` is what front ends keep here.
 //!
 //! Who calls it: the store kinds at start; `commit`, `names` and renames for the staging folder.
 //! What it calls: the system.
@@ -25,6 +26,11 @@ const STAGING: &[u8] = b".portolan/staging";
 
 /// How the names of files begin that a rename has put aside. They may be the only name of what somebody has stored.
 pub const ASIDE: &str = "renamed-";
+
+/// The agent's folder, opened beneath the root.
+pub fn own_folder(root: &Root) -> Result<OwnedFd> {
+    root.open_directory(&StorePath::new(OWN_FOLDER).expect("a constant"))
+}
 
 /// The staging folder. That in the root is opened beneath it, so that its owner cannot lead us elsewhere by a link, and made
 /// again where somebody has removed it.

@@ -224,6 +224,14 @@ impl Store for TreeStore {
         scan::scan(&self.root, &mut memo, only)
     }
 
+    fn record(&self) -> std::io::Result<Option<portolan_record::Opened>> {
+        if self.read_only {
+            return Ok(None);
+        }
+        let folder = recover::own_folder(&self.root).map_err(std::io::Error::other)?;
+        portolan_record::Log::open(folder).map(Some)
+    }
+
     fn rescan_interval(&self) -> Duration {
         self.rescan_interval
     }
