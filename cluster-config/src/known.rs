@@ -1,4 +1,5 @@
-//! The keys that a table of the raw form knows, and which of them an unknown key may stand for.
+//! The keys that a table of the raw form knows, and which of them an unknown key may stand for: one of an older version, or
+//! one that is written wrongly.
 //!
 //! Who calls it: `raw`, for each key that it does not know.
 //! What it calls: the raw form's own deserialization, so that no list of keys is kept by hand.
@@ -12,6 +13,20 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Vi
 use serde::forward_to_deserialize_any;
 
 use crate::raw::Key;
+
+/// Keys that were once known, with their tables, and what says the same now.
+const REPLACED: [(&[&str], &str); 1] =
+    [(&["listeners", "sessions_max"], "limits = { simultaneous = NUMBER }, in the same table")];
+
+/// What says the same as a key of an older version; `None` where it never was a key.
+pub(crate) fn replaced(keys: &[Key]) -> Option<&'static str> {
+    let names = keys.iter().filter_map(|key| match key {
+        Key::Name(name) => Some(name.as_str()),
+        Key::Index(_) => None,
+    });
+    let names: Vec<_> = names.collect();
+    REPLACED.iter().find(|(old, _)| *old == names).map(|(_, now)| *now)
+}
 
 /// The known key of the same table that is written most like the last of `keys`; `None` where none is near.
 pub(crate) fn nearest<T: DeserializeOwned>(keys: &[Key]) -> Option<&'static str> {
@@ -110,6 +125,15 @@ mod tests {
 
     fn name(name: &str) -> Key {
         Key::Name(name.to_owned())
+    }
+
+    #[test]
+    fn a_key_of_an_older_version_is_known_in_its_table_alone() {
+        let listener = |key: &str| [name("listeners"), Key::Index(1), name(key)];
+        assert!(replaced(&listener("sessions_max")).is_some_and(|now| now.contains("simultaneous")));
+        assert_eq!(replaced(&listener("address")), None);
+        assert_eq!(replaced(&[name("sessions_max")]), None);
+        assert_eq!(replaced(&[]), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 
 use crate::error::{Fault, Faults};
-use crate::known::nearest;
+use crate::known::{nearest, replaced};
 
 /// A value as written, or what is wrong with its type.
 #[derive(Debug)]
@@ -523,11 +523,12 @@ impl Document {
             file: self.path.clone(),
             line: self.offset_of(&keys).map_or(0, |offset| self.line(offset)),
             key: render(&keys),
-            message: match nearest::<T>(&keys) {
-                Some(near) => {
+            message: match (replaced(&keys), nearest::<T>(&keys)) {
+                (Some(now), _) => format!("is a key of an older version; write instead: {now}"),
+                (None, Some(near)) => {
                     format!("unknown key; did you mean {near:?}? docs/configuration.md lists the keys")
                 }
-                None => "unknown key; docs/configuration.md lists the keys".to_owned(),
+                (None, None) => "unknown key; docs/configuration.md lists the keys".to_owned(),
             },
         }));
         Ok((raw, faults))

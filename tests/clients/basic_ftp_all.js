@@ -44,6 +44,14 @@ async function main() {
     assert.deepStrictEqual(await client.list(), [])
     await client.removeDir(work)
     await assert.rejects(client.cd(work), { code: 550 })
+
+    // Refused transfers, one right after the other: each is refused, and the session goes on.
+    for (let turn = 0; turn < 10; turn++) {
+        await assert.rejects(client.downloadTo(`${folder}/none`, `${target}/missing`), { code: 550 })
+        await assert.rejects(client.list(`${target}/missing`), { code: 550 })
+        await assert.rejects(client.uploadFrom(Readable.from(["x"]), `${target}/missing/new`), { code: 550 })
+    }
+    assert.strictEqual(await client.pwd(), target)
     client.close()
 }
 

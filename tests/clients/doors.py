@@ -4,6 +4,7 @@ Arguments: host, port, CA file, password, TLS (1.2, 1.3), folder with kept.eml, 
 
 early:VERB       the data connection does its handshake before the verb is sent
 refused:VERB     the verb is refused: the data connection must end in order, the handshake before (early) or after the reply (late)
+rapid:VERB       the same many times without a pause, each handshake begun before the verb: the last ones must end in order
 notify           close_notify on the control connection must be answered
 stranger         where sessions must be resumed: one that does not is closed, the client that comes later is served
 kin              a second control connection that has resumed the first one's session and has not logged in
@@ -84,6 +85,29 @@ def refused(verb):
     codes.add(ask(ftp, "RETR kept.eml"))
     assert read(data) == b"the old content"
     codes.add(ftp.getmultiline()[:3])
+    return " ".join(sorted(codes))
+
+
+def rapid(verb):
+    ftp = connect()
+    codes, left = set(), []
+    for _ in range(16):
+        raw = socket.create_connection(ftp.makepasv(), timeout=10)
+        raw.setblocking(False)
+        data = context.wrap_socket(
+            raw, server_hostname=host, session=ftp.sock.session, do_handshake_on_connect=False
+        )
+        try:
+            data.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        codes.add(ask(ftp, verb))
+        left.append(data)
+    # Clients look at both connections, and a reset is an error to them.
+    for data in left[-2:]:
+        data.settimeout(10)
+        data.do_handshake()
+        assert data.recv(1) == b""
     return " ".join(sorted(codes))
 
 

@@ -133,7 +133,7 @@ fn handshakes_begin_when_the_connection_comes_and_refused_transfers_end_in_order
             let early: Vec<String> = verbs.iter().map(|verb| format!("early:{verb}")).collect();
             let refused: Vec<String> = REFUSED.iter().map(|verb| format!("refused:{verb}")).collect();
             let mut actions: Vec<&str> = early.iter().chain(&refused).map(String::as_str).collect();
-            actions.push("notify");
+            actions.extend(["rapid:RETR missing.eml", "rapid:STOR /domains/one.example", "notify"]);
             let shown = over_tls(&cluster, version, &actions);
             for action in &early {
                 let content = !action.contains("STOR");
@@ -148,6 +148,8 @@ fn handshakes_begin_when_the_connection_comes_and_refused_transfers_end_in_order
                 let expected = format!("{action} = 150 226 {code}\n");
                 assert!(shown.contains(&expected), "{keys} {version}: {shown}");
             }
+            assert!(shown.contains("rapid:RETR missing.eml = 550\n"), "{keys} {version}: {shown}");
+            assert!(shown.contains("rapid:STOR /domains/one.example = 550\n"), "{keys} {version}: {shown}");
             assert!(shown.contains("notify = answered"), "{shown}");
             assert_eq!(fs::read(folder.join("new.eml")).unwrap(), b"stored early");
         }

@@ -53,6 +53,14 @@ impl Error {
             Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal | Code::Aborted => {
                 Error::Away { node, source: Some(Box::new(status)) }
             }
+            // A kind of store that cannot do something says so with a reason: this agent has no such call.
+            Code::Unimplemented => Error::Refused {
+                sentence: format!("the agent of node {node} is of an older version, which cannot do this"),
+                node,
+                reason: Reason::Unsupported,
+                path_at: None,
+                source: Some(Box::new(status)),
+            },
             // Codes that our agents always give a reason with.
             Code::Ok
             | Code::InvalidArgument
@@ -62,7 +70,6 @@ impl Error {
             | Code::ResourceExhausted
             | Code::FailedPrecondition
             | Code::OutOfRange
-            | Code::Unimplemented
             | Code::DataLoss
             | Code::Unauthenticated => {
                 let sentence = format!("node {node} refused the call");
@@ -118,5 +125,22 @@ impl Error {
             Error::Refused { reason, .. } => Some(*reason),
             Error::Away { .. } | Error::Slow { .. } | Error::Nonsense { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_an_older_agent_does_not_know_is_refused_and_the_node_is_not_away() {
+        let node: NodeId = "mail-2".parse().unwrap();
+        let error = Error::from_status(&node, Status::unimplemented(""));
+        assert_eq!(error.reason(), Some(Reason::Unsupported));
+        assert!(!error.is_of_the_node());
+        assert!(error.to_string().contains("mail-2 is of an older version"), "{error}");
+        // What a kind of store cannot do stays the agent's own sentence.
+        let told = portolan_proto::failure::status(Reason::Unsupported, "this store cannot rename");
+        assert_eq!(Error::from_status(&node, told).to_string(), "this store cannot rename");
     }
 }

@@ -305,6 +305,8 @@ impl Arrival {
 
     /// Ends in order what has come: the client has its reply, and takes a reset for a failure of its own.
     async fn part(mut self: Box<Self>, protected: bool) {
+        // The command has come. Nothing goes either way, so there is no ticket to leave unread.
+        self.direction.send_replace(Some(Direction::FromClient));
         self.settle(protected).await;
         let Some(Ok(Come { mut stream, .. })) = self.outcome else { return };
         let tcp = match &stream {

@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use portolan_config::checked::listener::Tls;
 use portolan_telemetry::log::PROTOCOL;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument as _, Span};
@@ -43,7 +43,8 @@ const DEFERRED_BYTES_MAX: usize = 64 * 1024;
 /// closed after this long.
 const GOOD_BYE_MAX: Duration = Duration::from_secs(3);
 
-/// Data connections of refused transfers that one session ends in order at once; further ones are reset.
+/// Data connections of refused transfers that one session ends in order at once; for a further one the oldest is given up, whose
+/// client has had its reply for the longest time.
 const PARTINGS_MAX: usize = 4;
 /// A client that says QUIT and takes nothing of its download for this long has the reply ahead of the transfer's.
 const UNREAD_MAX: Duration = Duration::from_millis(500);
@@ -109,7 +110,7 @@ async fn run(
         deferred: VecDeque::new(),
         deferred_bytes: 0,
         running: None,
-        partings: Arc::new(Semaphore::new(PARTINGS_MAX)),
+        partings: VecDeque::new(),
         has_said_good_bye: false,
     };
     let greeting = conversation.session.greeting();
@@ -162,7 +163,7 @@ struct Conversation {
     deferred_bytes: usize,
     running: Option<Running>,
     /// Places for data connections that are being ended beside the session.
-    partings: Arc<Semaphore>,
+    partings: VecDeque<AbortHandle>,
     /// The reply to QUIT is out already.
     has_said_good_bye: bool,
 }
@@ -338,14 +339,15 @@ impl Conversation {
 
     fn parted(&mut self, has_come: bool) {
         let Some(parting) = self.session.parting.take().filter(|_| has_come) else { return };
-        // Not awaited: it ends within its time, and there are few at once.
-        if let Ok(place) = Arc::clone(&self.partings).try_acquire_owned() {
-            let finishing = async move {
-                parting.finish().await;
-                drop(place);
-            };
-            tokio::spawn(finishing.instrument(self.session.control.span.clone()));
+        self.partings.retain(|earlier| !earlier.is_finished());
+        if self.partings.len() >= PARTINGS_MAX
+            && let Some(oldest) = self.partings.pop_front()
+        {
+            oldest.abort();
         }
+        // Not awaited: it ends within its time, and there are few at once.
+        let finishing = parting.finish().instrument(self.session.control.span.clone());
+        self.partings.push_back(tokio::spawn(finishing).abort_handle());
     }
 
     /// A line of a session that has nothing under way.
