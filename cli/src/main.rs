@@ -28,8 +28,8 @@ use clap::{Parser, Subcommand};
 use portolan_config::checked::frontend::CONTROL_SOCKET;
 use portolan_process as process;
 use portolan_proto::control::control_client::ControlClient;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// A front end that does not answer by then is stuck.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -135,7 +135,10 @@ where
                 path.display()
             )
         })?;
-        question(client).await.map_err(|status| status.message().to_owned())
+        question(client).await.map_err(|status| match status.code() {
+            Code::Unimplemented => "the front end is of an older version, which cannot do this".to_owned(),
+            _ => status.message().to_owned(),
+        })
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let answered = runtime.map_err(|error| error.to_string()).and_then(|runtime| {

@@ -14,6 +14,7 @@ pub mod fault_store;
 pub mod http;
 pub mod link;
 pub mod tree;
+pub mod volumes;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

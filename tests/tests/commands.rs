@@ -328,6 +328,29 @@ fn a_check_warns_of_certificates_that_will_fail() {
     let checked = check();
     assert_eq!((checked.status.code(), error_text(&checked)), (Some(0), String::new()));
 
+    // Swapped: each has what the other's is for.
+    let swapped = |file: &str, from: &str, to: &str| {
+        let text = fs::read_to_string(file).unwrap();
+        fs::write(file, text.replace(&format!("pki/{from}"), &format!("pki/{to}"))).unwrap();
+    };
+    swapped(&agent, "mail-1", "mail-2");
+    swapped(&frontend, "front-1", "mail-1");
+    let checked = check();
+    let told = error_text(&checked);
+    assert_eq!(checked.status.code(), Some(0), "{told}");
+    assert!(
+        told.contains("(mail-2) does not name node mail-1, so front ends refuse it; it names: mail-2"),
+        "{told}"
+    );
+    assert!(
+        told.contains("(mail-1) is for a server alone") && told.contains(":11: cluster.certificate: "),
+        "{told}"
+    );
+    swapped(&agent, "mail-2", "front-1");
+    assert!(error_text(&check()).contains("(front-1) does not name node mail-1"), "{}", error_text(&check()));
+    swapped(&agent, "front-1", "mail-1");
+    swapped(&frontend, "mail-1", "front-1");
+
     // It starts with these, so they are no faults.
     certify(&pki, "mail-1", -10, -2);
     certify(&pki, "mail-2", -1, 20);

@@ -11,71 +11,11 @@ use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, Protection, lftp, lftp_as_it_comes, succeed, succeeded, text};
 use portolan_tests::tree::{self, assert_same, put};
+use portolan_tests::volumes::{Volumes, mount};
 use portolan_tests::{Cluster, PASSWORD, eventually, http, mark, program};
 
 /// As long as a store that is mounted may take to be served.
 const SERVED_WITHIN: Duration = Duration::from_secs(10);
-
-fn mount(arguments: &[&str], at: &Path) {
-    succeed(Command::new("mount").args(arguments).arg(at));
-}
-
-fn unmount(at: &Path) {
-    succeed(Command::new("umount").arg("--lazy").arg(at));
-}
-
-/// Volumes of nodes, each a tmpfs of its own that stays when it is unmounted from its node. Unmounted when dropped.
-struct Volumes {
-    folder: PathBuf,
-    mounted: Vec<PathBuf>,
-}
-
-impl Volumes {
-    fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), mounted: Vec::new() }
-    }
-
-    fn root(&self, number: usize) -> PathBuf {
-        self.folder.join(format!("node-{number}"))
-    }
-
-    fn volume(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("volume-{name}"))
-    }
-
-    fn make(&mut self, name: &str) {
-        let at = self.volume(name);
-        fs::create_dir_all(&at).unwrap();
-        mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &at);
-        self.mounted.push(at);
-    }
-
-    /// Mounts a volume on the root of a node.
-    fn mount(&mut self, name: &str, number: usize) {
-        let (volume, root) = (self.volume(name), self.root(number));
-        mount(&["--bind", volume.to_str().unwrap()], &root);
-        self.mounted.push(root);
-    }
-
-    fn make_read_only(&self, number: usize) {
-        mount(&["-o", "remount,bind,ro"], &self.root(number));
-    }
-
-    fn unmount(&mut self, number: usize) {
-        let root = self.root(number);
-        unmount(&root);
-        let last = self.mounted.iter().rposition(|mounted| *mounted == root).unwrap();
-        self.mounted.remove(last);
-    }
-}
-
-impl Drop for Volumes {
-    fn drop(&mut self) {
-        for at in self.mounted.drain(..).rev() {
-            Command::new("umount").arg("--lazy").arg(at).status().ok();
-        }
-    }
-}
 
 /// A cluster whose nodes' volumes of these numbers are mounted, and whose domains only announcements place. The volumes
 /// go first when it is dropped.

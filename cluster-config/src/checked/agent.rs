@@ -149,7 +149,7 @@ fn build(raw: &raw::Agent, checker: &mut Checker) -> Option<Agent> {
     let node = checker.parse::<NodeId>(&raw.node, "node");
     checker.required(&raw.listen.address, "listen.address");
     let address = socket_address(checker, &raw.listen.address, "listen.address");
-    let security = security(raw, checker, address);
+    let security = security(raw, checker, address, node.as_ref());
     let allow = allow(raw, checker, security.as_ref());
     let store = store(raw, checker);
     let mark = mark(raw, checker, node.as_ref(), store.as_ref());
@@ -190,7 +190,12 @@ pub(crate) fn socket_address(checker: &mut Checker, field: &raw::Text, key: &str
     }
 }
 
-fn security(raw: &raw::Agent, checker: &mut Checker, address: Option<SocketAddr>) -> Option<Security> {
+fn security(
+    raw: &raw::Agent,
+    checker: &mut Checker,
+    address: Option<SocketAddr>,
+    node: Option<&NodeId>,
+) -> Option<Security> {
     let listen = &raw.listen;
     let identity = checker.identity(&listen.certificate, &listen.key, "listen.");
     let client_ca = checker.anchors(&listen.client_ca, "listen.client_ca");
@@ -212,6 +217,9 @@ fn security(raw: &raw::Agent, checker: &mut Checker, address: Option<SocketAddr>
     let (identity, client_ca) = (identity?, client_ca?);
     let keys = ("listen.certificate", "listen.client_ca");
     checker.same_authority(&identity, &client_ca, &listen.certificate, keys);
+    if let Some(node) = node {
+        checker.is_of_node(&identity, node, &listen.certificate, keys.0);
+    }
     Some(Security::Mutual { identity, client_ca })
 }
 

@@ -241,5 +241,6 @@ fn cluster(raw: &raw::Frontend, checker: &mut Checker, nodes: &[Node]) -> Option
     }
     let (identity, ca) = (identity?, ca?);
     checker.same_authority(&identity, &ca, &cluster.certificate, ("cluster.certificate", "cluster.ca"));
+    checker.is_of_frontend(&identity, &cluster.certificate, "cluster.certificate");
     Some(Security::Mutual { identity, ca })
 }

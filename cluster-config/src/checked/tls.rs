@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use portolan_proto::id::NodeId;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{Checker, span};
-use crate::certificate::{ENDS_SOON, Summary, date, is_signed_by};
+use crate::certificate::{CertificateName, ENDS_SOON, Summary, date, is_signed_by, names};
 use crate::raw::Text;
 use crate::secret::{Secret, read_secret_file};
 
@@ -150,6 +151,37 @@ impl Checker {
             anchors.file.display()
         );
         self.warn(span(field), key, message);
+    }
+
+    /// Warns where the certificate of an agent does not bear the node's name, or is not that of a server: front ends then take it
+    /// for another node, or refuse it.
+    pub(crate) fn is_of_node(&mut self, identity: &Identity, node: &NodeId, field: &Text, key: &str) {
+        let Some(summary) = Summary::read(&identity.chain[0]) else { return };
+        let names = names(&identity.chain[0], CertificateName::Dns);
+        let shown = Shown::of(&identity.chain[0], &identity.chain_file);
+        if !summary.is_server {
+            let message =
+                format!("{shown} is not for a server, so front ends refuse it; take that of node {node}");
+            self.warn(span(field), key, message);
+        } else if !names.iter().any(|name| name.eq_ignore_ascii_case(node.as_str()) || name.starts_with("*."))
+        {
+            let message = format!(
+                "{shown} does not name node {node}, so front ends refuse it; it names: {}",
+                if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
+            );
+            self.warn(span(field), key, message);
+        }
+    }
+
+    /// Warns where the certificate that a front end shows to agents is not for a client: they refuse it.
+    pub(crate) fn is_of_frontend(&mut self, identity: &Identity, field: &Text, key: &str) {
+        if Summary::read(&identity.chain[0]).is_some_and(|summary| !summary.is_client) {
+            let shown = Shown::of(&identity.chain[0], &identity.chain_file);
+            let message = format!(
+                "{shown} is for a server alone, as that of a node is, so agents refuse it; take that of a front end"
+            );
+            self.warn(span(field), key, message);
+        }
     }
 
     /// Warns of the certificate of a chain that ends first, when it has ended or soon will.
