@@ -69,7 +69,7 @@ impl RecordKeeper {
         Self { state: Mutex::new(state), changes: broadcast::Sender::new(CHANGES_QUEUED_MAX) }
     }
 
-    /// Lets the file go, with the volume that it lies on.
+    /// Lets the file go, with the volume that it lies on. Blocks while something is written to it.
     pub(crate) fn close(&self) {
         self.state.lock().log = None;
     }
@@ -118,7 +118,7 @@ impl RecordKeeper {
         Ok(())
     }
 
-    /// The next entries after a key, as many as a message takes.
+    /// The next entries after a key, as many as a message takes. Blocks while something is written.
     pub(crate) fn page(&self, after: Option<&[u8]>) -> Vec<(Key, Entry)> {
         let state = self.state.lock();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);

@@ -272,7 +272,9 @@ impl Served {
         self.why.set(why).ok();
         self.gone.cancel();
         drop(self.store.write().take());
-        self.record.close();
+        // A disk that went away may hold what is written to it for long.
+        let record = Arc::clone(&self.record);
+        tokio::task::spawn_blocking(move || record.close());
     }
 
     async fn open(store: Arc<dyn Store>, anchor: Anchor) -> Result<Arc<Self>, holdings::Error> {

@@ -26,7 +26,10 @@ pub(super) fn read(
     service.tasks.spawn(async move {
         let mut last: Option<Key> = None;
         loop {
-            let page = record.page(last.as_deref());
+            // A merge holds the record until it is on the disk, which may be slow.
+            let (reading, after) = (Arc::clone(&record), last.take());
+            let reading = tokio::task::spawn_blocking(move || reading.page(after.as_deref()));
+            let Ok(page) = reading.await else { return };
             let complete = page.is_empty();
             last = page.last().map(|(key, _)| key.clone());
             if sender.send(Ok(message(&page, complete))).await.is_err() {
