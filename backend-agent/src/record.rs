@@ -85,7 +85,8 @@ impl RecordKeeper {
     /// Nothing was taken.
     pub(crate) fn merge(&self, theirs: Vec<(Key, Entry)>) -> Result<(), Full> {
         let mut state = self.state.lock();
-        if state.entries.len() + theirs.len() > ENTRIES_MAX {
+        let unknown = theirs.iter().filter(|(key, _)| !state.entries.contains_key(key)).count();
+        if state.entries.len() + unknown > ENTRIES_MAX {
             return Err(Full);
         }
         let State { entries, log, is_failing } = &mut *state;
