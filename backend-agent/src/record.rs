@@ -5,20 +5,17 @@
 //! What it never does: fail a call on content because the record cannot be kept.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
-use portolan_proto::RECORD_BATCH_ENTRIES_MAX;
-use portolan_record::{ENTRIES_MAX, Entries, Entry, Key, Log, Opened};
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use portolan_proto::{RECORD_BATCH_BYTES_MAX, RECORD_BATCH_ENTRIES_MAX};
+use portolan_record::{ENTRIES_MAX, Entries, Entry, Key, Log, Opened, now_ns};
 use tokio::sync::broadcast;
 
 use crate::store::Store;
 
 /// Merges that wait for a front end at most; one that is further behind reads all of it again.
 const CHANGES_QUEUED_MAX: usize = 64;
-/// Keys and values in one message at most.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Entries that became newer at once.
 pub(crate) type Changes = Arc<Vec<(Key, Entry)>>;
@@ -97,9 +94,8 @@ impl RecordKeeper {
         }
         if let Some(log) = log {
             let written = if log.needs_rewrite(entries.len()) {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-                entries.retain(|_, entry| !entry.is_over(now_ns));
+                let now = now_ns();
+                entries.retain(|_, entry| !entry.is_over(now));
                 log.rewrite(entries.iter().map(|(key, entry)| (&**key, entry)))
             } else {
                 log.append(newer.iter().map(|(key, entry)| (&**key, entry)))
@@ -126,7 +122,7 @@ impl RecordKeeper {
         let mut bytes = 0;
         let next = state.entries.range::<[u8], _>((from, Bound::Unbounded)).take(RECORD_BATCH_ENTRIES_MAX);
         let next = next.take_while(|(key, entry)| {
-            let fits = bytes <= BATCH_BYTES_MAX;
+            let fits = bytes <= RECORD_BATCH_BYTES_MAX;
             bytes += key.len() + entry.value.len();
             fits
         });

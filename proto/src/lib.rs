@@ -38,6 +38,8 @@ pub const LIST_BATCH_NAME_BYTES_MAX: usize = 128 * 1024;
 pub const HOLDINGS_BATCH_CHANGES_MAX: usize = 1_000;
 /// Entries in one message of ReadRecord and MergeRecord at most.
 pub const RECORD_BATCH_ENTRIES_MAX: usize = 1_000;
+/// Sum of keys and values from which on a batch of these takes no further entry, so that it stays well below a message.
+pub const RECORD_BATCH_BYTES_MAX: usize = 256 * 1024;
 /// HTTP/2 DATA frame that a receiver accepts. Set on both ends, because the receiver decides.
 pub const HTTP2_FRAME_BYTES_MAX: u32 = 256 * 1024;
 /// HTTP/2 flow-control window of one stream: what one slow reader can pile up in memory.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -55,6 +56,12 @@ impl Entry {
 
 pub type Key = Box<[u8]>;
 pub type Entries = BTreeMap<Key, Entry>;
+
+/// The time that entries are written with.
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// True for what a keeper takes.
 pub fn is_sound(key: &[u8], entry: &Entry) -> bool {

@@ -12,8 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portolan_proto::RECORD_BATCH_ENTRIES_MAX;
-use portolan_proto::v1;
+use portolan_proto::{RECORD_BATCH_BYTES_MAX, RECORD_BATCH_ENTRIES_MAX, v1};
 use portolan_record::{Entries, Entry, Key, Log, Opened};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -28,8 +27,6 @@ const SETTLE_EVERY: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(5);
 /// A call, or a message of the first set, that is not there by then fails.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
-/// Keys and values in one message at most, so that it stays below a message's limit.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Why the record is not kept with an agent.
 #[derive(Debug, thiserror::Error)]
@@ -278,7 +275,10 @@ async fn push(client: &mut crate::nodes::Client, entries: Vec<(Key, Entry)>) -> 
             removed,
             value: value.into_vec().into(),
         });
-        if waiting.peek().is_none() || batch.len() == RECORD_BATCH_ENTRIES_MAX || bytes > BATCH_BYTES_MAX {
+        if waiting.peek().is_none()
+            || batch.len() == RECORD_BATCH_ENTRIES_MAX
+            || bytes > RECORD_BATCH_BYTES_MAX
+        {
             let request = v1::MergeRecordRequest { entries: std::mem::take(&mut batch) };
             tokio::time::timeout(ANSWER_MAX, client.merge_record(request)).await??;
             bytes = 0;

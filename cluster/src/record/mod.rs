@@ -14,10 +14,10 @@
 pub mod keeper;
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use portolan_proto::id::NodeId;
 use portolan_proto::path;
+pub use portolan_record::now_ns;
 use portolan_record::{Entries, Entry, Key};
 
 use crate::map::NodeHoldings;
@@ -37,12 +37,6 @@ const HEARD: u8 = b'h';
 const PRESENT: u8 = b'p';
 const ABSENT: u8 = b'a';
 const REMOVED: u8 = b'r';
-
-/// Nanoseconds since 1970.
-pub fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
 
 /// What was said to be missing on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
