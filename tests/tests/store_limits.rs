@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use portolan_tests::client::{Control, succeed};
+use portolan_tests::disk::MemoryDisk;
 use portolan_tests::tree::{self, put};
 use portolan_tests::{Cluster, eventually, free_port, http, program};
 
@@ -220,7 +221,8 @@ fn one_domain_that_cannot_be_read_hides_no_other() {
 fn uploads_leave_room_to_the_mail_server() {
     let mut cluster = Cluster::start(tree::fill);
     let disk = cluster.path().join("disk");
-    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &disk);
+    fs::create_dir(&disk).unwrap();
+    let _mount = MemoryDisk::mount(disk.clone(), "64m");
     put(&disk.join("domains").join(ALICE).join("a.eml"), b"old");
     portolan_tests::mark(&disk, "mail-1");
     restart_with(&mut cluster, &disk, "free_min = \"24MiB\"");

@@ -43,8 +43,8 @@ impl Range {
         Ok(Self { content, path, at: offset, end })
     }
 
-    /// The next chunk, of `bytes_max` at most; `None` at the end of the range. A file that ends before it has shrunk. The chunk is of the file as it
-    /// was opened: who writes to it meanwhile, or appends, ends the reading.
+    /// The next chunk, of `bytes_max` at most; `None` at the end of the range. A file that ends before it has shrunk. The
+    /// chunk is of the file as it was opened: who writes to it meanwhile, or appends, ends the reading.
     fn next(&mut self, bytes_max: usize) -> store::Result<Option<Bytes>> {
         if self.is_done() {
             return Ok(None);

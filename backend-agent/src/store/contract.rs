@@ -308,9 +308,9 @@ pub trait Store: Send + Sync + 'static {
     fn usage(&self) -> Result<Usage>;
 
     /// All domains and objects of this store. `only` names domains that may have changed, and single objects as
-    /// `<domain>/<object>`: a store that remembers its last answer may look at these alone. The memory is the store's own; unchanged domains should be shared with the last
-    /// answer, because comparing shared ones costs nothing. What cannot be told is announced and not left out: an entry
-    /// that is no directory is an object too.
+    /// `<domain>/<object>`: a store that remembers its last answer may look at these alone. The memory is the store's own;
+    /// unchanged domains should be shared with the last answer, because comparing shared ones costs nothing. What cannot be
+    /// told is announced and not left out: an entry that is no directory is an object too.
     ///
     /// A store without any domain is empty, not an error. A domain that cannot be read is announced with the objects that
     /// were known of it, and named among the unreadable ones; it hides no other.
@@ -321,7 +321,7 @@ pub trait Store: Send + Sync + 'static {
     fn holdings(&self, only: Option<&BTreeSet<Vec<u8>>>) -> Result<Holdings>;
 
     /// What front ends keep with this node, in the store's own place, which no path of the tree names. `None`: this kind has no
-    /// such place. Called once.
+    /// such place. Called once for each opening.
     ///
     /// # Errors
     /// It cannot be written to; the store serves all the same.

@@ -38,9 +38,10 @@ pub fn open_at(config: &Config) -> Result<(Arc<dyn Store>, RootIdentity), OpenEr
             let opened = TreeStore::open_with(root, options).and_then(|store| Ok((store.root()?, store)));
             let (at, store) = opened.map_err(|source| {
                 let place = root.display().to_string();
-                match source.kind() {
-                    io::ErrorKind::WouldBlock => OpenError::Taken { place },
-                    _ => OpenError::Fault { place, source },
+                if source.kind() == io::ErrorKind::WouldBlock {
+                    OpenError::Taken { place }
+                } else {
+                    OpenError::Fault { place, source }
                 }
             })?;
             Ok((Arc::new(store), at))

@@ -95,7 +95,6 @@ impl Control for ControlService {
             }
         });
         let nodes = view.nodes.iter().map(|NodeView { node, health, standby_of, in_doubt }| {
-            let in_doubt = *in_doubt;
             let (health, cause) = match health {
                 Health::Up => ("up", String::new()),
                 Health::Away(cause) => ("away", cause.clone()),
@@ -104,7 +103,7 @@ impl Control for ControlService {
             let name = node.name().to_string();
             let address = node.address().map(|address| address.to_string()).unwrap_or_default();
             let standby_of = standby_of.as_ref().map(|primary| primary.to_string()).unwrap_or_default();
-            let in_doubt = in_doubt as u64;
+            let in_doubt = *in_doubt as u64;
             v1::Node { name, address, health: health.to_owned(), cause, standby_of, in_doubt }
         });
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
