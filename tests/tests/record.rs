@@ -304,3 +304,54 @@ fn an_agent_that_cannot_keep_the_record_serves_all_the_same() {
     cluster.start_agent(3);
     cluster.agent(3).wait_for_log("the record was damaged");
 }
+
+#[test]
+fn what_has_vanished_since_its_node_counted_last_is_not_told_as_gone() {
+    let mut cluster = start("state_dir = \"state\"\n");
+    // It counts at its start, and no more.
+    cluster.restart_agent(2, |config| config.replace("rescan_interval = \"1s\"", "rescan_interval = \"1h\""));
+    let cluster = cluster;
+    let users = |domain: &str| names(&cluster.frontend, &format!("/domains/{domain}/users"));
+    eventually("node 2 is back", || {
+        (entering(&cluster.frontend, "/domains/big.example/users/u0").0 == 250).then_some(())
+    });
+    let local = cluster.path().join("backup");
+    let mirror = format!("mirror --delete /domains {}", local.display());
+    succeeded(&lftp(&cluster, &mirror));
+    let whole = tree::read(&local);
+
+    // One user, half of a domain, a container, a domain; so few and so many.
+    remove(&cluster, 2, "keep.example/users/k7");
+    for n in 0..10 {
+        remove(&cluster, 2, &format!("big.example/users/u{n}"));
+    }
+    remove(&cluster, 2, "small.example");
+    assert_eq!((users("keep.example").len(), users("big.example").len()), (40, 20));
+    assert_eq!(users("small.example"), BTreeSet::from(["only".to_owned()]));
+    let (_, listed) =
+        Control::login(cluster.frontend.address, "admin").fetch("MLSD /domains/keep.example/users");
+    assert_eq!(String::from_utf8(listed).unwrap().matches(" k7\r\n").count(), 1);
+    for path in ["keep.example/users/k7", "big.example/users/u3", "small.example/users/only"] {
+        let (code, told) = entering(&cluster.frontend, &format!("/domains/{path}"));
+        assert!(code == 450 && told.contains("mail-2 had it a moment ago"), "{path}: {code} {told}");
+        let (code, _) =
+            Control::login(cluster.frontend.address, "admin").ask(&format!("MLST /domains/{path}"));
+        assert_eq!(code, 450, "{path}");
+    }
+    assert!(!lftp(&cluster, &mirror).status.success());
+    tree::assert_same(&whole, &tree::read(&local));
+
+    // Of what a client removes everybody knows at once.
+    let mut control = Control::login(cluster.frontend.address, "admin");
+    for name in ["cur/1:2,S", "cur", ""] {
+        let verb = if name.ends_with('S') { "DELE" } else { "RMD" };
+        let (code, told) = control.ask(&format!("{verb} /domains/keep.example/users/k9/{name}"));
+        assert_eq!(code, 250, "{name}: {told}");
+    }
+    assert_eq!(entering(&cluster.frontend, "/domains/keep.example/users/k9").0, 550);
+    assert!(!users("keep.example").contains("k9"));
+    assert_eq!(users("keep.example").len(), 39);
+    // And what is made is there once.
+    assert_eq!(control.ask("MKD /domains/keep.example/users/k9").0, 257);
+    assert_eq!(users("keep.example").len(), 40);
+}

@@ -83,6 +83,9 @@ pub enum Error {
     /// A node announces it no longer, and so much is missing there that this is not believed.
     #[error("node {node} no longer has it; if that is meant to be, run portolan map confirm {confirm}")]
     InDoubt { node: NodeId, confirm: String },
+    /// A node announces it and does not have it: whether it is gone or lost shows when the node has counted again.
+    #[error("node {node} had it a moment ago and is about to say whether it still does")]
+    Unsettled { node: NodeId },
     /// It is to be created, and neither a source nor the placement policy says where.
     #[error("the domain map does not say on which node it belongs")]
     Unplaced,

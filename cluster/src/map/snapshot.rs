@@ -195,6 +195,11 @@ impl Snapshot {
         self.announced[node.0].as_ref().filter(|_| self.current[node.0])
     }
 
+    /// A node announces an object now.
+    pub fn announces(&self, node: NodeIndex, domain: &[u8], object: &[u8]) -> bool {
+        self.announces_now(node).is_some_and(|held| held.holds_object(domain, object))
+    }
+
     /// Another node announces it now.
     pub(super) fn is_elsewhere(&self, node: NodeIndex, domain: &[u8], object: Option<&[u8]>) -> bool {
         let mut others = self.primaries().filter(|other| *other != node);
@@ -243,6 +248,20 @@ impl Snapshot {
         let from = (Bound::Included(prefix), Bound::Unbounded);
         let objects = objects.into_iter().flat_map(move |objects| objects.range::<[u8], _>(from));
         objects.map(|(name, since)| (&name[..], *since)).take_while(move |(name, _)| name.starts_with(prefix))
+    }
+
+    /// Objects of a domain that a node announces now, whose names begin with `prefix`, after one of them, in byte order.
+    pub fn announced_objects<'a>(
+        &'a self,
+        node: NodeIndex,
+        domain: &[u8],
+        prefix: &'a [u8],
+        after: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = &'a [u8]> {
+        let objects = self.announces_now(node).and_then(|held| held.domains.get(domain));
+        let from = (after.map_or(Bound::Included(prefix), Bound::Excluded), Bound::Unbounded);
+        let objects = objects.into_iter().flat_map(move |objects| objects.range::<_, [u8]>(from));
+        objects.map(|name| &name[..]).take_while(move |name| name.starts_with(prefix))
     }
 
     /// How many domains each source knows.

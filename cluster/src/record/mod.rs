@@ -388,6 +388,11 @@ impl Record {
         self.unsettle(node.clone(), now);
     }
 
+    /// An object was removed through a front end, or has moved; the node may still announce it.
+    pub fn is_removed(&self, node: &NodeId, domain: &[u8], object: &[u8]) -> bool {
+        self.is(&key(node, domain, Some(object)), REMOVED)
+    }
+
     fn at(&self, key: &[u8]) -> Option<i64> {
         self.entries.get(key).map(|entry| entry.at_ns)
     }

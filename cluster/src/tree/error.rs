@@ -103,7 +103,8 @@ impl Error {
             | map::Error::TooFew { .. }
             | map::Error::Unread { .. }
             | map::Error::Unresolved { .. }
-            | map::Error::InDoubt { .. }) => Error::Unknown(error),
+            | map::Error::InDoubt { .. }
+            | map::Error::Unsettled { .. }) => Error::Unknown(error),
             map::Error::Unplaced => Error::Unplaced { path: path.to_string() },
         }
     }

@@ -10,7 +10,7 @@ use portolan_proto::v1;
 
 use super::{Entry, Error, Identity, Kind, Place, Result, VirtualPath};
 use crate::auth::Login;
-use crate::map::{NodeIndex, Snapshot};
+use crate::map::{NodeIndex, Router, Snapshot};
 use crate::nodes::Batches;
 
 /// The entries of a directory, batch by batch: memory does not grow with their number.
@@ -69,7 +69,7 @@ struct Part {
 #[derive(Debug)]
 pub(super) enum PartSource {
     Node(Box<Batches>),
-    /// The node is away, and these names are known to be there.
+    /// These names are known to be there, whatever the node shows.
     Known(Known),
 }
 
@@ -83,8 +83,18 @@ pub(super) struct Known {
     prefix: Vec<u8>,
     /// The last object that was told.
     last: Option<Vec<u8>>,
-    /// Only what is in doubt there.
-    is_doubted: bool,
+    which: Which,
+}
+
+#[derive(Debug)]
+enum Which {
+    /// Of a node that is away, all.
+    Held,
+    /// What is in doubt there.
+    Doubted,
+    /// Of a node that is there, what it announces and was not removed through a front end: what it does not show of that is gone
+    /// or lost since it counted last, and only its next count tells which.
+    Announced(Arc<Router>),
 }
 
 impl PartSource {
@@ -114,19 +124,60 @@ impl Known {
         }
     }
 
-    /// `None`: nothing is known of the node's part, or the directory is none that several nodes have.
-    pub(super) fn new(map: Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
+    fn of(which: Which, map: &Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
         let (domain, prefix) = Self::level_of(path)?;
-        map.known_objects(node, domain, &prefix, None, 1)?;
-        Some(Self { domain: domain.to_vec(), map, node, prefix, last: None, is_doubted: false })
+        Some(Self { map: Arc::clone(map), node, domain: domain.to_vec(), prefix, last: None, which })
     }
 
-    /// What is in doubt there; `None`: nothing is.
-    pub(super) fn doubted(map: &Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
-        let (domain, prefix) = Self::level_of(path)?;
-        map.doubted_objects(node, domain, &prefix).next()?;
-        let (domain, map) = (domain.to_vec(), Arc::clone(map));
-        Some(Self { domain, map, node, prefix, last: None, is_doubted: true })
+    /// `None`: nothing is known of the node's part, or the directory is none that several nodes have.
+    pub(super) fn held(map: &Arc<Snapshot>, node: NodeIndex, path: &VirtualPath) -> Option<Self> {
+        Self::of(Which::Held, map, node, path).filter(|known| known.objects_after(None, 1).is_some())
+    }
+
+    /// What is not shown there and is not believed to be gone; empty where nothing can be missing.
+    pub(super) fn missing(
+        router: &Arc<Router>,
+        map: &Arc<Snapshot>,
+        node: NodeIndex,
+        path: &VirtualPath,
+    ) -> impl Iterator<Item = Self> {
+        let doubted = Self::of(Which::Doubted, map, node, path)
+            .filter(|known| map.doubted_objects(node, &known.domain, &known.prefix).next().is_some());
+        let announced = Self::of(Which::Announced(Arc::clone(router)), map, node, path).filter(|known| {
+            map.announced_objects(node, &known.domain, &known.prefix, None)
+                .any(|object| !known.is_removed(object))
+        });
+        doubted.into_iter().chain(announced)
+    }
+
+    /// The next objects, at most so many; `None`: nothing is known.
+    fn objects_after(&self, after: Option<&[u8]>, most: usize) -> Option<Vec<Vec<u8>>> {
+        let Self { map, node, domain, prefix, last: _, which } = self;
+        match which {
+            Which::Held => map.known_objects(*node, domain, prefix, after, most),
+            Which::Doubted | Which::Announced(_) => {
+                let objects = map.announced_objects(*node, domain, prefix, after);
+                Some(objects.take(most).map(<[u8]>::to_vec).collect())
+            }
+        }
+    }
+
+    /// The node announces the object, and by the record it was removed.
+    fn is_removed(&self, object: &[u8]) -> bool {
+        let Which::Announced(router) = &self.which else { return false };
+        let name = self.map.name(self.node);
+        router.with_record(|record| record.is_removed(name, &self.domain, object))
+    }
+
+    /// A name of the level stands for nothing that would still have to be there.
+    fn is_gone(&self, name: &[u8]) -> bool {
+        if self.prefix.is_empty() && is_container(name) {
+            let prefix = [name, b"/"].concat();
+            let mut objects = self.map.announced_objects(self.node, &self.domain, &prefix, None);
+            matches!(self.which, Which::Announced(_)) && objects.all(|object| self.is_removed(object))
+        } else {
+            self.is_removed(&[&self.prefix, name].concat())
+        }
     }
 
     /// All at once: they are counted, and few but for a disaster.
@@ -148,14 +199,13 @@ impl Known {
     }
 
     fn next(&mut self) -> Option<VecDeque<v1::Entry>> {
-        if self.is_doubted {
+        if matches!(self.which, Which::Doubted) {
             return self.all_doubted();
         }
         if self.prefix.is_empty() {
             return self.level();
         }
-        let Self { map, node, domain, prefix, last, is_doubted: _ } = &*self;
-        let objects = map.known_objects(*node, domain, prefix, last.as_deref(), LIST_BATCH_ENTRIES_MAX)?;
+        let objects = self.objects_after(self.last.as_deref(), LIST_BATCH_ENTRIES_MAX)?;
         self.last = Some(objects.last()?.clone());
         let names = objects.iter().map(|object| &object[self.prefix.len()..]);
         Some(names.map(|name| self.entry(name, v1::EntryKind::Directory)).collect())
@@ -164,9 +214,7 @@ impl Known {
     /// The domain's own level, at once: its containers and its few files.
     fn level(&mut self) -> Option<VecDeque<v1::Entry>> {
         let mut names = BTreeSet::new();
-        while let Some(object) =
-            self.map.known_objects(self.node, &self.domain, b"", self.last.as_deref(), 1)?.pop()
-        {
+        while let Some(object) = self.objects_after(self.last.as_deref(), 1)?.pop() {
             let name = object.split(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
             // Past all that lies in the container: no name is as long as that.
             self.last = Some(if name == object { object } else { [&name[..], b"/", &[0xff; 256]].concat() });
@@ -279,35 +327,42 @@ impl Domains {
 
 impl Merge {
     async fn next(&mut self) -> Result<Option<(NodeIndex, v1::Entry)>> {
-        let mut index = 0;
-        while index < self.parts.len() {
-            let part = &mut self.parts[index];
-            if part.ready.is_empty() {
-                match part.source.next().await? {
-                    Some(batch) => part.ready = batch,
-                    None => {
-                        self.parts.remove(index);
-                        continue;
+        loop {
+            let mut index = 0;
+            while index < self.parts.len() {
+                let part = &mut self.parts[index];
+                if part.ready.is_empty() {
+                    match part.source.next().await? {
+                        Some(batch) => part.ready = batch,
+                        None => {
+                            self.parts.remove(index);
+                            continue;
+                        }
                     }
                 }
+                index += 1;
             }
-            index += 1;
-        }
-        let heads = self
-            .parts
-            .iter()
-            .enumerate()
-            .filter_map(|(index, part)| Some((&part.ready.front()?.name, index)));
-        let Some((name, first)) = heads.min() else { return Ok(None) };
-        let name = name.clone();
-        let node = self.parts[first].node;
-        let next = self.parts[first].ready.pop_front().map(|next| (node, next));
-        for part in &mut self.parts[first + 1..] {
-            if let Some(hidden) = part.ready.pop_front_if(|head| head.name == name) {
-                report_hidden(&self.path, &hidden);
+            let heads = self
+                .parts
+                .iter()
+                .enumerate()
+                .filter_map(|(index, part)| Some((&part.ready.front()?.name, index)));
+            let Some((name, first)) = heads.min() else { return Ok(None) };
+            let name = name.clone();
+            let node = self.parts[first].node;
+            let next = self.parts[first].ready.pop_front().map(|next| (node, next));
+            if matches!(&self.parts[first].source, PartSource::Known(known) if known.is_gone(&name)) {
+                continue;
             }
+            for part in &mut self.parts[first + 1..] {
+                if let Some(hidden) = part.ready.pop_front_if(|head| head.name == name)
+                    && part.node != node
+                {
+                    report_hidden(&self.path, &hidden);
+                }
+            }
+            return Ok(next);
         }
-        Ok(next)
     }
 }
 

@@ -298,10 +298,31 @@ impl Tree {
         });
     }
 
-    /// Names below `path` are listed though their nodes announce them no longer.
-    fn has_doubted(&self, path: &VirtualPath, nodes: &[NodeIndex]) -> bool {
+    /// What the nodes do not show below `path` and is listed all the same.
+    fn missing(&self, path: &VirtualPath, nodes: &[NodeIndex]) -> Vec<(NodeIndex, PartSource)> {
         let map = self.router.snapshot();
-        nodes.iter().any(|node| Known::doubted(&map, *node, path).is_some())
+        let of_node = |node: &NodeIndex| {
+            let (node, missing) = (*node, Known::missing(&self.router, &map, *node, path));
+            missing.map(move |known| (node, PartSource::Known(known)))
+        };
+        nodes.iter().flat_map(of_node).collect()
+    }
+
+    /// A node does not know an object that it still announces: nobody can say yet that it is gone.
+    fn unsettled(&self, path: &VirtualPath, node: NodeIndex, error: nodes::Error) -> Error {
+        if error.reason() == Some(Reason::NotFound)
+            && let Place::Object { domain, object } = path.place()
+            && path.as_wire() == [DOMAINS, domain, object].join(&b'/')
+        {
+            let map = self.router.snapshot();
+            let name = map.name(node);
+            if map.announces(node, domain, object)
+                && !self.router.with_record(|record| record.is_removed(name, domain, object))
+            {
+                return Error::Unknown(map::Error::Unsettled { node: name.clone() });
+            }
+        }
+        error.into()
     }
 
     /// The node for something new, a path of the wire. Any node that does not answer makes the answer unknown: what is to be
@@ -398,10 +419,14 @@ impl Tree {
                 _ => Ok(Entry::level(path.name(), self.started)),
             },
             Route::Node(node) => match self.stat_on(login, wire, node).await {
-                Err(error) if error.reason() == Some(Reason::NotFound) && self.has_doubted(path, &[node]) => {
+                Err(error)
+                    if error.reason() == Some(Reason::NotFound)
+                        && !self.missing(path, &[node]).is_empty() =>
+                {
                     Ok(Entry::level(path.name(), self.started))
                 }
-                stat => Ok(Self::shown_entry(path, node, stat?)),
+                Err(error) => Err(self.unsettled(path, node, error)),
+                Ok(entry) => Ok(Self::shown_entry(path, node, entry)),
             },
             Route::Union(nodes) | Route::Search(nodes) => {
                 let found = match self.stat_all(login, wire, &nodes, Need::Look).await {
@@ -411,7 +436,7 @@ impl Tree {
                     }
                     found => found?,
                 };
-                if found.is_empty() && self.has_doubted(path, &nodes) {
+                if found.is_empty() && !self.missing(path, &nodes).is_empty() {
                     return Ok(Entry::level(path.name(), self.started));
                 }
                 let first = found.into_iter().next();
@@ -425,9 +450,8 @@ impl Tree {
     /// True for a directory of several nodes that is listed while one of them is away.
     fn is_known(&self, path: &VirtualPath, nodes: &[NodeIndex]) -> bool {
         let map = self.router.snapshot();
-        let known = |node: &NodeIndex| {
-            !self.node(*node).is_away() || Known::new(Arc::clone(&map), *node, path).is_some()
-        };
+        let known =
+            |node: &NodeIndex| !self.node(*node).is_away() || Known::held(&map, *node, path).is_some();
         map.marks_partial() && nodes.iter().all(known)
     }
 
@@ -456,14 +480,15 @@ impl Tree {
         let wire = path.as_wire();
         match self.find(login, path, Need::Look).await? {
             Route::Virtual => self.list_virtual(login, path).await,
-            Route::Node(node) if self.has_doubted(path, &[node]) => {
+            Route::Node(node) if !self.missing(path, &[node]).is_empty() => {
                 self.list_union(login, path, &[node], directories_only).await
             }
             Route::Node(node) => {
                 let was = was.filter(|was| was.node == node.0);
                 let was = was.map(|Identity { device, inode, .. }| v1::DirectoryId { device, inode });
                 let options = ListOptions { sorted: false, directories_only, was };
-                Ok(Listing::one(node, self.list_on(login, wire, node, options).await?))
+                let listed = self.list_on(login, wire, node, options).await;
+                Ok(Listing::one(node, listed.map_err(|error| self.unsettled(path, node, error))?))
             }
             Route::Union(nodes) | Route::Search(nodes) => {
                 self.list_union(login, path, &nodes, directories_only).await
@@ -543,14 +568,14 @@ impl Tree {
                 // A node that answers and has no such directory has no part of it.
                 Err(error) if error.reason() == Some(Reason::NotFound) => {}
                 Err(error) if error.is_of_the_node() && map.marks_partial() => {
-                    let known = Known::new(Arc::clone(&map), *node, path).ok_or(error)?;
+                    let known = Known::held(&map, *node, path).ok_or(error)?;
                     present.push((*node, PartSource::Known(known)));
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        let doubted = nodes.iter().filter_map(|node| Some((*node, Known::doubted(&map, *node, path)?)));
-        present.extend(doubted.map(|(node, known)| (node, PartSource::Known(known))));
+        // By what is announced once the nodes have begun to tell: it still has what vanishes from now on.
+        present.extend(self.missing(path, nodes));
         if present.is_empty() {
             return Err(Error::NotFound { path: path.to_string() });
         }
