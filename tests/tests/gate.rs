@@ -535,11 +535,11 @@ fn a_burst_of_5000_connections_is_refused_past_the_limits_and_disturbs_nobody() 
         for transferring in [false, true] {
             let before = cluster.frontend.resident_kib();
             let loading = std::thread::scope(|scope| {
-                let load = scope.spawn(|| {
-                    // Of an address of its own, so that its places are its own.
-                    let mut control = Control::over(connect_from(loopback(50), address).unwrap());
-                    assert_eq!(control.reply().0, 220);
-                    control.log_in("admin");
+                // Of an address of its own, and there before the others, so that its place is its own.
+                let mut control = Control::over(connect_from(loopback(50), address).unwrap());
+                assert_eq!(control.reply().0, 220);
+                control.log_in("admin");
+                let load = scope.spawn(move || {
                     let mut moved = 0;
                     for _ in 0..if transferring { 8 } else { 0 } {
                         moved += control.fetch("RETR /domains/one.example/large").1.len();

@@ -394,21 +394,34 @@ fn content_goes_as_fast_as_session_admin_and_listener_allow() {
             }
             fs::write(cluster.domains(1).join("one.example/paced"), vec![7; BYTES]).unwrap();
             for (action, limited) in [(fetch as fn(&Cluster), down), (store, up)] {
-                let alone = seconds(|| action(&cluster));
-                let together = seconds(|| {
-                    std::thread::scope(|scope| {
-                        scope.spawn(|| fetch(&cluster));
-                        scope.spawn(|| fetch(&cluster));
-                    });
-                });
-                // 3 MiB at 4 MiB/s; never faster.
-                assert_eq!(alone > 0.7, limited, "{engine} {keys} {tables}: {alone}");
-                assert!(alone < 4.0, "{engine} {keys} {tables}: {alone}");
+                let alone = || seconds(|| action(&cluster));
+                let together = || {
+                    seconds(|| {
+                        std::thread::scope(|scope| {
+                            scope.spawn(|| fetch(&cluster));
+                            scope.spawn(|| fetch(&cluster));
+                        });
+                    })
+                };
+                // 3 MiB at 4 MiB/s.
+                let what = format!("{engine} {keys} {tables}");
+                assert_pace(&what, alone, 0.7, limited);
                 if down {
-                    assert_eq!(together > 1.4, shared, "{engine} {keys} {tables}: {together} for two");
+                    assert_pace(&format!("{what}, two"), together, 1.4, shared);
                 }
             }
         }
+    }
+}
+
+/// That `action` takes `least` seconds, and not many times as long, where it is limited, and less where it is not: a machine
+/// that is busy with something else makes both slower, and neither faster.
+fn assert_pace(what: &str, action: impl Fn() -> f64, least: f64, limited: bool) {
+    if limited {
+        let took = action();
+        assert!((least..6.0 * least).contains(&took), "{what}: {took} s");
+    } else {
+        assert!((0..10).any(|_| action() < least), "{what}: never below {least} s");
     }
 }
 
