@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -96,20 +97,21 @@ impl Drop for Prometheus {
 fn sooner(line: &str) -> String {
     match line.split_once("for: ") {
         Some((before, _)) => format!("{before}for: 2s"),
-        None => line.replace("> 1800", "> 1").replace(
-            "increase(portolan_telemetry_delivered_total[15m])",
-            "increase(portolan_telemetry_delivered_total[5s])",
-        ),
+        None => line
+            .replace("> 1800", "> 1")
+            .replace("[26h]", "[30s]")
+            .replace("[1h] offset 25h", "[10s] offset 20s")
+            .replace(
+                "increase(portolan_telemetry_delivered_total[15m])",
+                "increase(portolan_telemetry_delivered_total[5s])",
+            ),
     }
 }
 
-fn listener_certificate_of_ten_days(folder: &Path) {
-    let pki = folder.join("short");
-    succeed(Command::new(program("portolan")).args(["pki", "init"]).arg(&pki).args([
-        "--frontend=front-1",
-        "--alias=127.0.0.1",
-        "--days=10",
-    ]));
+fn listener_certificate(folder: &Path, name: &str, days: u32) {
+    let mut init = Command::new(program("portolan"));
+    init.args(["pki", "init"]).arg(folder.join(name)).args(["--frontend=front-1", "--alias=127.0.0.1"]);
+    succeed(init.arg(format!("--days={days}")));
 }
 
 #[test]
@@ -119,9 +121,13 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
         disk = Some(MemoryDisk::mount(folder.join("node-2"), "4m"));
         tree::fill(folder);
     });
-    for number in 1..=3 {
+    for number in 1..=2 {
         cluster.restart_agent_with(number, http::TABLE);
     }
+    // One for which a mode is a wall.
+    let mut walled = Command::new("setpriv");
+    walled.arg("--bounding-set=-dac_override,-dac_read_search").arg(program("portolan-agent"));
+    cluster.restart_agent_by(3, walled, |config| config + http::TABLE);
     let nobody = free_port();
     cluster.restart_frontend(|config| {
         config.replace("passive_ports", "limits = { simultaneous = 8 }\npassive_ports")
@@ -150,6 +156,15 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
     // As much as there is room for.
     fs::write(cluster.path().join("node-2/filler"), tree::noise(4 << 20)).unwrap_err();
     prometheus.fires("PortolanStoreFull", "");
+
+    // What no backup sees, and what it cannot read.
+    put(&cluster.domains(1).join("one.example/users/twice/Registry.bin"), b"one");
+    put(&cluster.domains(3).join("one.example/users/twice/Registry.bin"), b"another");
+    let unreadable = cluster.domains(3).join("spread.example");
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o000)).unwrap();
+    prometheus.fires("PortolanDomainUnreadable", "");
+    prometheus.fires("PortolanMapConflicts", "");
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o755)).unwrap();
 
     // What no backup fetches.
     std::os::unix::fs::symlink("elsewhere", cluster.domains(1).join("one.example/link")).unwrap();
@@ -186,7 +201,8 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
     cluster.edit_config(|config| config.replace("nonsense = 1\n", ""));
 
     // A directory that is away, and its map; a collector that is away; a certificate that ends; a log that is stuck.
-    listener_certificate_of_ten_days(cluster.path());
+    listener_certificate(cluster.path(), "short", 10);
+    listener_certificate(cluster.path(), "shorter", 2);
     let stuck = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let syslog = stuck.local_addr().unwrap();
     cluster.edit_config(|config| {
@@ -203,6 +219,9 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
     });
     cluster.reload();
     prometheus.fires("PortolanCertificateEnds", "short/front-1.pem");
+    cluster.edit_config(|config| config.replace("short/", "shorter/"));
+    cluster.reload();
+    prometheus.fires("PortolanCertificateEndsSoon", "shorter/front-1.pem");
     let mut stranger = Control::connect(cluster.frontend.address);
     stranger.ask("USER x");
     assert_eq!(stranger.ask("PASS whatever").0, 431);
@@ -219,7 +238,8 @@ fn each_alert_fires_when_what_it_speaks_of_happens_and_none_before() {
         prometheus.firing().iter().any(|(name, _)| name == "PortolanTelemetryDropped").then_some(())
     });
 
-    // A domain that is gone from its node; a store without its mark.
+    // Nobody has fetched anything for a while; a domain that is gone from its node; a store without its mark.
+    prometheus.fires("PortolanNoBackup", "");
     fs::rename(cluster.domains(2).join("two.example"), cluster.path().join("node-2/gone")).unwrap();
     prometheus.fires("PortolanNodeInDoubt", "mail-2");
     fs::rename(cluster.path().join("node-2/.portolan/mark"), cluster.path().join("node-2/mark")).unwrap();
