@@ -25,7 +25,7 @@ const LOST: usize = 5;
 /// Users of a node in the domain that all share.
 const SHARED: usize = 2;
 /// How long a mirror may take to come round twice.
-const ROUND_MAX: Duration = Duration::from_secs(60);
+const ROUND_MAX: Duration = Duration::from_secs(180);
 
 fn fill_user(domains: &Path, domain: &str, user: &str) {
     let folder = domains.join(format!("{domain}/users/{user}"));
